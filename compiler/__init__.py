@@ -1,0 +1,1 @@
+"""Turn a Relax module into a deployable module."""

@@ -1,0 +1,1 @@
+"""Tensor layouts: primitives, rewriting, propagation, assignment."""

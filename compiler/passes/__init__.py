@@ -1,0 +1,1 @@
+"""Small graph and TensorIR passes, one file each."""

@@ -1,0 +1,1 @@
+"""How one PrimFunc becomes loops for one target."""

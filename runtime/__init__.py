@@ -1,0 +1,1 @@
+"""Load, run and time a deployable module: ctypes and numpy, no TVM."""

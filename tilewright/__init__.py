@@ -1,0 +1,1 @@
+"""tilewright: compile an ONNX model into one deployable file."""

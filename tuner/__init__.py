@@ -1,0 +1,1 @@
+"""Search layouts and loop schedules together, and log what was measured."""
