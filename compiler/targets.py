@@ -1,0 +1,209 @@
+"""Target descriptions: what schedules and code generation need to know about a processor."""
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm.target import codegen
+
+from tilewright.errors import TargetError
+
+# The vector features that kernels may use: name in /proc/cpuinfo -> name in LLVM. A module
+# lists those it was built with, and its loader refuses a processor that lacks one.
+_LLVM_FEATURES = {
+    "avx2": "avx2",
+    "fma": "fma",
+    "f16c": "f16c",
+    "avx512f": "avx512f",
+    "avx512vl": "avx512vl",
+    "avx512bw": "avx512bw",
+    "avx512dq": "avx512dq",
+    "avx512cd": "avx512cd",
+    "avx512_vnni": "avx512vnni",
+    "avx512_bf16": "avx512bf16",
+    "avx_vnni": "avxvnni",
+}
+_V3 = ("avx2", "fma", "f16c")
+_V4 = (*_V3, "avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512cd")
+_LINUX_TRIPLE = "x86_64-unknown-linux-gnu"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A processor to build for. Sizes are bytes per core, but l3_bytes is shared by all cores.
+
+    Attributes:
+        name: what the user asked for ("native" stays "native").
+        triple: LLVM triple.
+        mcpu: LLVM processor name.
+        features: processor features that the code needs, as /proc/cpuinfo names them.
+        vector_bits: widest vector that kernels use.
+        vector_registers: how many registers of that width there are.
+        cores: cores that a kernel's parallel loops are split over.
+    """
+
+    name: str
+    triple: str
+    mcpu: str
+    features: tuple[str, ...]
+    vector_bits: int
+    vector_registers: int
+    l1_bytes: int
+    l2_bytes: int
+    l3_bytes: int
+    cores: int
+
+    def lanes(self, dtype: str) -> int:
+        """Return how many elements of `dtype` one vector register holds."""
+        bits = tvm.DataType(dtype).bits
+        return max(1, self.vector_bits // max(bits, 8))
+
+    def tvm_target(self) -> tvm.target.Target:
+        """Return the TVM target, with exactly the vector features listed."""
+        attributes = [
+            ("+" if feature in self.features else "-") + llvm
+            for feature, llvm in _LLVM_FEATURES.items()
+        ]
+        if self.vector_bits == 512:
+            # LLVM's models of several Intel processors would otherwise split 512-bit vectors.
+            attributes.append("-prefer-256-bit")
+        return tvm.target.Target(
+            {
+                "kind": "llvm",
+                "mtriple": self.triple,
+                "mcpu": self.mcpu,
+                "mattr": attributes,
+                "num-cores": self.cores,
+                "opt-level": 3,
+            }
+        )
+
+    def to_json(self) -> str:
+        """Return one line of JSON that `from_json` reads back."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Target":
+        """Read a target back.
+
+        Raises:
+            TargetError: the text is not a target.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise TargetError(f"target description is not JSON: {error}") from error
+        expected = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or set(values) != expected:
+            raise TargetError(
+                f"target description has fields {sorted(values)}, expected {sorted(expected)}"
+            )
+        return cls(**{**values, "features": tuple(values["features"])})
+
+
+def _named(mcpu: str, features: tuple[str, ...], l1: int, l2: int, l3: int, cores: int) -> Target:
+    wide = "avx512f" in features
+    return Target(
+        name=mcpu,
+        triple=_LINUX_TRIPLE,
+        mcpu=mcpu,
+        features=features,
+        vector_bits=512 if wide else 256,
+        vector_registers=32 if wide else 16,
+        l1_bytes=l1 << 10,
+        l2_bytes=l2 << 10,
+        l3_bytes=l3 << 10,
+        cores=cores,
+    )
+
+
+_VNNI = (*_V4, "avx512_vnni")
+_BF16 = (*_VNNI, "avx512_bf16")
+# Caches in KiB: the smallest that is common among the processors of that name.
+_NAMED = {
+    target.name: target
+    for target in (
+        _named("x86-64-v3", _V3, 32, 256, 8192, 4),
+        _named("x86-64-v4", _V4, 32, 1024, 16384, 4),
+        _named("haswell", _V3, 32, 256, 8192, 4),
+        _named("skylake-avx512", _V4, 32, 1024, 16384, 8),
+        _named("cascadelake", _VNNI, 32, 1024, 16384, 8),
+        _named("icelake-server", _VNNI, 48, 1280, 24576, 8),
+        _named("sapphirerapids", (*_BF16, "avx_vnni"), 48, 2048, 32768, 8),
+        _named("znver2", _V3, 32, 512, 16384, 8),
+        _named("znver3", _V3, 32, 512, 32768, 8),
+        _named("znver4", _BF16, 32, 1024, 32768, 8),
+        _named("znver5", (*_BF16, "avx_vnni"), 48, 1024, 32768, 8),
+    )
+}
+
+
+def list_targets() -> tuple[str, ...]:
+    """Return the names that `parse_target` accepts."""
+    return ("native", *_NAMED)
+
+
+def parse_target(name: str) -> Target:
+    """Return the description of a target by name; "native" reads this machine.
+
+    Raises:
+        TargetError: the name is unknown, or "native" is asked for on a machine that is not a
+            Linux x86-64 with AVX2.
+    """
+    if name == "native":
+        return _native()
+    if name not in _NAMED:
+        raise TargetError(f"unknown target {name!r}; known targets: {', '.join(list_targets())}")
+    return _NAMED[name]
+
+
+def _native() -> Target:
+    flags = _cpu_flags(Path("/proc/cpuinfo"))
+    if platform.machine() != "x86_64" or not {"avx2", "fma"} <= flags:
+        raise TargetError(
+            f"target 'native' needs a Linux x86-64 processor with AVX2 and FMA, this is "
+            f"{platform.machine()}; name a target instead: {', '.join(_NAMED)}"
+        )
+    wide = set(_V4) <= flags
+    features = tuple(
+        name for name in _LLVM_FEATURES if name in flags and (wide or not name.startswith("avx512"))
+    )
+    caches = _cache_sizes(Path("/sys/devices/system/cpu/cpu0/cache"))
+    generic = _NAMED["x86-64-v4" if wide else "x86-64-v3"]
+    return Target(
+        name="native",
+        triple=_LINUX_TRIPLE,
+        mcpu=str(codegen.llvm_get_system_cpu()),
+        features=features,
+        vector_bits=generic.vector_bits,
+        vector_registers=generic.vector_registers,
+        l1_bytes=caches.get(1, generic.l1_bytes),
+        l2_bytes=caches.get(2, generic.l2_bytes),
+        l3_bytes=caches.get(3, generic.l3_bytes),
+        cores=len(os.sched_getaffinity(0)),
+    )
+
+
+def _cpu_flags(cpuinfo: Path) -> frozenset[str]:
+    if not cpuinfo.exists():
+        return frozenset()
+    for line in cpuinfo.read_text().splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def _cache_sizes(folder: Path) -> dict[int, int]:
+    """Return level -> bytes of the data and unified caches; empty where sysfs has none."""
+    sizes: dict[int, int] = {}
+    for index in sorted(folder.glob("index*")):
+        if (index / "type").read_text().strip() == "Instruction":
+            continue
+        text = (index / "size").read_text().strip()
+        unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
+        sizes[int((index / "level").read_text())] = int(text.rstrip("KM")) * unit
+    return sizes
