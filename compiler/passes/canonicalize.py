@@ -1,0 +1,64 @@
+"""Bring Relax operators that say the same thing to one form, before legalisation.
+
+    expand_dims, squeeze, flatten, reshape(reshape(x))  ->  reshape(x)     (a view later on)
+    reshape(x) to x's own shape                          ->  x
+    split(x)                                             ->  (strided_slice(x), ...)
+
+Run twice it gives the same module as run once.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+
+from tilewright.compiler.relax_utils import op_name, static_shape
+
+_VIEWS = ("relax.expand_dims", "relax.squeeze", "relax.flatten", "relax.reshape")
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="CanonicalizeOps")
+class CanonicalizeOps:
+    """Module pass; see the module's docstring."""
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: object) -> tvm.IRModule:
+        main = _Canonicalize(mod).visit_expr(mod["main"])
+        mod = tvm.IRModule(mod.functions, attrs=mod.attrs)
+        mod["main"] = main
+        return tvm.ir.transform.Sequential(
+            [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination(["main"])]
+        )(mod)
+
+
+@relax.expr_functor.mutator
+class _Canonicalize(relax.expr_functor.PyExprMutator):
+    def visit_call_(self, call: relax.Call) -> relax.Expr:
+        call = super().visit_call_(call)
+        name = op_name(call)
+        if name in _VIEWS:
+            return self._view(call)
+        if name == "relax.split":
+            return self._split(call)
+        return call
+
+    def _view(self, call: relax.Call) -> relax.Expr:
+        call = self.builder_.normalize(call)
+        source = call.args[0]
+        while isinstance(source, relax.Var):
+            made_by = self.lookup_binding(source)
+            if op_name(made_by) != "relax.reshape":
+                break
+            source = made_by.args[0]
+        shape = static_shape(call)
+        return source if static_shape(source) == shape else relax.op.reshape(source, shape)
+
+    def _split(self, call: relax.Call) -> relax.Expr:
+        call = self.builder_.normalize(call)
+        axis = int(call.attrs.axis) % len(static_shape(call.args[0]))
+        parts, begin = [], 0
+        for field in call.ty.fields:
+            end = begin + int(field.shape[axis])
+            part = relax.op.strided_slice(call.args[0], [axis], [begin], [end])
+            parts.append(self.builder_.emit(part))
+            begin = end
+        return relax.Tuple(parts)

@@ -1,0 +1,52 @@
+"""The few Relax accessors whose names move between TVM versions, in one place."""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+from tvm import relax
+
+
+def is_constant(expr: object) -> bool:
+    """Say whether the expression is a tensor constant."""
+    return isinstance(expr, tvm.ir.GenericConst)
+
+
+def constant_array(expr: tvm.ir.GenericConst) -> np.ndarray:
+    """Return the constant's data as a numpy array of the same shape and dtype."""
+    return expr.value.numpy()
+
+
+def op_name(expr: object) -> str | None:
+    """Return the operator's name of a call of a Relax operator, else None."""
+    if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
+        return str(expr.op.name)
+    return None
+
+
+def static_shape(expr: relax.Expr) -> tuple[int, ...]:
+    """Return the static shape of a tensor expression."""
+    return tuple(int(extent) for extent in expr.ty.shape)
+
+
+def bindings(function: relax.Function) -> list[relax.VarBinding]:
+    """Return all bindings of a function in order."""
+    return [binding for block in function.body.blocks for binding in block.bindings]
+
+
+def variables(expr: relax.Expr) -> list[relax.Var]:
+    """Return every occurrence of a variable in an expression."""
+    found: list[relax.Var] = []
+    relax.analysis.post_order_visit(
+        expr, lambda node: found.append(node) if isinstance(node, relax.Var) else None
+    )
+    return found
+
+
+def use_counts(function: relax.Function) -> dict[relax.Var, int]:
+    """Count the uses of each variable in a function, its result included."""
+    counts: dict[relax.Var, int] = {}
+    for expr in [*(binding.value for binding in bindings(function)), function.body.body]:
+        for var in variables(expr):
+            counts[var] = counts.get(var, 0) + 1
+    return counts

@@ -1,0 +1,121 @@
+"""Transposed convolutions, lowered, compute what the definition says."""
+
+import numpy as np
+import pytest
+import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tvm import relax
+
+from tilewright.compiler.passes.lower_conv_transpose import LowerConvTranspose
+from tilewright.compiler.relax_utils import bindings, op_name
+
+OPS = {1: relax.op.nn.conv1d_transpose, 2: relax.op.nn.conv2d_transpose}
+
+
+def _module(data_shape, weight, *, stride, padding, output_padding, dilation, groups):
+    rank = len(data_shape) - 2
+    x = relax.Var("x", relax.TensorType(data_shape, "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            y = builder.emit(
+                OPS[rank](
+                    x,
+                    relax.const(weight),
+                    strides=[stride] * rank,
+                    padding=[padding[0]] * rank + [padding[1]] * rank,
+                    output_padding=[output_padding] * rank,
+                    dilation=[dilation] * rank,
+                    groups=groups,
+                )
+            )
+            out = builder.emit_output(y)
+        builder.emit_func_output(out)
+    return builder.get()
+
+
+def _reference(x, weight, *, stride, padding, output_padding, dilation, groups):
+    """Scatter every input element through the kernel (ONNX ConvTranspose, opset 11)."""
+    rank, kernel = x.ndim - 2, weight.shape[2:]
+    full = [(s - 1) * stride + (k - 1) * dilation + 1 for s, k in zip(x.shape[2:], kernel)]
+    per_in, per_out = x.shape[1] // groups, weight.shape[1]
+    out = np.zeros((x.shape[0], groups * per_out, *(f + output_padding for f in full)))
+    for group in range(groups):
+        for tap in np.ndindex(*kernel):
+            part = np.einsum(
+                "ni...,io->no...",
+                x[:, group * per_in : (group + 1) * per_in],
+                weight[(slice(group * per_in, (group + 1) * per_in), slice(None), *tap)],
+            )
+            where = tuple(
+                slice(t * dilation, t * dilation + (s - 1) * stride + 1, stride)
+                for t, s in zip(tap, x.shape[2:])
+            )
+            out[(slice(None), slice(group * per_out, (group + 1) * per_out), *where)] += part
+    keep = tuple(slice(padding[0], o - padding[1]) for o in out.shape[2:])
+    assert len(keep) == rank
+    return out[(slice(None), slice(None), *keep)]
+
+
+def _run(mod, x):
+    vm = relax.VirtualMachine(relax.build(mod, "llvm"), tvm.cpu())
+    return vm["main"](tvm.runtime.tensor(x)).numpy()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    rank=st.integers(1, 2),
+    kernel=st.integers(1, 5),
+    stride=st.integers(1, 3),
+    before=st.integers(0, 4),
+    after=st.integers(0, 4),
+    extra=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    groups=st.integers(1, 2),
+)
+def test_lowered_equals_definition(rank, kernel, stride, before, after, extra, dilation, groups):
+    rng = np.random.default_rng(0)
+    attrs = {
+        "stride": stride,
+        "padding": (before, after),
+        "output_padding": min(extra, stride - 1),
+        "dilation": dilation,
+        "groups": groups,
+    }
+    x = rng.standard_normal((2, 2 * groups, 5, 4)[: 2 + rank]).astype("float32")
+    weight = rng.standard_normal((2 * groups, 3, kernel, kernel)[: 2 + rank]).astype("float32")
+    expected = _reference(x, weight, **attrs)
+    if min(expected.shape) < 1 or any(
+        (s - 1) * stride + (kernel - 1) * dilation + 1 <= before + after for s in x.shape[2:]
+    ):
+        return
+    mod = _module(x.shape, weight, **attrs)
+    lowered = LowerConvTranspose()(mod)
+    names = [op_name(binding.value) for binding in bindings(lowered["main"])]
+    assert not any(name and name.endswith("_transpose") for name in names)
+    np.testing.assert_allclose(_run(lowered, x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_run_time_weights_are_left_alone():
+    x = relax.Var("x", relax.TensorType((1, 2, 5), "float32"))
+    w = relax.Var("w", relax.TensorType((2, 3, 2), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x, w]):
+        with builder.dataflow():
+            out = builder.emit_output(relax.op.nn.conv1d_transpose(x, w))
+        builder.emit_func_output(out)
+    mod = builder.get()
+    tvm.ir.assert_structural_equal(LowerConvTranspose()(mod), mod)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (4, 2)])
+def test_no_multiplication_by_inserted_zeros(kernel, stride):
+    """A kernel that the stride divides costs exactly kernel^2 multiply-adds an input element."""
+    weight = np.ones((2, 3, kernel, kernel), "float32")
+    mod = _module(
+        (1, 2, 5, 4), weight, stride=stride, padding=(0, 0), output_padding=0, dilation=1, groups=1
+    )
+    lowered = LowerConvTranspose()(mod)
+    conv = next(b.value for b in bindings(lowered["main"]) if op_name(b.value) == "relax.nn.conv2d")
+    assert np.prod([int(v) for v in conv.args[1].ty.shape]) == weight.size
