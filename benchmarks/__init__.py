@@ -1,0 +1,1 @@
+"""Scripts that measure tilewright: `python -m benchmarks.NAME` from the repository root."""
