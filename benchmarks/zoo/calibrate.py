@@ -12,6 +12,8 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # With fewer rows the mean of a channel says more about the samples than about the network, and
 # removing it leaves noise that the rescaling would amplify (squeeze-and-excitation, classifiers).
 _MIN_ROWS = 64
+# Gates of unit scale, 16 in a row, make EfficientNet amplify every difference between two images.
+_VECTOR_GAIN = 0.5
 
 
 def calibrate(model: nn.Module, batch: Sequence[torch.Tensor], skip: Sequence[str] = ()) -> None:
@@ -55,9 +57,10 @@ def _channels_last(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def _normalise_output(module: nn.Module, _args: tuple, output: torch.Tensor) -> torch.Tensor:
     values = _channels_last(module, output)
     mean = values.mean(0)
+    gain = 1.0
     if len(values) < _MIN_ROWS:
-        mean = torch.zeros_like(mean)
-    scale = 1 / (values - mean).square().mean().sqrt().clamp_min(1e-6)
+        mean, gain = torch.zeros_like(mean), _VECTOR_GAIN
+    scale = gain / (values - mean).square().mean().sqrt().clamp_min(1e-6)
     module.weight.mul_(scale)
     shape = (1, -1, *(1,) * (output.ndim - 2)) if isinstance(module, _CONVOLUTIONS) else (-1,)
     if module.bias is None:

@@ -98,7 +98,11 @@ def _image(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         low = np.minimum(positions.astype(int), 2)
         weight = (positions - low).reshape([-1 if i == axis else 1 for i in range(len(shape))])
         coarse = coarse.take(low, axis) * (1 - weight) + coarse.take(low + 1, axis) * weight
-    return (coarse + 0.5 * rng.standard_normal(shape)).astype(np.float32)
+    spatial = tuple(range(2, len(shape)))
+    coarse -= coarse.mean(spatial, keepdims=True)
+    coarse /= coarse.std(spatial, keepdims=True)
+    tint = 0.3 * rng.standard_normal((*shape[:2], *(1 for _ in spatial)))
+    return (0.8 * coarse + tint + 0.5 * rng.standard_normal(shape)).astype(np.float32)
 
 
 def _sentence(entry: Entry, seed: int) -> dict[str, np.ndarray]:
