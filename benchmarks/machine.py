@@ -1,0 +1,88 @@
+"""The machine that a figure was measured on: its description and what it gives at the moment."""
+
+import ctypes
+import platform
+import subprocess
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_SOURCE = Path(__file__).with_name("probes") / "probes.c"
+_PACKAGES = ("tilewright", "apache-tvm", "onnxruntime", "openvino", "torch", "onnx", "numpy")
+_PEAK_STEPS = 20_000  # about 60 microseconds a thousand: 1 to 2 ms
+_READ_FLOATS = 64 << 20  # 256 MiB, above any last-level cache that one core can use
+
+
+class Probes:
+    """Multiply-add peak and read bandwidth of one thread, measured when called."""
+
+    def __init__(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            library = Path(folder) / "probes.so"
+            command = ["gcc", "-O2", "-march=native", "-shared", "-fPIC", "-o", library, _SOURCE]
+            subprocess.run(command, check=True)
+            self._library = ctypes.CDLL(str(library))
+        for function in (self._library.peak_gflops, self._library.read_gb_s):
+            function.restype = ctypes.c_double
+            function.argtypes = [ctypes.c_long]
+        self.read_gb_s()  # allocates and touches its memory
+
+    def peak_gflops(self) -> float:
+        """Return the float32 multiply-add rate in registers, 10^9 operations a second."""
+        return self._library.peak_gflops(_PEAK_STEPS)
+
+    def read_gb_s(self) -> float:
+        """Return the rate of reading 256 MiB once, 10^9 bytes a second."""
+        return self._library.read_gb_s(_READ_FLOATS)
+
+
+def describe() -> dict[str, str]:
+    """Return processor, memory, system, versions and commit, as text by name."""
+    facts = {
+        "processor": _field("/proc/cpuinfo", "model name"),
+        "processors": str(_field_count("/proc/cpuinfo", "processor")),
+        "memory": f"{int(_field('/proc/meminfo', 'MemTotal').split()[0]) / 2**20:.0f} GiB",
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "commit": commit(),
+    }
+    for package in _PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return facts
+
+
+def commit() -> str:
+    """Return the short hash of the checked-out commit, marked where sources differ from it."""
+    root = Path(__file__).parent
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() or "unknown"
+
+
+def peak_rss_mb() -> float:
+    """Return the largest resident memory of this process so far, 10^6 bytes.
+
+    VmHWM belongs to the program that runs now; getrusage's figure survives exec and so may be
+    that of the process that started this one.
+    """
+    return int(_field("/proc/self/status", "VmHWM").split()[0]) * 1024 / 1e6
+
+
+def _lines(path: str, name: str) -> list[str]:
+    lines = Path(path).read_text().splitlines()
+    return [v.strip() for key, _, v in (s.partition(":") for s in lines) if key.strip() == name]
+
+
+def _field(path: str, name: str) -> str:
+    return next(iter(_lines(path, name)), "0")
+
+
+def _field_count(path: str, name: str) -> int:
+    return len(_lines(path, name))

@@ -1,0 +1,77 @@
+/* What the processor can do right now: multiply-add peak and read bandwidth of one thread.
+ *
+ * The machines that benchmarks run on are shared: the same code takes 1x to 2x as long from one
+ * minute to the next. Called between the rounds of a measurement, these say what the machine gave at that time.
+ */
+#include <immintrin.h>
+#include <stdlib.h>
+#include <time.h>
+
+#if defined(__AVX512F__)
+#define VECTOR __m512
+#define LANES 16
+#define SET1 _mm512_set1_ps
+#define FMA _mm512_fmadd_ps
+#define ADD _mm512_add_ps
+#define LOAD _mm512_load_ps
+#define ACCUMULATORS 24 /* latency 4 x 2 pipes = 8 would do; 24 of 32 registers */
+#else
+#define VECTOR __m256
+#define LANES 8
+#define SET1 _mm256_set1_ps
+#define FMA _mm256_fmadd_ps
+#define ADD _mm256_add_ps
+#define LOAD _mm256_load_ps
+#define ACCUMULATORS 12 /* of 16 registers */
+#endif
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + 1e-9 * t.tv_nsec;
+}
+
+static volatile float sink;
+
+static float first(VECTOR v) {
+    float lanes[LANES] __attribute__((aligned(64)));
+    *(VECTOR *)lanes = v;
+    return lanes[0];
+}
+
+/* float32 multiply-adds in registers, in GFLOP/s (2 operations each), over `steps` loop iterations */
+double peak_gflops(long steps) {
+    VECTOR a[ACCUMULATORS];
+    for (int i = 0; i < ACCUMULATORS; i++) a[i] = SET1(i * 1e-9f);
+    VECTOR b = SET1(1.0f), c = SET1(1e-9f);
+    double start = now();
+    for (long k = 0; k < steps; k++) {
+#pragma GCC unroll 24
+        for (int i = 0; i < ACCUMULATORS; i++) a[i] = FMA(a[i], b, c);
+    }
+    double seconds = now() - start;
+    VECTOR sum = a[0];
+    for (int i = 1; i < ACCUMULATORS; i++) sum = ADD(sum, a[i]);
+    sink = first(sum);
+    return steps * (double)ACCUMULATORS * LANES * 2 / seconds / 1e9;
+}
+
+/* one pass over `count` floats (a multiple of 64, well above the last cache), in GB/s; < 0: no memory */
+double read_gb_s(long count) {
+    static float *data;
+    static long held;
+    if (held != count) {
+        free(data);
+        data = aligned_alloc(64, count * sizeof(float));
+        held = data ? count : 0;
+        if (!data) return -1;
+        for (long i = 0; i < count; i++) data[i] = i;
+    }
+    VECTOR s[4] = {SET1(0), SET1(0), SET1(0), SET1(0)};
+    double start = now();
+    for (long i = 0; i < count; i += 4 * LANES)
+        for (int j = 0; j < 4; j++) s[j] = ADD(s[j], LOAD(data + i + j * LANES));
+    double seconds = now() - start;
+    sink = first(ADD(ADD(s[0], s[1]), ADD(s[2], s[3])));
+    return count * sizeof(float) / seconds / 1e9;
+}
