@@ -119,11 +119,7 @@ def find_contraction(func_blocks: list[BlockAccess]) -> BlockAccess | None:
     That is a convolution or a matrix product of any kind; a window reduction with one operand
     (pooling), or with a constant operand, is not.
     """
-    products = [
-        block
-        for block in func_blocks
-        if block.reduction and _is_sum_of_products(block)
-    ]
+    products = [block for block in func_blocks if block.reduction and _is_sum_of_products(block)]
     return max(products, key=lambda block: block.points, default=None)
 
 

@@ -102,9 +102,7 @@ class _Reader:
                 data = owner.data.reshape(shape)
                 self.ids[var] = self._add(Tensor(var.name, shape, dtype, kind, data))
             else:
-                self.ids[var] = self._add(
-                    Tensor(var.name, shape, dtype, kind, alias_of=source)
-                )
+                self.ids[var] = self._add(Tensor(var.name, shape, dtype, kind, alias_of=source))
         elif isinstance(value, (relax.Var, relax.Tuple, relax.TupleGetItem)) or is_constant(value):
             self.ids[var] = self._resolve(value)
         else:

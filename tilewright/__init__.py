@@ -1,1 +1,41 @@
-"""tilewright: compile an ONNX model into one deployable file."""
+"""tilewright: compile an ONNX model into one deployable file.
+
+    import tilewright as tw
+
+    module = tw.compile("resnet18.onnx")
+    module.save("resnet18.so")
+    y = tw.load("resnet18.so")(x)
+
+Names are imported when they are first used, so that loading a module needs no TVM.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tilewright.api import CompiledModule, compile, load, targets
+    from tilewright.errors import TilewrightError
+    from tilewright.runtime.module import Module
+
+try:
+    __version__ = version("tilewright")
+except PackageNotFoundError:  # a source tree on PYTHONPATH, never installed
+    __version__ = "0+unknown"
+
+__all__ = ["CompiledModule", "Module", "TilewrightError", "compile", "load", "targets"]
+
+_HOME = {
+    "CompiledModule": "tilewright.api",
+    "Module": "tilewright.runtime.module",
+    "TilewrightError": "tilewright.errors",
+    "compile": "tilewright.api",
+    "load": "tilewright.api",
+    "targets": "tilewright.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tilewright' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)

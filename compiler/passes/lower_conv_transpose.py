@@ -32,7 +32,7 @@ _CONVOLUTIONS = {
 
 @dataclass(frozen=True)
 class _Axis:
-    """One spatial axis: sizes in elements, `start` is the first position kept after interleaving."""
+    """One spatial axis, in elements; `start` is the first position kept after interleaving."""
 
     stride: int
     taps: int
@@ -49,7 +49,9 @@ def _plan_axis(kernel: int, stride: int, pad_before: int, size: int, extent: int
     start = pad_before - skipped * stride
     positions = -(-(start + extent) // stride)
     before = taps - 1 - skipped
-    return _Axis(stride, taps, positions, before, positions + taps - 1 - before - size, start, extent)
+    return _Axis(
+        stride, taps, positions, before, positions + taps - 1 - before - size, start, extent
+    )
 
 
 def _phase_weights(weight: np.ndarray, groups: int, axes: list[_Axis]) -> np.ndarray:
@@ -64,8 +66,9 @@ def _phase_weights(weight: np.ndarray, groups: int, axes: list[_Axis]) -> np.nda
     for phase in product(*(range(stride) for stride in strides)):
         taken = grouped[(..., *(slice(r, None, s) for r, s in zip(phase, strides, strict=True)))]
         sizes = taken.shape[3:]
-        reverse = tuple(slice(t - 1, t - 1 - n if t > n else None, -1)
-                        for t, n in zip(taps, sizes, strict=True))
+        reverse = tuple(
+            slice(t - 1, t - 1 - n if t > n else None, -1) for t, n in zip(taps, sizes, strict=True)
+        )
         result[(slice(None), *phase, slice(None), slice(None), *reverse)] = taken.swapaxes(1, 2)
     return result.reshape(-1, inputs // groups, *taps)
 
