@@ -1,0 +1,89 @@
+/* tw_runtime.h - what the parts of the runtime inside a module share. Not for clients. */
+#ifndef TW_RUNTIME_H
+#define TW_RUNTIME_H
+
+#define TILEWRIGHT_NO_LOADER
+#include "tilewright.h"
+
+#define TW_ALIGNMENT 64u /* bytes; every tensor that a kernel sees starts at a multiple */
+
+/* ---- tw_module.c ---- */
+
+/* Set the error text of this thread, printf style; always returns -1. */
+int tw_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* ---- tw_cpu.c ---- */
+
+/* Write the names in `required` (NULL-terminated) that this CPU or its system lacks to `missing`,
+ * separated by spaces; returns how many. */
+int tw_cpu_missing(const char *const *required, char *missing, size_t size);
+
+/* ---- tw_memory.c ---- */
+
+/* Zeroed memory aligned to at least a page, in huge pages where that pays; NULL if there is none. */
+void *tw_map(size_t bytes);
+void tw_unmap(void *memory, size_t bytes);
+
+/* A stack of scratch blocks for the kernels of one thread. It grows to the largest need seen, so
+ * that later runs allocate nothing. */
+typedef struct tw_scratch {
+  char *base;
+  size_t capacity;
+  size_t used;
+  size_t live;   /* blocks handed out */
+  size_t demand; /* bytes that the blocks handed out occupy */
+  size_t peak;   /* largest demand */
+  struct tw_block *overflow;
+} tw_scratch;
+
+/* Make `scratch` the one that kernels on this thread use. */
+void tw_scratch_bind(tw_scratch *scratch);
+void tw_scratch_reset(tw_scratch *scratch); /* forget all blocks handed out */
+void tw_scratch_release(tw_scratch *scratch);
+
+/* ---- tw_threads.c ---- */
+
+typedef struct tw_pool tw_pool;
+
+/* threads counts the caller, who runs task 0; NULL with the error text set on failure. */
+tw_pool *tw_pool_create(int threads);
+void tw_pool_destroy(tw_pool *pool);
+int tw_pool_threads(const tw_pool *pool);
+
+/* Bracket one run: parallel kernels called by this thread use `pool` until tw_pool_leave. A kernel
+ * that failed may have left scratch blocks behind; they are dropped. */
+int tw_pool_enter(tw_pool *pool);
+void tw_pool_leave(int failed);
+
+/* To be called before the first pool: makes pools survive fork. */
+int tw_threads_init(void);
+int tw_usable_processors(void);
+
+/* ---- generated for each module ---- */
+
+typedef struct tw_frame {
+  char *arena;
+  const char *weights;
+  void *const *inputs;
+  void *const *outputs;
+  double *seconds; /* per call, or NULL */
+} tw_frame;
+
+double tw_now(void);
+
+typedef struct tw_program {
+  const char *const *cpu_features; /* NULL-terminated */
+  uint32_t num_inputs;
+  uint32_t num_outputs;
+  uint32_t num_calls;
+  const tilewright_tensor *inputs;
+  const tilewright_tensor *outputs;
+  const char *const *call_labels;
+  uint64_t arena_bytes;
+  uint64_t payload_bytes;
+  int (*run)(const tw_frame *frame); /* 0, or 1 + index of the call that failed */
+} tw_program;
+
+extern const tw_program tw_main_program;
+
+#endif /* TW_RUNTIME_H */

@@ -1,0 +1,260 @@
+/* tw_threads.c - the threads of one context: they wait a moment spinning, then asleep.
+ *
+ * A launch publishes a job, bumps `epoch` and runs task 0 itself; every worker takes part in every
+ * launch, so a job cannot be overwritten while a worker still reads it. Both sides sleep on
+ * futexes only after SPIN_SECONDS, because waking a thread costs more than most kernels.
+ */
+#define _GNU_SOURCE
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tw_runtime.h"
+
+#define SPIN_SECONDS 100e-6 /* longer than the serial kernels between two parallel ones */
+#define SPINS_PER_CLOCK 64
+#define WORKER_STACK_BYTES ((size_t)1 << 20)
+
+typedef struct tw_task_env {
+  void *sync;
+  int32_t num_task;
+} tw_task_env;
+
+typedef int (*tw_task)(int task, tw_task_env *env, void *data);
+
+typedef struct tw_worker {
+  struct tw_pool *pool;
+  int index;
+  pthread_t thread;
+} tw_worker;
+
+struct tw_pool {
+  int threads; /* with the caller */
+  int started; /* workers that run */
+  unsigned fork_count;
+  tw_worker *workers;  /* [threads]; the first is the caller and has no thread */
+  tw_scratch *scratch; /* [threads] */
+  /* the job, written by the caller before it bumps epoch */
+  tw_task task;
+  void *data;
+  int32_t num_task;
+  int stop;
+  _Alignas(64) atomic_uint epoch;
+  atomic_uint sleepers;
+  _Alignas(64) atomic_uint pending; /* workers that have not finished the job */
+  atomic_uint waiting; /* the caller sleeps until pending is 0 */
+  atomic_int failed;
+};
+
+static _Thread_local tw_pool *current; /* NULL outside a run and inside a task */
+static atomic_uint fork_count;
+
+double tw_now(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+int tw_usable_processors(void) {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  long online = sysconf(_SC_NPROCESSORS_ONLN);
+  return online > 0 ? (int)online : 1;
+}
+
+static void relax(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+static void futex_wait(atomic_uint *word, unsigned expected) {
+  syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0);
+}
+
+static void futex_wake(atomic_uint *word, int count) {
+  syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, count, NULL, NULL, 0);
+}
+
+/* Spin while *word == value; false if that lasted SPIN_SECONDS. */
+static int spin_until_change(atomic_uint *word, unsigned value) {
+  double deadline = 0;
+  for (;;) {
+    for (int i = 0; i < SPINS_PER_CLOCK; ++i) {
+      if (atomic_load_explicit(word, memory_order_acquire) != value) return 1;
+      relax();
+    }
+    double now = tw_now();
+    if (deadline == 0) deadline = now + SPIN_SECONDS;
+    if (now > deadline) return 0;
+  }
+}
+
+/* Run the tasks of one thread: its own index, and further ones if there are more tasks. */
+static void run_tasks(tw_pool *pool, int index) {
+  tw_task_env env = {NULL, pool->num_task};
+  for (int task = index; task < pool->num_task; task += pool->threads)
+    if (pool->task(task, &env, pool->data) != 0)
+      atomic_store_explicit(&pool->failed, 1, memory_order_relaxed);
+}
+
+static void *work(void *argument) {
+  tw_worker *worker = argument;
+  tw_pool *pool = worker->pool;
+  unsigned seen = 0;
+  tw_scratch_bind(&pool->scratch[worker->index]);
+  for (;;) {
+    while (!spin_until_change(&pool->epoch, seen)) {
+      atomic_fetch_add(&pool->sleepers, 1);
+      futex_wait(&pool->epoch, seen);
+      atomic_fetch_sub(&pool->sleepers, 1);
+      if (atomic_load_explicit(&pool->epoch, memory_order_acquire) != seen) break;
+    }
+    seen += 1; /* the caller waits for all workers, so epoch cannot be further */
+    if (pool->stop) return NULL;
+    run_tasks(pool, worker->index);
+    if (atomic_fetch_sub(&pool->pending, 1) == 1 && atomic_load(&pool->waiting))
+      futex_wake(&pool->pending, 1);
+  }
+}
+
+static void publish(tw_pool *pool) {
+  atomic_fetch_add(&pool->epoch, 1);
+  if (atomic_load(&pool->sleepers)) futex_wake(&pool->epoch, pool->threads);
+}
+
+static int launch(tw_task task, void *data, int num_task) {
+  tw_pool *pool = current;
+  int failed = 0;
+  if (!pool || pool->threads == 1) {
+    tw_task_env env = {NULL, num_task > 0 ? num_task : 1};
+    for (int i = 0; i < env.num_task && !failed; ++i) failed = task(i, &env, data);
+    return failed ? -1 : 0;
+  }
+  pool->task = task;
+  pool->data = data;
+  pool->num_task = num_task > 0 ? num_task : pool->threads;
+  atomic_store_explicit(&pool->failed, 0, memory_order_relaxed);
+  atomic_store_explicit(&pool->pending, (unsigned)pool->started, memory_order_relaxed);
+  publish(pool);
+  current = NULL; /* a launch inside a task runs on its own thread */
+  run_tasks(pool, 0);
+  current = pool;
+  for (;;) {
+    unsigned pending = atomic_load_explicit(&pool->pending, memory_order_acquire);
+    if (pending == 0) break;
+    if (spin_until_change(&pool->pending, pending)) continue;
+    atomic_store(&pool->waiting, 1);
+    futex_wait(&pool->pending, pending);
+    atomic_store(&pool->waiting, 0);
+  }
+  if (!atomic_load_explicit(&pool->failed, memory_order_relaxed)) return 0;
+  return tw_fail("a task of a parallel kernel failed; is there enough memory?");
+}
+
+static void stop_workers(tw_pool *pool) {
+  pool->stop = 1;
+  publish(pool);
+  for (int i = 1; i <= pool->started; ++i) pthread_join(pool->workers[i].thread, NULL);
+  pool->started = 0;
+}
+
+static int start_workers(tw_pool *pool) {
+  pthread_attr_t attributes;
+  pool->stop = 0;
+  pool->started = 0;
+  atomic_store(&pool->epoch, 0);
+  atomic_store(&pool->sleepers, 0);
+  if (pthread_attr_init(&attributes) != 0) return tw_fail("out of memory");
+  pthread_attr_setstacksize(&attributes, WORKER_STACK_BYTES);
+  int error = 0;
+  for (int i = 1; i < pool->threads && !error; ++i) {
+    tw_worker *worker = &pool->workers[i];
+    worker->pool = pool;
+    worker->index = i;
+    error = pthread_create(&worker->thread, &attributes, work, worker);
+    if (!error) pool->started = i;
+  }
+  pthread_attr_destroy(&attributes);
+  if (!error) {
+    pool->fork_count = atomic_load(&fork_count);
+    return 0;
+  }
+  int started = pool->started;
+  stop_workers(pool);
+  return tw_fail("cannot start thread %d of %d: %s", started + 2, pool->threads, strerror(error));
+}
+
+static void free_pool(tw_pool *pool) {
+  for (int i = 0; pool->scratch && i < pool->threads; ++i) tw_scratch_release(&pool->scratch[i]);
+  free(pool->scratch);
+  free(pool->workers);
+  free(pool);
+}
+
+tw_pool *tw_pool_create(int threads) {
+  tw_pool *pool = aligned_alloc(64, sizeof *pool);
+  if (!pool) {
+    tw_fail("out of memory");
+    return NULL;
+  }
+  memset(pool, 0, sizeof *pool);
+  pool->threads = threads;
+  pool->workers = calloc((size_t)threads, sizeof *pool->workers);
+  pool->scratch = calloc((size_t)threads, sizeof *pool->scratch);
+  if (!pool->workers || !pool->scratch) {
+    tw_fail("out of memory");
+  } else if (start_workers(pool) == 0) {
+    return pool;
+  }
+  free_pool(pool);
+  return NULL;
+}
+
+void tw_pool_destroy(tw_pool *pool) {
+  /* After a fork the workers live in the parent only. */
+  if (pool->fork_count == atomic_load(&fork_count)) stop_workers(pool);
+  free_pool(pool);
+}
+
+int tw_pool_threads(const tw_pool *pool) { return pool->threads; }
+
+int tw_pool_enter(tw_pool *pool) {
+  if (pool->fork_count != atomic_load_explicit(&fork_count, memory_order_relaxed) &&
+      start_workers(pool) != 0)
+    return -1;
+  current = pool;
+  tw_scratch_bind(&pool->scratch[0]);
+  return 0;
+}
+
+void tw_pool_leave(int failed) {
+  if (failed)
+    for (int i = 0; i < current->threads; ++i) tw_scratch_reset(&current->scratch[i]);
+  current = NULL;
+  tw_scratch_bind(NULL);
+}
+
+static void after_fork_in_child(void) { atomic_fetch_add(&fork_count, 1); }
+
+int tw_threads_init(void) {
+  static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+  static int done;
+  int error = 0;
+  pthread_mutex_lock(&mutex);
+  if (!done) error = pthread_atfork(NULL, NULL, after_fork_in_child);
+  done = !error;
+  pthread_mutex_unlock(&mutex);
+  return error ? tw_fail("cannot prepare for fork: %s", strerror(error)) : 0;
+}
+
+/* The slot through which TVM's code calls; its own definition of it is weak. */
+int (*__TVMBackendParallelLaunch)(tw_task, void *, int) = launch;
