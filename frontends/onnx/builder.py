@@ -1,0 +1,88 @@
+"""Builds the Relax function: variables, constants and names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from tilewright.errors import UnsupportedModelError
+from tilewright.frontends.onnx.values import Value
+
+TVM_DTYPES = frozenset(
+    ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64", "bfloat16"]
+)
+
+
+class GraphBuilder:
+    """A Relax block builder that hands out :class:`Value` with static shapes."""
+
+    def __init__(self) -> None:
+        self.block = relax.BlockBuilder()
+        self._used: set[str] = set()
+
+    def parameter(self, name: str, shape: Sequence[int], dtype: str) -> tuple[relax.Var, Value]:
+        """Make a parameter of the main function for a graph input."""
+        check_dtype(dtype, f"input {name!r}")
+        var = relax.Var(self.unique(name), relax.TensorType(list(shape), dtype))
+        return var, Value(tuple(shape), dtype, expr=var)
+
+    def expr(self, value: Value) -> relax.Expr:
+        """Return the Relax expression of a value; a constant is made when first used."""
+        if value.expr is None:
+            if value.data is None:
+                raise ValueError("a value has neither data nor an expression")
+            check_dtype(value.dtype, "a constant")
+            value.expr = relax.const(np.ascontiguousarray(value.data).reshape(value.shape))
+        return value.expr
+
+    def emit(self, expr: relax.Expr, hint: str) -> Value:
+        """Bind an expression to a variable and return its value."""
+        return _value(self.block.emit(expr, name_hint=self.unique(hint)))
+
+    def emit_tuple(self, expr: relax.Expr, hint: str) -> list[Value]:
+        """Bind an expression that yields a tuple, and return its fields."""
+        var = self.block.emit(expr, name_hint=self.unique(hint))
+        fields = range(len(var.ty.fields))
+        return [self.emit(relax.TupleGetItem(var, index), hint) for index in fields]
+
+    def emit_te(
+        self, function: Callable[..., Any], args: Sequence[Any], name: str, hint: str
+    ) -> Value:
+        """Bind a call to a PrimFunc made from a tensor expression."""
+        return self.emit(self.block.call_te(function, *args, primfunc_name_hint=name), hint)
+
+    def emit_te_tuple(
+        self, function: Callable[..., Any], args: Sequence[Any], name: str, hint: str
+    ) -> list[Value]:
+        """Bind a call to a PrimFunc with several outputs."""
+        return self.emit_tuple(self.block.call_te(function, *args, primfunc_name_hint=name), hint)
+
+    def unique(self, name: str) -> str:
+        """Turn an ONNX name into an identifier that is not used yet."""
+        stem = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_") or "v"
+        stem = f"v_{stem}" if stem[0].isdigit() else stem
+        unique, count = stem, 1
+        while unique in self._used:
+            unique, count = f"{stem}_{count}", count + 1
+        self._used.add(unique)
+        return unique
+
+
+def check_dtype(dtype: str, what: str) -> None:
+    """Raise unless tensors of this element type can be computed with."""
+    if dtype not in TVM_DTYPES:
+        name = "string" if dtype == "object" else dtype
+        raise UnsupportedModelError(
+            f"{what} has element type {name}, which cannot be compiled; supported are "
+            f"{', '.join(sorted(TVM_DTYPES))}"
+        )
+
+
+def _value(var: relax.Var) -> Value:
+    """Read shape and dtype of a variable from its type."""
+    shape = tuple(int(extent) for extent in var.ty.shape)
+    return Value(shape, str(var.ty.dtype), expr=var)

@@ -1,0 +1,195 @@
+"""Imports an ONNX model as a Relax module with static shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import tvm
+from tvm import relax
+
+from tilewright.errors import ModelError, ShapeError
+from tilewright.frontends.onnx.builder import GraphBuilder, check_dtype
+from tilewright.frontends.onnx.loading import initializer_array, load_model
+from tilewright.frontends.onnx.shapes import bind_shapes
+from tilewright.frontends.onnx.values import Value, constant, dtype_of_onnx
+from tilewright.frontends.onnx.walk import UNKNOWN, Problems, Scope
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, shape and numpy dtype name of an input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedModel:
+    """A model in Relax: function ``main`` takes the inputs in order and returns a tuple.
+
+    Attributes:
+        module: The Relax module; weights are constants inside it.
+        inputs: Inputs in the order of the parameters, under their ONNX names.
+        outputs: Outputs in the order of the tuple.
+        digest: SHA-256 of the model file and its external weights, in hexadecimal.
+    """
+
+    module: tvm.IRModule
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    digest: str
+
+
+def import_onnx(
+    model: str | Path | onnx.ModelProto,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    constants: Mapping[str, np.ndarray] | None = None,
+) -> ImportedModel:
+    """Import an ONNX model.
+
+    Args:
+        model: A file, or a model in memory.
+        shapes: Shapes of inputs by name; needed where the model leaves dimensions open.
+        constants: Values of inputs by name; these inputs vanish from the signature.
+
+    Returns:
+        The module with every shape static, every constant expression folded, and one dataflow
+        block.
+
+    Raises:
+        ModelError: The file cannot be read or is not a valid model.
+        ShapeError: A dimension is unknown, or ``shapes`` does not fit the model.
+        UnsupportedModelError: Lists every operator, attribute and type that is not supported.
+    """
+    proto, folder, digest = load_model(model)
+    graph = proto.graph
+    known = {tensor.name: tensor for tensor in graph.initializer}
+    bound = _bind_constants(graph, constants or {})
+    open_inputs = [
+        item for item in graph.input if item.name not in known and item.name not in bound
+    ]
+    specs = tuple(
+        TensorSpec(item.name, shape, _tensor_dtype(item))
+        for item, shape in bind_shapes(open_inputs, shapes or {})
+    )
+    builder = GraphBuilder()
+    problems = Problems()
+    opsets = {_domain(item.domain): item.version for item in proto.opset_import}
+    functions = {(_domain(item.domain), item.name): item for item in proto.functions}
+    scope = Scope(builder, problems, opsets, functions)
+    for name, tensor in known.items():
+        scope.values[name] = constant(initializer_array(tensor, folder))
+    for sparse in graph.sparse_initializer:
+        scope.values[sparse.values.name] = constant(_dense(sparse))
+    scope.values.update(bound)
+    return ImportedModel(*_build(graph, specs, builder, problems, scope), digest)
+
+
+def _build(
+    graph: onnx.GraphProto,
+    specs: Sequence[TensorSpec],
+    builder: GraphBuilder,
+    problems: Problems,
+    scope: Scope,
+) -> tuple[tvm.IRModule, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Import the nodes into the main function; return the module, its inputs and outputs."""
+    params = []
+    for spec in specs:
+        var, scope.values[spec.name] = builder.parameter(spec.name, spec.shape, spec.dtype)
+        params.append(var)
+    block = builder.block
+    with block.function("main", params):
+        with block.dataflow():
+            values = scope.run(graph.node, [item.name for item in graph.output])
+            problems.raise_if_any()
+            outputs = tuple(
+                _output_spec(item, value) for item, value in zip(graph.output, values, strict=True)
+            )
+            result = block.emit_output(relax.Tuple([builder.expr(value) for value in values]))
+        block.emit_func_output(result)
+    return block.get(), tuple(specs), outputs
+
+
+def _output_spec(item: onnx.ValueInfoProto, value: object) -> TensorSpec:
+    """Describe an output, and check it against what the model declares."""
+    if value is UNKNOWN or not isinstance(value, Value):
+        raise ModelError(
+            f"output {item.name!r} is not a tensor; only tensors can be returned from a model"
+        )
+    check_dtype(value.dtype, f"output {item.name!r}")
+    declared = item.type.tensor_type.elem_type
+    if declared and dtype_of_onnx(declared) != value.dtype:
+        raise ModelError(
+            f"output {item.name!r} is declared as {dtype_of_onnx(declared)}, but the graph computes "
+            f"{value.dtype}"
+        )
+    return TensorSpec(item.name, value.shape, value.dtype)
+
+
+def _tensor_dtype(item: onnx.ValueInfoProto) -> str:
+    """Return the element type of a graph input, which must be a tensor."""
+    kind = item.type.WhichOneof("value")
+    if kind != "tensor_type":
+        raise ModelError(
+            f"input {item.name!r} is a {kind or 'value without type'}; only tensors can be inputs"
+        )
+    return dtype_of_onnx(item.type.tensor_type.elem_type)
+
+
+def _bind_constants(
+    graph: onnx.GraphProto, constants: Mapping[str, np.ndarray]
+) -> dict[str, Value]:
+    """Check the values given for inputs, and wrap them."""
+    inputs = {item.name: item for item in graph.input}
+    bound = {}
+    for name, array in constants.items():
+        if name not in inputs:
+            raise ShapeError(
+                f"there is no input {name!r} to bind to a constant; the inputs are "
+                f"{', '.join(repr(item) for item in inputs) or 'none'}"
+            )
+        item = inputs[name]
+        if item.type.HasField("tensor_type"):
+            dtype = dtype_of_onnx(item.type.tensor_type.elem_type)
+            array = np.asarray(array)
+            if str(array.dtype) != dtype:
+                raise ModelError(
+                    f"the constant for input {name!r} has dtype {array.dtype}, the model wants "
+                    f"{dtype}"
+                )
+            _check_fits(name, array.shape, item.type.tensor_type)
+        bound[name] = constant(array)
+    return bound
+
+
+def _check_fits(name: str, shape: Sequence[int], wanted: onnx.TypeProto.Tensor) -> None:
+    """Raise unless a constant has the shape that its input declares."""
+    if not wanted.HasField("shape"):
+        return
+    dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in wanted.shape.dim]
+    if len(dims) != len(shape) or any(
+        dim not in (None, extent) for dim, extent in zip(dims, shape, strict=True)
+    ):
+        raise ShapeError(f"the constant for input {name!r} has shape {tuple(shape)}, not {dims}")
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> np.ndarray:
+    """Expand a sparse initialiser (indices are linear, or one row of coordinates per value)."""
+    values = onnx.numpy_helper.to_array(sparse.values)
+    indices = onnx.numpy_helper.to_array(sparse.indices)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 1:
+        dense.reshape(-1)[indices] = values
+    else:
+        dense[tuple(indices.T)] = values
+    return dense
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name

@@ -1,0 +1,169 @@
+"""Reads and checks an ONNX file, and gives access to its weights without copying them."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+import google.protobuf.message
+import numpy as np
+import onnx
+
+from tilewright.errors import ModelError
+from tilewright.frontends.onnx.values import numpy_dtype
+
+# A protobuf message cannot be larger, so neither can what the checker is given in memory.
+_PROTOBUF_LIMIT_BYTES = 2**31 - 1
+
+
+def load_model(model: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None, str]:
+    """Read and check a model.
+
+    Args:
+        model: A file, or a model in memory.
+
+    Returns:
+        The model without its external weights, the folder that these are relative to (None for a
+        model in memory), and the SHA-256 of the model, external weights included.
+
+    Raises:
+        ModelError: The file cannot be read, is not ONNX, is not valid, or weights are missing.
+    """
+    if isinstance(model, onnx.ModelProto):
+        proto, folder, data = model, None, None
+    else:
+        path = Path(model)
+        data = _read(path)
+        proto, folder = _parse(data, path), path.parent
+    name = "the model" if folder is None else f"{str(model)!r}"
+    if not proto.graph.node and not proto.graph.output:
+        raise ModelError(f"{name} is not an ONNX model: it has no graph. Pass an .onnx file.")
+    _check_external(proto, folder)
+    _check(proto, None if folder is None else Path(str(model)), name)
+    return proto, folder, _digest(proto, folder, data)
+
+
+def initializer_array(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray:
+    """Return a weight as an array; one in an external file is mapped, not read.
+
+    Raises:
+        ModelError: The tensor's data does not fit its shape, or its file is missing.
+    """
+    try:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            return _external_array(tensor, folder)
+        return onnx.numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise ModelError(f"weight {tensor.name!r} cannot be read: {error}") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+
+
+def _parse(data: bytes, path: Path) -> onnx.ModelProto:
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except google.protobuf.message.DecodeError as error:
+        raise ModelError(
+            f"{str(path)!r} ({len(data)} bytes) is not an ONNX model, or is cut short: {error}. "
+            "Check that the file was exported or downloaded completely."
+        ) from error
+    return proto
+
+
+def _check(proto: onnx.ModelProto, path: Path | None, name: str) -> None:
+    """Run ONNX's own checker."""
+    try:
+        if path is not None:
+            onnx.checker.check_model(str(path))
+        elif proto.ByteSize() <= _PROTOBUF_LIMIT_BYTES:
+            onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        first = str(error).strip().split("\n")[0]
+        raise ModelError(f"{name} is not a valid ONNX model: {first}") from error
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"{name} cannot be checked: {error}") from error
+
+
+def _check_external(proto: onnx.ModelProto, folder: Path | None) -> None:
+    """Raise for the first weight whose external file is missing, too short or outside."""
+    for tensor in external_tensors(proto):
+        path = _external_path(tensor, folder)
+        if not path.is_file():
+            raise ModelError(
+                f"weight {tensor.name!r} is in the external file {str(path)!r}, which does not "
+                "exist. Copy it next to the model, or save the model with its weights inside."
+            )
+
+
+def external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield the initialisers that are stored outside the model."""
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            yield tensor
+
+
+def _external_fields(tensor: onnx.TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def _external_path(tensor: onnx.TensorProto, folder: Path | None) -> Path:
+    location = _external_fields(tensor).get("location", "")
+    relative = Path(location)
+    if folder is None:
+        raise ModelError(
+            f"weight {tensor.name!r} is in the external file {location!r}, but the model was given "
+            "in memory. Pass the path of the file, or load it with onnx.load."
+        )
+    if not location or relative.is_absolute() or ".." in relative.parts:
+        raise ModelError(
+            f"weight {tensor.name!r} names the external file {location!r}; only files in the "
+            "folder of the model are read"
+        )
+    return folder / relative
+
+
+def _external_array(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray:
+    """Map the part of an external file that holds a weight (little endian, as ONNX says)."""
+    fields = _external_fields(tensor)
+    dtype = numpy_dtype(str(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)))
+    shape = tuple(tensor.dims)
+    path = _external_path(tensor, folder)
+    if "int4" in str(dtype) or "float4" in str(dtype) or "int2" in str(dtype):
+        full = onnx.TensorProto()
+        full.CopyFrom(tensor)
+        onnx.external_data_helper.load_external_data_for_tensor(full, str(path.parent))
+        return onnx.numpy_helper.to_array(full)
+    size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    if size == 0:
+        return np.zeros(shape, dtype)
+    offset = int(fields.get("offset", "0"))
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if offset < 0 or offset + size > len(mapped):
+        raise ValueError(
+            f"it needs bytes {offset} to {offset + size} of {str(path)!r}, which has {len(mapped)}"
+        )
+    return np.frombuffer(mapped, dtype, size // dtype.itemsize, offset).reshape(shape)
+
+
+def _digest(proto: onnx.ModelProto, folder: Path | None, data: bytes | None) -> str:
+    """Hash the model and the external files that it names."""
+    digest = hashlib.sha256()
+    if data is not None:
+        digest.update(data)
+    else:
+        skeleton = proto.SerializeToString(deterministic=True)
+        digest.update(skeleton)
+    for path in sorted({_external_path(tensor, folder) for tensor in external_tensors(proto)}):
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,53 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import relax
+
+from tilewright.frontends.onnx.node import NodeContext
+from tilewright.frontends.onnx.registry import register
+from tilewright.frontends.onnx.values import Value, constant
+
+R = relax.op
+
+
+@register("MatMul")
+def matmul(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__MatMul.html"""
+    return op.call(R.matmul, op.input(0), op.input(1))
+
+
+@register("Gemm")
+def gemm(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__Gemm.html
+
+    Transposition and alpha of a constant operand are applied to the constant.
+    """
+    left = transposed(op, op.input(0)) if op.attr("transA") else op.input(0)
+    right = transposed(op, op.input(1)) if op.attr("transB") else op.input(1)
+    alpha, beta, bias = op.attr("alpha"), op.attr("beta"), op.optional(2)
+    if alpha != 1 and right.data is not None and right.dtype.startswith("float"):
+        right, alpha = constant(right.data * np.asarray(alpha, right.dtype)), 1
+    result = op.call(R.matmul, left, right)
+    result = scaled(op, result, alpha)
+    if bias is None or beta == 0:
+        return result
+    return op.call(R.add, result, scaled(op, bias, beta))
+
+
+def transposed(op: NodeContext, value: Value) -> Value:
+    """Swap the last two dimensions; a constant is swapped when compiling."""
+    axes = [*range(value.rank - 2), value.rank - 1, value.rank - 2]
+    if value.data is not None:
+        return constant(value.data.transpose(axes))
+    return op.call(R.permute_dims, value, axes)
+
+
+def scaled(op: NodeContext, value: Value, factor: float) -> Value:
+    """Multiply by a number, unless it is 1; a constant is multiplied when compiling."""
+    if factor == 1:
+        return value
+    if value.data is not None:
+        return constant((value.data * factor).astype(value.data.dtype))
+    return op.call(R.multiply, value, op.scalar(factor, value.dtype))

@@ -1,0 +1,175 @@
+"""Reductions over axes, and the index of the largest or smallest element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from tilewright.frontends.onnx.node import NodeContext
+from tilewright.frontends.onnx.ops.elementwise import FLOATS, cast
+from tilewright.frontends.onnx.registry import register
+from tilewright.frontends.onnx.values import Value, constant
+
+R = relax.op
+
+# Opset since which the axes are an input instead of an attribute.
+_AXES_INPUT_SINCE = {"ReduceSum": 13}
+_DEFAULT_AXES_INPUT_SINCE = 18
+
+
+def _reduce(op: NodeContext, compute: Callable[[NodeContext, Value, list[int]], Value]) -> Value:
+    """Read axes and ``keepdims``, reduce with kept dimensions, and drop them if wanted."""
+    data = op.input(0)
+    since = _AXES_INPUT_SINCE.get(op.node.op_type, _DEFAULT_AXES_INPUT_SINCE)
+    given = op.ints(1) if op.opset >= since else op.attr("axes", None)
+    keepdims = bool(op.attr("keepdims"))
+    nothing_to_do = op.opset >= since and bool(op.attr("noop_with_empty_axes")) and not given
+    if nothing_to_do:
+        axes: list[int] = []
+    else:
+        axes = sorted({axis % data.rank for axis in given} if given else range(data.rank))
+    if any(not -data.rank <= axis < data.rank for axis in given or ()):
+        raise ValueError(f"axes {given} are out of range for {data.rank} dimensions")
+    if data.size == 0:
+        return _reduce_nothing(op, data, axes, keepdims)
+    result = compute(op, data, axes)
+    return result if keepdims or not axes else op.call(R.squeeze, result, axes)
+
+
+def _reduce_nothing(op: NodeContext, data: Value, axes: list[int], keepdims: bool) -> Value:
+    """Reduce a tensor without elements: the neutral element everywhere."""
+    kind = np.dtype(data.dtype)
+    low = -np.inf if kind.kind == "f" else (False if kind == bool else np.iinfo(kind).min)
+    high = np.inf if kind.kind == "f" else (True if kind == bool else np.iinfo(kind).max)
+    neutral: dict[str, Any] = {
+        "ReduceProd": 1, "ReduceMax": low, "ReduceMin": high, "ReduceMean": np.nan,
+        "ReduceLogSum": -np.inf, "ReduceLogSumExp": -np.inf,
+    }  # fmt: skip
+    shape = [1 if axis in axes else extent for axis, extent in enumerate(data.shape)]
+    if not keepdims:
+        shape = [extent for axis, extent in enumerate(data.shape) if axis not in axes]
+    return constant(np.full(shape, neutral.get(op.node.op_type, 0), kind))
+
+
+def _total(op: NodeContext, data: Value, axes: list[int]) -> Value:
+    return op.call(R.sum, data, axis=axes, keepdims=True) if axes else data
+
+
+def _largest(op: NodeContext, data: Value, axes: list[int]) -> Value:
+    if not axes:
+        return data
+    if data.dtype == "bool":
+        return cast(op, _largest(op, cast(op, data, "uint8"), axes), "bool")
+    return op.call(R.max, data, axis=axes, keepdims=True)
+
+
+@register("ReduceSum", shape_inputs=(1,))
+def reduce_sum(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__ReduceSum.html"""
+    return _reduce(op, _total)
+
+
+@register("ReduceMax", shape_inputs=(1,))
+def reduce_max(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__ReduceMax.html"""
+    return _reduce(op, _largest)
+
+
+@register("ReduceMin", shape_inputs=(1,))
+def reduce_min(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__ReduceMin.html"""
+
+    def smallest(op: NodeContext, data: Value, axes: list[int]) -> Value:
+        if not axes:
+            return data
+        if data.dtype == "bool":
+            return cast(op, smallest(op, cast(op, data, "uint8"), axes), "bool")
+        return op.call(R.min, data, axis=axes, keepdims=True)
+
+    return _reduce(op, smallest)
+
+
+@register("ReduceProd", shape_inputs=(1,))
+def reduce_prod(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__ReduceProd.html"""
+
+    def product(op: NodeContext, data: Value, axes: list[int]) -> Value:
+        return op.call(R.prod, data, axis=axes, keepdims=True) if axes else data
+
+    return _reduce(op, product)
+
+
+@register("ReduceMean", shape_inputs=(1,))
+def reduce_mean(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__ReduceMean.html"""
+
+    def mean(op: NodeContext, data: Value, axes: list[int]) -> Value:
+        if not axes:
+            return data
+        if data.dtype in FLOATS:
+            return op.call(R.mean, data, axis=axes, keepdims=True)
+        count = int(np.prod([data.shape[axis] for axis in axes]))
+        return op.call(R.divide, _total(op, data, axes), op.scalar(count, data.dtype))
+
+    return _reduce(op, mean)
+
+
+@register("ReduceL1", shape_inputs=(1,))
+def reduce_l1(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__ReduceL1.html"""
+    return _reduce(op, lambda op, data, axes: _total(op, op.call(R.abs, data), axes))
+
+
+@register("ReduceSumSquare", shape_inputs=(1,))
+def reduce_sum_square(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__ReduceSumSquare.html"""
+    return _reduce(op, lambda op, data, axes: _total(op, op.call(R.multiply, data, data), axes))
+
+
+@register("ReduceL2", shape_inputs=(1,))
+def reduce_l2(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__ReduceL2.html"""
+
+    def norm(op: NodeContext, data: Value, axes: list[int]) -> Value:
+        wide = data if data.dtype in FLOATS else cast(op, data, "float64")
+        total = _total(op, op.call(R.multiply, wide, wide), axes)
+        return cast(op, op.call(R.sqrt, total), data.dtype)
+
+    return _reduce(op, norm)
+
+
+@register("ReduceLogSum", shape_inputs=(1,))
+def reduce_log_sum(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__ReduceLogSum.html"""
+    return _reduce(op, lambda op, data, axes: op.call(R.log, _total(op, data, axes)))
+
+
+@register("ReduceLogSumExp", shape_inputs=(1,))
+def reduce_log_sum_exp(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__ReduceLogSumExp.html (the largest is taken off)."""
+
+    def compute(op: NodeContext, data: Value, axes: list[int]) -> Value:
+        top = _largest(op, data, axes)
+        scaled = op.call(R.exp, op.call(R.subtract, data, top))
+        return op.call(R.add, op.call(R.log, _total(op, scaled, axes)), top)
+
+    return _reduce(op, compute)
+
+
+@register("ArgMax")
+@register("ArgMin")
+def arg_extreme(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__ArgMax.html (int64 indices)."""
+    data = op.input(0)
+    axis, keepdims = op.attr("axis") % data.rank, bool(op.attr("keepdims"))
+    last = bool(op.attr("select_last_index", 0))
+    function = R.argmax if op.node.op_type == "ArgMax" else R.argmin
+    if last:
+        data = op.call(R.flip, data, axis)
+    best = cast(op, op.call(function, data, axis=axis, keepdims=keepdims), "int64")
+    if not last:
+        return best
+    return op.call(R.subtract, op.scalar(data.shape[axis] - 1, "int64"), best)

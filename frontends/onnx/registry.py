@@ -1,0 +1,70 @@
+"""The table of converters: (domain, operator) -> functions by the opset since which they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from tilewright.frontends.onnx.values import Value
+
+if TYPE_CHECKING:
+    from tilewright.frontends.onnx.node import NodeContext
+
+Result: TypeAlias = Value | list[Value] | Sequence["Value | list[Value] | None"]
+Convert: TypeAlias = "Callable[[NodeContext], Result]"
+
+
+@dataclass(frozen=True, slots=True)
+class Converter:
+    """One converter and what the importer must know about its operator."""
+
+    convert: Convert
+    since: int
+    foldable: bool  # may be evaluated by ONNX's reference when every input is constant
+    shape_inputs: tuple[int, ...]  # inputs that must be known when compiling
+
+
+_CONVERTERS: dict[tuple[str, str], dict[int, Converter]] = {}
+
+
+def register(
+    operator: str,
+    since: int = 1,
+    *,
+    domain: str = "",
+    foldable: bool = True,
+    shape_inputs: Sequence[int] = (),
+) -> Callable[[Convert], Convert]:
+    """Register a converter for an operator from one opset version on.
+
+    Args:
+        operator: ONNX operator type.
+        since: First opset version (of the domain) with this meaning.
+        domain: Operator domain; empty for ``ai.onnx``.
+        foldable: Whether constant inputs may be folded with ONNX's reference implementation;
+            False for random and control-flow operators, and for slow references.
+        shape_inputs: Inputs such as shapes, axes and ``k`` that decide the shape of the output;
+            they must be constants, and a caller may specialise a model for them.
+    """
+
+    def add(convert: Convert) -> Convert:
+        versions = _CONVERTERS.setdefault((domain, operator), {})
+        if since in versions:
+            raise ValueError(f"two converters for {domain}::{operator} since opset {since}")
+        versions[since] = Converter(convert, since, foldable, tuple(shape_inputs))
+        return convert
+
+    return add
+
+
+def find_converter(domain: str, operator: str, opset: int) -> Converter | None:
+    """Return the newest converter that is not newer than ``opset``, or None."""
+    versions = _CONVERTERS.get((domain, operator), {})
+    usable = [since for since in versions if since <= opset]
+    return versions[max(usable)] if usable else None
+
+
+def registered_operators() -> dict[tuple[str, str], tuple[int, ...]]:
+    """Return every (domain, operator) with the opset versions of its converters."""
+    return {key: tuple(sorted(versions)) for key, versions in sorted(_CONVERTERS.items())}

@@ -1,0 +1,71 @@
+"""Values that flow between ONNX nodes while a model is imported: constants and Relax expressions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from tvm import relax
+
+
+@dataclass(slots=True, eq=False)
+class Value:
+    """One tensor: known when compiling (``data``), computed at run time (``expr``), or both.
+
+    ``expr`` of a constant is made when a Relax operator first needs it, so that shape arithmetic
+    leaves nothing behind in the module.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    data: np.ndarray | None = None
+    expr: relax.Expr | None = None
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the content is known when compiling."""
+        return self.data is not None
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def constant(array: np.ndarray | np.generic | int | float, dtype: str | None = None) -> Value:
+    """Wrap an array as a value known when compiling."""
+    data = np.asarray(array, dtype=None if dtype is None else numpy_dtype(dtype))
+    return Value(tuple(data.shape), str(data.dtype), data=data)
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """Return the numpy dtype of a name, those of ``ml_dtypes`` (``bfloat16``...) included."""
+    return _BY_NAME[name] if name in _BY_NAME else np.dtype(name)
+
+
+def dtype_of_onnx(elem_type: int) -> str:
+    """Return the numpy dtype name of an ONNX ``TensorProto.DataType``."""
+    return str(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
+
+
+def onnx_of_dtype(name: str) -> int:
+    """Return the ONNX ``TensorProto.DataType`` of a numpy dtype name."""
+    return onnx.helper.np_dtype_to_tensor_dtype(numpy_dtype(name))
+
+
+def _dtypes_by_name() -> dict[str, np.dtype]:
+    """Map names to dtypes for every tensor type of ONNX."""
+    skipped = {onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING}
+    types = [value for value in onnx.TensorProto.DataType.values() if value not in skipped]
+    dtypes = [np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value)) for value in types]
+    return {str(dtype): dtype for dtype in dtypes}
+
+
+_BY_NAME = _dtypes_by_name()
