@@ -19,7 +19,13 @@ from dataclasses import dataclass
 import networkx as nx
 import numpy as np
 
-from tilewright.compiler.layout.pbqp import Model, back_substitute, elimination_order, reduce
+from tilewright.compiler.layout.pbqp import (
+    NOTHING_ALLOWED,
+    Model,
+    back_substitute,
+    elimination_order,
+    reduce,
+)
 from tilewright.compiler.layout.pbqp_core import solve_core
 from tilewright.errors import LayoutError
 
@@ -67,6 +73,8 @@ def assign(
     rng = np.random.default_rng(seed)
     end = time.monotonic() + time_limit_s
     steps = reduce(model)
+    if np.isinf(model.constant):
+        raise LayoutError(NOTHING_ALLOWED)
     choice: dict[str, int] = {}
     bound = model.constant
     proven = True
@@ -85,8 +93,8 @@ def assign(
             choice |= solution.choice
             bound += solution.lower_bound
             proven = proven and solution.proven
-    if np.isinf(bound) and bound > 0:
-        raise LayoutError("no choice of layouts is allowed by every operator and every edge")
+    if np.isposinf(bound):
+        raise LayoutError(NOTHING_ALLOWED)
     choice = back_substitute(steps, choice)
     cost = total_cost(nodes, edges, choice)
     return Assignment(

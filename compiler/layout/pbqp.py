@@ -18,6 +18,8 @@ from tilewright.errors import LayoutError
 # Costs are compared with this relative slack, so that rounding never drops the best choice.
 _SLACK = 1e-9
 
+NOTHING_ALLOWED = "no choice of layouts is allowed by every operator and every edge"
+
 Scope = tuple[str, ...]
 
 
@@ -79,21 +81,21 @@ class Model:
             model.kept[name] = tuple(range(array.size))
             model.scopes[name] = set()
             model.add((name,), array)
-        for (a, b), costs in edges.items():
+        for (a, b), pairs in edges.items():
             for name in (a, b):
                 if name not in model.kept:
                     raise LayoutError(f"edge '{a}' -> '{b}' names '{name}', which is no operator")
-            array = _checked(costs, f"the costs of edge '{a}' -> '{b}'")
+            table = _checked(pairs, f"the costs of edge '{a}' -> '{b}'")
             expected = (len(model.kept[a]), len(model.kept[b]))
-            if array.shape != expected:
+            if table.shape != expected:
                 raise LayoutError(
-                    f"edge '{a}' -> '{b}' has a table of shape {list(array.shape)}, but its "
+                    f"edge '{a}' -> '{b}' has a table of shape {list(table.shape)}, but its "
                     f"operators have {expected[0]} and {expected[1]} choices"
                 )
             if a == b:
-                model.add((a,), array.diagonal())
+                model.add((a,), table.diagonal())
             else:
-                model.add((a, b) if a < b else (b, a), array if a < b else array.T)
+                model.add((a, b) if a < b else (b, a), table if a < b else table.T)
         return model
 
     def add(self, scope: Scope, table: np.ndarray) -> None:
@@ -265,12 +267,15 @@ def _drop_dominated(model: Model, name: str) -> bool:
 
 
 def _drop_forbidden(model: Model, name: str) -> bool:
-    """Drop the choices that some table forbids altogether, unless none would be left."""
+    """Drop the choices that some table forbids altogether; if that is all, nothing is allowed."""
     allowed = np.ones(len(model.kept[name]), dtype=bool)
     for scope in model.scopes[name]:
         table = np.moveaxis(model.tables[scope], scope.index(name), 0)
         allowed &= np.isfinite(table).reshape(len(table), -1).any(axis=1)
-    if allowed.all() or not allowed.any():
+    if not allowed.any():
+        model.constant = np.inf
+        return False
+    if allowed.all():
         return False
     model.keep_only(name, np.flatnonzero(allowed))
     return True

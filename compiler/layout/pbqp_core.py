@@ -15,7 +15,12 @@ import networkx as nx
 import numpy as np
 from scipy import optimize, sparse
 
-from tilewright.compiler.layout.pbqp import Model, back_substitute, elimination_order
+from tilewright.compiler.layout.pbqp import (
+    NOTHING_ALLOWED,
+    Model,
+    back_substitute,
+    elimination_order,
+)
 from tilewright.errors import LayoutError
 
 # Size of the neighbourhoods that the search solves exactly, in nodes and in entries per table.
@@ -115,7 +120,7 @@ class _Program:
             self.costs, A_eq=self.matrix, b_eq=self.right, bounds=(0, None), options=options
         )
         if result.status == _INFEASIBLE:
-            raise LayoutError("no choice of layouts is allowed by every edge")
+            raise LayoutError(NOTHING_ALLOWED)
         choices = slice(0, self.n_choices)
         if result.status != 0:
             least = sum(float(table.min()) for table in self.model.tables.values())
