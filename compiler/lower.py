@@ -2,7 +2,8 @@
 
 Each operator becomes a PrimFunc (legalisation), neighbours are fused around their anchor (TVM's
 FuseOps and FuseTIR: an anchor takes its element-wise epilogue, a residual addition included), and
-the flat list of `call_tir` that remains is read off as plain data. Reshapes become views.
+the flat list of `call_tir` that remains is read off as plain data. A reshape that was not fused
+with a neighbour becomes a view: no kernel runs for it.
 """
 
 from __future__ import annotations
@@ -10,22 +11,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import tvm
+import tvm_ffi
 from tvm import relax
 from tvm.relax import transform
 
-from tilewright.compiler.legalize import LEGALIZATIONS
+from tilewright.compiler.legalize import LEGALIZATIONS, VIEW_ATTRIBUTE
+from tilewright.compiler.passes.limit_fusion import LimitFusion
 from tilewright.compiler.program import Call, Program, Tensor, TensorSpec
 from tilewright.compiler.relax_utils import bindings, constant_array, is_constant, op_name
 from tilewright.errors import CompileError
 
 
 def legalize_and_fuse(mod: tvm.IRModule) -> tvm.IRModule:
-    """Turn Relax operators into fused PrimFuncs; views stay `relax.reshape`."""
+    """Turn Relax operators into fused PrimFuncs."""
     with tvm.target.Target({"kind": "llvm"}):
         return tvm.ir.transform.Sequential(
             [
                 transform.LegalizeOps(LEGALIZATIONS),
                 transform.AnnotateTIROpPattern(),
+                LimitFusion(),
                 transform.FuseOps(),
                 transform.FuseTIR(),
                 transform.DeadCodeElimination(["main"]),
@@ -58,6 +62,7 @@ class _Reader:
         self.tensors: list[Tensor] = []
         self.calls: list[Call] = []
         self.kernels: dict[str, tvm.tirx.PrimFunc] = {}
+        self.names: dict[tvm_ffi.StructuralKey, str] = {}
         self.ids: dict[relax.Var, int | tuple[int, ...]] = {}
         self.constants: list[tuple[tvm.ir.Expr, int]] = []
 
@@ -89,26 +94,26 @@ class _Reader:
         name = op_name(value)
         if name == "relax.call_tir":
             self.ids[var] = self._read_call(var, value)
-        elif name == "relax.reshape":
-            source = self._resolve(value.args[0])
-            assert isinstance(source, int)
-            shape, dtype = _tensor_type(var.ty)
-            kind = self.tensors[source].kind
-            data = None
-            if kind == "constant":
-                # A view of a constant is a constant of its own shape; numpy shares the bytes.
-                owner = self.tensors[source]
-                assert owner.data is not None
-                data = owner.data.reshape(shape)
-                self.ids[var] = self._add(Tensor(var.name, shape, dtype, kind, data))
-            else:
-                self.ids[var] = self._add(Tensor(var.name, shape, dtype, kind, alias_of=source))
         elif isinstance(value, (relax.Var, relax.Tuple, relax.TupleGetItem)) or is_constant(value):
             self.ids[var] = self._resolve(value)
         else:
             raise CompileError(
                 f"operator {name or type(value).__name__} (value '{var.name}') has no TensorIR form"
             )
+
+    def _kernel(self, name: str, func: tvm.tirx.PrimFunc) -> str:
+        """Return the name under which the kernel, or an equal one, is known."""
+        key = tvm_ffi.StructuralKey(func)
+        known = self.names.setdefault(key, name)
+        self.kernels[known] = func
+        return known
+
+    def _view(self, var: relax.Var, source: int) -> int:
+        shape, dtype = _tensor_type(var.ty)
+        owner = self.tensors[source]
+        if owner.data is not None:  # a view of a constant; numpy shares the bytes
+            return self._add(Tensor(var.name, shape, dtype, "constant", owner.data.reshape(shape)))
+        return self._add(Tensor(var.name, shape, dtype, owner.kind, alias_of=source))
 
     def _resolve(self, expr: relax.Expr) -> int | tuple[int, ...]:
         if isinstance(expr, relax.Var):
@@ -138,7 +143,11 @@ class _Reader:
     def _read_call(self, var: relax.Var, value: relax.Call) -> int | tuple[int, ...]:
         func = self.mod[value.args[0]]
         name = value.args[0].name_hint
-        self.kernels[name] = func
+        if func.attrs is not None and VIEW_ATTRIBUTE in func.attrs:
+            source = self._resolve(value.args[1].fields[0])
+            assert isinstance(source, int)
+            return self._view(var, source)
+        name = self._kernel(name, func)
         reads = []
         for field in value.args[1].fields:
             index = self._resolve(field)

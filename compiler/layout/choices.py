@@ -227,8 +227,7 @@ def _contraction_choices(
     if operands.weight is None or operands.weight not in operator.constants:
         return [plain]
     out_shape = operator.shapes[operator.output]
-    is_image = operands.data in operator.images and len(out_shape) >= 3
-    if is_image and prod(out_shape[2:]) > 1:
+    if _is_convolution(operator, anchor, operands, columns) and prod(out_shape[2:]) > 1:
         if len(columns) == 1 and not shared:
             return [plain, *_convolution_choices(operator, anchor, operands, columns[0], target)]
         if not columns:
@@ -237,6 +236,18 @@ def _contraction_choices(
     if len(columns) == 1:
         return [plain, *_matmul_choices(operator, anchor, operands, columns[0], target)]
     return [plain]
+
+
+def _is_convolution(
+    operator: Operator, anchor: BlockAccess, operands: _Product, columns: list[tirx.Var]
+) -> bool:
+    """Tell a convolution, whose columns are channels, from a product with stacked matrices."""
+    if operands.data is None or operands.weight is None:
+        return False
+    rank = len(anchor.index)
+    if rank < 3 or len(operator.shapes[operands.weight]) != rank:
+        return False
+    return not columns or (len(columns) == 1 and _is_var(anchor.index[CHANNEL], columns[0]))
 
 
 def _dim_indexed_by(load: Load, var: tirx.Var) -> int | None:

@@ -3,8 +3,10 @@
     expand_dims, squeeze, flatten, reshape(reshape(x))  ->  reshape(x)     (a view later on)
     reshape(x) to x's own shape                          ->  x
     split(x)                                             ->  (strided_slice(x), ...)
+    strided_slice(permute_dims(x))                       ->  permute_dims(strided_slice(x))
 
-Run twice it gives the same module as run once.
+The last one is for the packed projections of attention: each user then copies its own part, in one
+kernel, and nobody writes the permuted whole. Run twice the pass gives the same module as run once.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ class _Canonicalize(relax.expr_functor.PyExprMutator):
             return self._view(call)
         if name == "relax.split":
             return self._split(call)
+        if name == "relax.strided_slice":
+            return self._slice(call)
         return call
 
     def _view(self, call: relax.Call) -> relax.Expr:
@@ -51,6 +55,18 @@ class _Canonicalize(relax.expr_functor.PyExprMutator):
             source = made_by.args[0]
         shape = static_shape(call)
         return source if static_shape(source) == shape else relax.op.reshape(source, shape)
+
+    def _slice(self, call: relax.Call) -> relax.Expr:
+        source, axes, *bounds = call.args
+        made_by = self.lookup_binding(source) if isinstance(source, relax.Var) else None
+        if op_name(made_by) != "relax.permute_dims" or not isinstance(axes, relax.Tuple):
+            return call
+        rank = len(static_shape(source))
+        reverse = list(reversed(range(rank)))
+        perm = [int(p) % rank for p in made_by.attrs.axes or reverse]
+        moved = relax.Tuple([tvm.tirx.IntImm("int64", perm[int(a) % rank]) for a in axes.fields])
+        part = relax.Call(call.op, [made_by.args[0], moved, *bounds], call.attrs, call.ty_args)
+        return relax.op.permute_dims(self.builder_.emit(part), perm)
 
     def _split(self, call: relax.Call) -> relax.Expr:
         call = self.builder_.normalize(call)
