@@ -1,0 +1,294 @@
+"""Emit one register tile: accumulators in registers over the whole reduction, then the epilogue.
+
+The tile is written out in full (no loops over its rows and columns), because LLVM keeps the
+accumulators in registers only where every index into them is a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tvm import tirx
+from tvm.ir import TensorLoad
+
+from tilewright.compiler.schedule.expressions import Expr, dtype_of, rebuild
+
+_COMBINE = {"add": tirx.Add, "max": tirx.Max, "min": tirx.Min}
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """A load of the term inside a tile, as offsets into a flat buffer, all in elements.
+
+    Attributes:
+        load: the load as it stands in the term.
+        buffer: flat buffer.
+        vector: distance between lanes; 0 broadcasts one element.
+        rows: offset of each row of the tile.
+        columns: offset of each column vector of the tile.
+        steps: reduction axis position -> offset of one step.
+    """
+
+    load: TensorLoad
+    buffer: Any
+    vector: int
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ReductionLoop:
+    """How one reduction axis is walked: steps [first, end), written out or as a loop.
+
+    Attributes:
+        position: which reduction axis.
+        first: first step, an int or an expression.
+        end: step after the last.
+        written_out: emit each step; both bounds must then be ints.
+        unroll: steps in one round of the loop.
+    """
+
+    position: int
+    first: Any
+    end: Any
+    written_out: bool = False
+    unroll: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class RegisterTile:
+    """Everything that `emit_reduction` needs to know.
+
+    Attributes:
+        term: expression that joins the accumulator, over the loads of `operands`.
+        skip: tells for (row, reduction steps written out) that the term is neutral there.
+        chains: independent accumulators for each output, for tiles too small to hide latency.
+    """
+
+    combine: str
+    init: Expr
+    dtype: str
+    term: Expr
+    operands: tuple[Operand, ...]
+    rows: int
+    columns: int
+    lanes: int
+    loops: tuple[ReductionLoop, ...]
+    chains: int = 1
+    skip: Callable[[int, dict[int, int]], bool] = field(default=lambda row, steps: False)
+
+
+def sequence(statements: Sequence[Any]) -> Any:
+    """Return one statement that runs the given ones in order."""
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))
+
+
+def local_buffer(name: str, size: int, dtype: str) -> Any:
+    """Return a flat buffer that lives in registers or on the stack."""
+    return tirx.decl_buffer((size,), dtype, name, scope="local", layout=None)
+
+
+def constant_like(value: int, like: Expr | str) -> Expr:
+    """Return an integer constant with the dtype of `like`."""
+    return tirx.const(value, like if isinstance(like, str) else dtype_of(like))
+
+
+def ramp(base: Expr, stride: int, lanes: int) -> Expr:
+    """Return `lanes` indices from `base`; a plain index for one lane."""
+    if lanes == 1:
+        return base
+    return tirx.Ramp(base, constant_like(stride, base), lanes)
+
+
+def _splat(value: Expr, lanes: int) -> Expr:
+    return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
+class _Emitter:
+    """Walks the reduction loops of one tile."""
+
+    def __init__(self, tile: RegisterTile, accumulators: Any, index_dtype: str) -> None:
+        self.tile = tile
+        self.accumulators = accumulators
+        self.index_dtype = index_dtype
+
+    def cell(self, chain: int, row: int, column: int) -> Expr:
+        """Return the index of an accumulator vector."""
+        tile = self.tile
+        number = (chain * tile.rows + row) * tile.columns + column
+        return ramp(constant_like(number * tile.lanes, self.index_dtype), 1, tile.lanes)
+
+    def initial(self) -> list[Any]:
+        """Return the stores that set all accumulators."""
+        tile = self.tile
+        value = _splat(tile.init, tile.lanes)
+        return [
+            tirx.BufferStore(self.accumulators, value, [self.cell(chain, row, column)])
+            for chain in range(tile.chains)
+            for row in range(tile.rows)
+            for column in range(tile.columns)
+        ]
+
+    def walk(
+        self, depth: int, bases: list[Expr], fixed: list[int], steps: dict[int, int], turn: int
+    ):
+        """Return the statements of loop `depth` and all inside it.
+
+        Args:
+            depth: index into the tile's loops.
+            bases: address of each operand so far, without `fixed`.
+            fixed: constant part of each address.
+            steps: reduction position -> step, for axes written out so far.
+            turn: how many steps were unrolled before this one; picks the chain.
+        """
+        if depth == len(self.tile.loops):
+            return self.updates(bases, fixed, steps, turn % self.tile.chains)
+        loop = self.tile.loops[depth]
+        if loop.written_out:
+            body = []
+            for step in range(loop.first, loop.end):
+                moved = self.moved(fixed, loop.position, step)
+                inner = {**steps, loop.position: step}
+                body += self.walk(depth + 1, bases, moved, inner, turn)
+            return body
+        return self.rolled(depth, loop, bases, fixed, steps, turn)
+
+    def rolled(
+        self,
+        depth: int,
+        loop: ReductionLoop,
+        bases: list[Expr],
+        fixed: list[int],
+        steps: dict[int, int],
+        turn: int,
+    ) -> list[Any]:
+        """Return a loop of rounds of `unroll` steps, then the steps that remain."""
+        extent = loop.end - loop.first
+        if isinstance(extent, int):
+            rounds, rest = divmod(extent, loop.unroll)
+        else:
+            assert loop.unroll == 1, "a loop of unknown length cannot be unrolled"
+            rounds, rest = extent, 0
+        statements = []
+        if not isinstance(rounds, int) or rounds > 0:
+            var = tirx.Var(f"k{loop.position}", self.index_dtype)
+            statements.append(self.round(depth, loop, var, rounds, bases, fixed, steps, turn))
+        for i in range(rest):
+            moved = self.moved(fixed, loop.position, loop.end - rest + i)
+            statements += self.walk(depth + 1, bases, moved, steps, turn + i)
+        return statements
+
+    def round(
+        self,
+        depth: int,
+        loop: ReductionLoop,
+        var: Any,
+        rounds: Any,
+        bases: list[Expr],
+        fixed: list[int],
+        steps: dict[int, int],
+        turn: int,
+    ) -> Any:
+        """Return the rolled loop itself; each operand's address is bound once in a round."""
+        body: list[Any] = []
+        inner = []
+        for operand, base in zip(self.tile.operands, bases, strict=True):
+            step = operand.steps[loop.position]
+            if step == 0:
+                inner.append(base)
+                continue
+            at = tirx.Var(f"at{len(inner)}", self.index_dtype)
+            body.append(tirx.Bind(at, base + (var * loop.unroll + loop.first) * step))
+            inner.append(at)
+        for i in range(loop.unroll):
+            moved = self.moved(fixed, loop.position, i)
+            body += self.walk(depth + 1, inner, moved, steps, turn + i)
+        zero = constant_like(0, self.index_dtype)
+        extent = constant_like(rounds, self.index_dtype) if isinstance(rounds, int) else rounds
+        return tirx.For(var, zero, extent, tirx.ForKind.SERIAL, sequence(body))
+
+    def moved(self, fixed: list[int], position: int, step: int) -> list[int]:
+        """Return the constant parts of the addresses, `step` steps further on one axis."""
+        return [
+            offset + operand.steps[position] * step
+            for operand, offset in zip(self.tile.operands, fixed, strict=True)
+        ]
+
+    def updates(
+        self, bases: list[Expr], fixed: list[int], steps: dict[int, int], chain: int
+    ) -> list[Any]:
+        """Return one multiply-add for each row and column vector.
+
+        Rows are the outer loop: a broadcast element then serves its columns at once and is dead
+        afterwards. The other way round LLVM keeps one register for each row alive and spills.
+        """
+        tile = self.tile
+        combine = _COMBINE[tile.combine]
+        statements = []
+        for row in range(tile.rows):
+            if tile.skip(row, steps):
+                continue
+            for column in range(tile.columns):
+                cell = self.cell(chain, row, column)
+                old = tirx.BufferLoad(self.accumulators, [cell])
+                term = self.term(row, column, bases, fixed)
+                statements.append(tirx.BufferStore(self.accumulators, combine(old, term), [cell]))
+        return statements
+
+    def term(self, row: int, column: int, bases: list[Expr], fixed: list[int]) -> Expr:
+        """Return the term of one output vector."""
+        operands = iter(zip(self.tile.operands, bases, fixed, strict=True))
+        lanes = self.tile.lanes
+
+        def leaf(node: Expr) -> Expr | None:
+            if isinstance(node, TensorLoad):
+                operand, base, offset = next(operands)
+                offset += operand.rows[row] + operand.columns[column]
+                address = base + constant_like(offset, self.index_dtype) if offset else base
+                if operand.vector == 0:
+                    return _splat(tirx.BufferLoad(operand.buffer, [address]), lanes)
+                return tirx.BufferLoad(operand.buffer, [ramp(address, operand.vector, lanes)])
+            if isinstance(node, tirx.Cast) and lanes > 1:
+                return tirx.Cast(f"{dtype_of(node)}x{lanes}", rebuild(node.value, leaf))
+            return None
+
+        return rebuild(self.tile.term, leaf)
+
+    def joined(self) -> list[Any]:
+        """Return the statements that join all chains into the first."""
+        tile = self.tile
+        combine = _COMBINE[tile.combine]
+        statements = []
+        for chain in range(1, tile.chains):
+            for row in range(tile.rows):
+                for column in range(tile.columns):
+                    cell = self.cell(0, row, column)
+                    value = combine(
+                        tirx.BufferLoad(self.accumulators, [cell]),
+                        tirx.BufferLoad(self.accumulators, [self.cell(chain, row, column)]),
+                    )
+                    statements.append(tirx.BufferStore(self.accumulators, value, [cell]))
+        return statements
+
+
+def emit_reduction(
+    tile: RegisterTile, bases: Sequence[Expr], index_dtype: str
+) -> tuple[Any, list[Any]]:
+    """Return the accumulator buffer and the statements that fill it.
+
+    The result of row r and column vector v lies at `(r * columns + v) * lanes` of the buffer.
+
+    Args:
+        tile: the tile.
+        bases: address of each operand for row 0, column 0 and reduction step 0.
+        index_dtype: dtype of addresses.
+    """
+    size = tile.chains * tile.rows * tile.columns * tile.lanes
+    accumulators = local_buffer("accumulators", size, tile.dtype)
+    emitter = _Emitter(tile, accumulators, index_dtype)
+    statements = [tirx.AllocBuffer(accumulators), *emitter.initial()]
+    statements += emitter.walk(0, list(bases), [0] * len(tile.operands), {}, 0)
+    return accumulators, statements + emitter.joined()
