@@ -104,15 +104,23 @@ def _build(
         var, scope.values[spec.name] = builder.parameter(spec.name, spec.shape, spec.dtype)
         params.append(var)
     block = builder.block
+    outputs: tuple[TensorSpec, ...] = ()
+    failure: ModelError | None = None
     with block.function("main", params):
         with block.dataflow():
-            values = scope.run(graph.node, [item.name for item in graph.output])
-            problems.raise_if_any()
-            outputs = tuple(
-                _output_spec(item, value) for item, value in zip(graph.output, values, strict=True)
-            )
-            result = block.emit_output(relax.Tuple([builder.expr(value) for value in values]))
+            fields = []
+            try:
+                values = scope.run(graph.node, [item.name for item in graph.output])
+                problems.raise_if_any()
+                outputs = tuple(map(_output_spec, graph.output, values))
+                fields = [builder.expr(value) for value in values]
+            except ModelError as error:
+                # Raised below: an open Relax scope that is left complains on stderr.
+                failure = error
+            result = block.emit_output(relax.Tuple(fields))
         block.emit_func_output(result)
+    if failure is not None:
+        raise failure
     return block.get(), tuple(specs), outputs
 
 

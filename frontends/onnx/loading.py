@@ -14,8 +14,7 @@ import onnx
 from tilewright.errors import ModelError
 from tilewright.frontends.onnx.values import numpy_dtype
 
-# A protobuf message cannot be larger, so neither can what the checker is given in memory.
-_PROTOBUF_LIMIT_BYTES = 2**31 - 1
+_WHOLE_CHECK_LIMIT_BYTES = 16 << 20
 
 
 def load_model(model: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None, str]:
@@ -41,7 +40,7 @@ def load_model(model: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, Pa
     if not proto.graph.node and not proto.graph.output:
         raise ModelError(f"{name} is not an ONNX model: it has no graph. Pass an .onnx file.")
     _check_external(proto, folder)
-    _check(proto, None if folder is None else Path(str(model)), name)
+    _check(proto, name)
     return proto, folder, _digest(proto, folder, data)
 
 
@@ -78,18 +77,45 @@ def _parse(data: bytes, path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _check(proto: onnx.ModelProto, path: Path | None, name: str) -> None:
-    """Run ONNX's own checker."""
+def _check(proto: onnx.ModelProto, name: str) -> None:
+    """Run ONNX's own checker; it copies a model twice, so large ones go without their weights."""
+    whole = proto.ByteSize() <= _WHOLE_CHECK_LIMIT_BYTES and not any(external_tensors(proto))
     try:
-        if path is not None:
-            onnx.checker.check_model(str(path))
-        elif proto.ByteSize() <= _PROTOBUF_LIMIT_BYTES:
-            onnx.checker.check_model(proto)
+        onnx.checker.check_model(proto if whole else _without_weights(proto))
     except onnx.checker.ValidationError as error:
         first = str(error).strip().split("\n")[0]
         raise ModelError(f"{name} is not a valid ONNX model: {first}") from error
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"{name} cannot be checked: {error}") from error
+
+
+def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy a model with its weights turned into inputs."""
+    copy = onnx.ModelProto()
+    for field, value in proto.ListFields():
+        if field.name in ("graph", "training_info"):
+            continue
+        if hasattr(value, "extend"):
+            getattr(copy, field.name).extend(value)
+        else:
+            setattr(copy, field.name, value)
+    graph = proto.graph
+    copy.graph.name = graph.name
+    copy.graph.node.extend(graph.node)
+    copy.graph.input.extend(graph.input)
+    copy.graph.output.extend(graph.output)
+    inputs = {item.name for item in graph.input}
+    for tensor in graph.initializer:
+        if tensor.name in inputs:
+            continue
+        inputs.add(tensor.name)
+        info = copy.graph.input.add(name=tensor.name)
+        info.type.tensor_type.elem_type = tensor.data_type
+        info.type.tensor_type.shape.SetInParent()
+        for extent in tensor.dims:
+            info.type.tensor_type.shape.dim.add(dim_value=extent)
+    copy.graph.sparse_initializer.extend(graph.sparse_initializer)
+    return copy
 
 
 def _check_external(proto: onnx.ModelProto, folder: Path | None) -> None:

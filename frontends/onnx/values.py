@@ -1,4 +1,4 @@
-"""Values that flow between ONNX nodes while a model is imported: constants and Relax expressions."""
+"""Values that flow between nodes during import: constants and Relax expressions."""
 
 from __future__ import annotations
 

@@ -10,5 +10,6 @@ from tilewright.frontends.onnx.ops import (  # noqa: F401
     pooling,
     reduction,
     reshaping,
+    resize,
     sources,
 )

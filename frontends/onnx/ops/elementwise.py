@@ -112,9 +112,9 @@ def dropout(op: NodeContext) -> Any:
     if op.opset >= 12:
         training = op.optional_data(2)
         ratio = op.optional_data(1)
-        if training is not None and bool(np.ravel(training)[0]):
-            if ratio is None or float(np.ravel(ratio)[0]) != 0.0:
-                op.fail("training_mode is true; export the model for inference")
+        active = training is not None and bool(np.ravel(training)[0])
+        if active and (ratio is None or float(np.ravel(ratio)[0]) != 0.0):
+            op.fail("training_mode is true; export the model for inference")
     data = op.input(0)
     mask = Value(data.shape, "bool", data=np.ones(data.shape, bool)) if op.wants(1) else None
     return [data, mask]

@@ -10,6 +10,7 @@ from tvm import relax
 
 from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.ops.elementwise import FLOATS, cast
+from tilewright.frontends.onnx.ops.reshaping import reshape_to
 from tilewright.frontends.onnx.registry import register
 from tilewright.frontends.onnx.values import Value, constant
 
@@ -36,14 +37,17 @@ def _reduce(op: NodeContext, compute: Callable[[NodeContext, Value, list[int]], 
     if data.size == 0:
         return _reduce_nothing(op, data, axes, keepdims)
     result = compute(op, data, axes)
-    return result if keepdims or not axes else op.call(R.squeeze, result, axes)
+    if keepdims or not axes:
+        return result
+    left = [extent for axis, extent in enumerate(data.shape) if axis not in axes]
+    return reshape_to(op, result, left)
 
 
 def _reduce_nothing(op: NodeContext, data: Value, axes: list[int], keepdims: bool) -> Value:
     """Reduce a tensor without elements: the neutral element everywhere."""
     kind = np.dtype(data.dtype)
-    low = -np.inf if kind.kind == "f" else (False if kind == bool else np.iinfo(kind).min)
-    high = np.inf if kind.kind == "f" else (True if kind == bool else np.iinfo(kind).max)
+    low = -np.inf if kind.kind == "f" else (False if kind.kind == "b" else np.iinfo(kind).min)
+    high = np.inf if kind.kind == "f" else (True if kind.kind == "b" else np.iinfo(kind).max)
     neutral: dict[str, Any] = {
         "ReduceProd": 1, "ReduceMax": low, "ReduceMin": high, "ReduceMean": np.nan,
         "ReduceLogSum": -np.inf, "ReduceLogSumExp": -np.inf,

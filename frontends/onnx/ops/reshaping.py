@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -128,9 +129,7 @@ def split(op: NodeContext) -> list[Value]:
     if sum(sizes) != extent or len(sizes) != count:
         raise ValueError(f"sizes {tuple(sizes)} do not split {extent} into {count}")
     starts = np.cumsum([0, *sizes]).tolist()
-    return [
-        cut(op, data, axis, begin, end) for begin, end in zip(starts[:-1], starts[1:], strict=True)
-    ]
+    return [cut(op, data, axis, begin, end) for begin, end in pairwise(starts)]
 
 
 def cut(op: NodeContext, data: Value, axis: int, begin: int, end: int) -> Value:
