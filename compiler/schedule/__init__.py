@@ -1,1 +1,76 @@
 """How one PrimFunc becomes loops for one target."""
+
+from __future__ import annotations
+
+import json
+from typing import TypeAlias
+
+from tvm import tirx
+
+from tilewright.compiler.schedule.analysis import classify, find_anchor, read_stages
+from tilewright.compiler.schedule.contraction import (
+    ContractionDecisions,
+    default_contraction,
+    schedule_contraction,
+)
+from tilewright.compiler.targets import Target
+from tilewright.errors import InvalidScheduleError
+
+__all__ = [
+    "ContractionDecisions",
+    "Decisions",
+    "classify",
+    "decisions_from_json",
+    "default_decisions",
+    "schedule",
+]
+
+Decisions: TypeAlias = ContractionDecisions
+_KINDS = {"contraction": ContractionDecisions}
+
+
+def schedule(
+    func: tirx.PrimFunc, target: Target, decisions: Decisions | None = None
+) -> tirx.PrimFunc:
+    """Return the loops that compute an unscheduled function on a target.
+
+    Args:
+        func: function in normal form: blocks under perfect loop nests, static shapes.
+        target: what to schedule for.
+        decisions: how; None lets the analytical model of the operator's class choose.
+
+    Raises:
+        InvalidScheduleError: the decisions do not fit the function.
+    """
+    from tilewright.compiler.schedule.elementwise import schedule_elementwise
+    from tilewright.compiler.schedule.reduction import schedule_reduction
+
+    schedulers = {
+        "contraction": schedule_contraction,
+        "reduction": schedule_reduction,
+        "elementwise": schedule_elementwise,
+    }
+    return schedulers[classify(func, target.lanes("float32"))](func, target, decisions)
+
+
+def default_decisions(func: tirx.PrimFunc, target: Target) -> Decisions | None:
+    """Return what the analytical model chooses, or None for a class without choices."""
+    stages = read_stages(func)
+    anchor = None if stages is None else find_anchor(stages, target.lanes("float32"))
+    if stages is None or anchor is None:
+        return None
+    return default_contraction(anchor, stages, target)
+
+
+def decisions_from_json(text: str) -> Decisions:
+    """Read decisions of any class back from their JSON.
+
+    Raises:
+        InvalidScheduleError: the text is not decisions of a known kind.
+    """
+    kind = json.loads(text).get("kind")
+    if kind not in _KINDS:
+        raise InvalidScheduleError(
+            f"unknown kind of decisions {kind!r}; known kinds: {', '.join(_KINDS)}"
+        )
+    return _KINDS[kind].from_json(text)

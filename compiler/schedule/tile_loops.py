@@ -468,7 +468,7 @@ class KernelBuilder:
             lanes=self.anchor.lanes,
             loops=self._reduction_loops(geometry),
             chains=self.plan.chains,
-            skip=lambda row, steps: self._skips(geometry, row, steps),
+            skip=lambda row, steps: self.skips(geometry, row, steps),
         )
         accumulators, body = emit_reduction(tile, bases, self.index_dtype)
         return sequence([*statements, *body, *self._epilogue(accumulators, geometry)])
@@ -487,7 +487,9 @@ class KernelBuilder:
 
     def _reduction_loops(self, geometry: _Geometry) -> tuple[ReductionLoop, ...]:
         plan = self.plan
-        rolled = [p for p in plan.order if p not in plan.written_out]
+        # Tiles that no padding touches need no written out steps.
+        written_out = plan.written_out if geometry.is_clipped() else ()
+        rolled = [p for p in plan.order if p not in written_out]
         loops = []
         for position in plan.order:
             first: Any = 0
@@ -502,13 +504,13 @@ class KernelBuilder:
                     position,
                     first,
                     end,
-                    written_out=position in plan.written_out,
+                    written_out=position in written_out,
                     unroll=min(plan.unroll, max(1, end - first)) if innermost and fixed else 1,
                 )
             )
         return tuple(loops)
 
-    def _skips(self, geometry: _Geometry, row: int, steps: dict[int, int]) -> bool:
+    def skips(self, geometry: _Geometry, row: int, steps: dict[int, int]) -> bool:
         """Tell whether a step written out falls into the padding of a row."""
         for clip in self.clips:
             if clip.reduction not in steps or not self._is_static(clip):
@@ -711,6 +713,16 @@ class _Geometry:
                 # All tiles of a run are clipped alike, so its first one speaks for them.
                 return self.runs[members].start + offset
         raise AssertionError("clipped axis is not a row axis of the tile")
+
+    def is_clipped(self) -> bool:
+        """Tell whether some step written out falls into the padding of some row."""
+        builder = self.builder
+        return any(
+            builder.skips(self, row, {clip.reduction: step})
+            for clip in builder.clips
+            for step in range(self.stage.reduction[clip.reduction].extent)
+            for row in range(len(self.row_offsets))
+        )
 
     def clipped(self, clip: _Clip, first: Any, end: Any) -> tuple[Any, Any]:
         """Return the bounds of a reduction loop that stays inside the data."""

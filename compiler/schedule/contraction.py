@@ -1,0 +1,179 @@
+"""Schedule contractions: dense and grouped convolutions, matrix products, matrix times vector."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from math import prod
+from typing import Any
+
+from tvm import tirx
+
+from tilewright.compiler.schedule.analysis import Anchor, Stage, find_anchor, read_stages
+from tilewright.compiler.schedule.cost import (
+    choose_row_block,
+    choose_tile,
+    padding_is_clipped,
+    window_reductions,
+)
+from tilewright.compiler.schedule.tile_loops import KernelBuilder, TilePlan, fusable_rows
+from tilewright.compiler.targets import Target
+from tilewright.errors import InvalidScheduleError
+
+# Multiply-adds in one round of the innermost loop: enough to hide its counter and address.
+_ROUND = 24
+# Independent accumulators that hide the latency of multiply-add (4 cycles on 2 pipes).
+_IN_FLIGHT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ContractionDecisions:
+    """How a contraction is cut into register tiles and tasks.
+
+    Attributes:
+        row_tile: rows of the register tile along the last two row axes (after fusing).
+        column_vectors: vectors of the register tile.
+        fused_rows: trailing row axes that are walked as one axis.
+        row_block: row tiles in one task. All row tiles: a task keeps its weights in cache while
+            the data streams; 1: it keeps its data.
+        reduction_order: reduction axis positions, outermost first; every axis once.
+        unroll: steps of the innermost reduction loop in one round.
+        chains: independent accumulators per output, summed at the end.
+        clip_pad: leave padding out of the loops; else data is first copied into a padded buffer.
+    """
+
+    row_tile: tuple[int, int]
+    column_vectors: int
+    fused_rows: int
+    row_block: int
+    reduction_order: tuple[int, ...]
+    unroll: int = 1
+    chains: int = 1
+    clip_pad: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = (*self.row_tile, self.column_vectors, self.fused_rows, self.row_block)
+        if len(self.row_tile) != 2 or min(*sizes, self.unroll, self.chains) < 1:
+            raise InvalidScheduleError(f"every count of {self} must be at least 1")
+        if sorted(self.reduction_order) != list(range(len(self.reduction_order))):
+            raise InvalidScheduleError(
+                f"reduction_order {self.reduction_order} is not an order of axes 0, 1, .."
+            )
+
+    def to_json(self) -> str:
+        """Return one line of JSON with the kind tag "contraction"."""
+        return json.dumps({"kind": "contraction", **asdict(self)}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> ContractionDecisions:
+        """Read decisions back.
+
+        Raises:
+            InvalidScheduleError: the text is not contraction decisions.
+        """
+        values: dict[str, Any] = json.loads(text)
+        expected = {"kind", *(field.name for field in fields(cls))}
+        if values.pop("kind", None) != "contraction" or {"kind", *values} != expected:
+            raise InvalidScheduleError(f"not contraction decisions: {text}")
+        for name in ("row_tile", "reduction_order"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+
+def default_contraction(
+    anchor: Anchor, stages: tuple[Stage, ...], target: Target
+) -> ContractionDecisions:
+    """Choose decisions by a model of registers, divisibility and caches."""
+    pads = [access.pad for access in anchor.accesses if access.pad is not None]
+    fused = fusable_rows(anchor, pads)
+    clip = padding_is_clipped(anchor)
+    row_tile, vectors = choose_tile(anchor, target, fused, whole_rows=not clip)
+    clip = clip and row_tile[0] == 1
+    tile = row_tile[0] * row_tile[1] * vectors
+    inner = anchor.stage.reduction[-1].extent
+    chains = 1
+    while chains * tile < _IN_FLIGHT and inner % (2 * chains) == 0:
+        chains *= 2
+    unroll = max(chains, _ROUND // tile // chains * chains, 1)
+    return ContractionDecisions(
+        row_tile=row_tile,
+        column_vectors=vectors,
+        fused_rows=fused,
+        row_block=choose_row_block(anchor, target, fused, row_tile, vectors),
+        reduction_order=tuple(range(len(anchor.stage.reduction))),
+        unroll=min(unroll, inner),
+        chains=chains,
+        clip_pad=clip,
+    )
+
+
+def plan_contraction(anchor: Anchor, decisions: ContractionDecisions, target: Target) -> TilePlan:
+    """Check decisions against an anchor and return the plan that they stand for.
+
+    Raises:
+        InvalidScheduleError: they do not fit.
+    """
+    reduction = anchor.stage.reduction
+    name = anchor.stage.name
+    if len(decisions.reduction_order) != len(reduction):
+        raise InvalidScheduleError(
+            f"{name!r} has {len(reduction)} reduction axes, reduction_order has "
+            f"{len(decisions.reduction_order)}"
+        )
+    tile = prod(decisions.row_tile) * decisions.column_vectors * decisions.chains
+    if tile > 2 * target.vector_registers:
+        raise InvalidScheduleError(
+            f"{tile} accumulators for {name!r} exceed twice the {target.vector_registers} registers"
+        )
+    pads = [access.pad for access in anchor.accesses if access.pad is not None]
+    if decisions.fused_rows > fusable_rows(anchor, pads):
+        raise InvalidScheduleError(
+            f"{decisions.fused_rows} row axes of {name!r} cannot be walked as one, at most "
+            f"{fusable_rows(anchor, pads)}"
+        )
+    if decisions.clip_pad and not padding_is_clipped(anchor):
+        raise InvalidScheduleError(f"{name!r} has no padding that can be clipped")
+    if decisions.clip_pad and decisions.row_tile[0] != 1:
+        raise InvalidScheduleError(
+            f"padding of {name!r} is only clipped for tiles within one row, found row_tile "
+            f"{decisions.row_tile}"
+        )
+    if decisions.unroll % decisions.chains:
+        raise InvalidScheduleError(
+            f"unroll {decisions.unroll} is not a multiple of chains {decisions.chains}"
+        )
+    return TilePlan(
+        row_tile=decisions.row_tile,
+        fused_rows=decisions.fused_rows,
+        column_vectors=decisions.column_vectors,
+        row_block=decisions.row_block,
+        order=decisions.reduction_order,
+        written_out=window_reductions(anchor) if decisions.clip_pad else (),
+        unroll=decisions.unroll,
+        chains=decisions.chains,
+        clip_pad=decisions.clip_pad,
+    )
+
+
+def schedule_contraction(
+    func: tirx.PrimFunc, target: Target, decisions: ContractionDecisions | None = None
+) -> tirx.PrimFunc:
+    """Return the loops of a contraction with its epilogue.
+
+    Args:
+        func: unscheduled function in normal form whose anchor is a contraction.
+        target: what to schedule for.
+        decisions: how; None chooses by the analytical model.
+
+    Raises:
+        InvalidScheduleError: the decisions do not fit the function, or it is no contraction.
+    """
+    stages = read_stages(func)
+    lanes = target.lanes("float32")
+    anchor = None if stages is None else find_anchor(stages, lanes)
+    if stages is None or anchor is None or anchor.kind != "contraction":
+        raise InvalidScheduleError("the function is not a contraction")
+    if decisions is None:
+        decisions = default_contraction(anchor, stages, target)
+    plan = plan_contraction(anchor, decisions, target)
+    return KernelBuilder(func, stages, anchor, plan, lanes).build()

@@ -1,0 +1,206 @@
+"""Analytical models that choose register tiles, task order and treatment of padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+from tilewright.compiler.schedule.analysis import Anchor
+from tilewright.compiler.schedule.tile_loops import column_axis, read_clips
+from tilewright.compiler.schedule.tiling import partition, tile_count
+from tilewright.compiler.targets import Target
+
+# Both figures hold for Intel since Haswell and AMD since Zen 2.
+_FMA_PER_CYCLE = 2
+_LOADS_PER_CYCLE = 2
+_FMA_LATENCY = 4
+# Cycles around the reduction loop of one tile: addresses, zeroing, branch.
+_TILE_OVERHEAD = 30
+# Cycles to store one output vector with a short epilogue.
+_STORE_CYCLES = 2
+# Cycles that a vector of weights costs beyond its load, because it is not in the first level.
+_STREAM_CYCLES = 0.5
+# Steps of the tiled reduction axis that are written out; more would make the code too long.
+_MAX_WRITTEN_OUT = 7
+# Share of the second cache level that a task's working set may fill.
+_CACHE_SHARE = 0.6
+_FLOAT_BYTES = 4
+
+
+def row_extents(anchor: Anchor, fused: int) -> tuple[int, int]:
+    """Return the extents of the last two row axes after fusing; 1 where there is none."""
+    extents = [anchor.stage.spatial[position].extent for position in anchor.rows]
+    if fused > 1:
+        extents = [*extents[:-fused], prod(extents[-fused:])]
+    return (extents[-2] if len(extents) > 1 else 1, extents[-1] if extents else 1)
+
+
+def column_vectors(anchor: Anchor) -> int:
+    """Return how many vectors the tiled column axis has (a partial one counts)."""
+    position = anchor.columns[column_axis(anchor)]
+    extent = anchor.stage.spatial[position].extent
+    if position == len(anchor.stage.spatial) - 1:
+        return tile_count(extent, anchor.lanes)
+    return extent
+
+
+def tiles_that_fit(registers: int) -> Iterator[tuple[int, int]]:
+    """Yield (rows, column vectors) whose accumulators and operands fit the register file."""
+    for vectors in (1, 2, 3, 4, 6, 8, 12):
+        # One register per column vector, one for the broadcast element; with one column vector
+        # the broadcast is folded into the multiply-add, but LLVM needs a spare.
+        operands = 3 if vectors == 1 else vectors + 1
+        for rows in range(1, (registers - operands) // vectors + 1):
+            yield rows, vectors
+
+
+def choose_tile(
+    anchor: Anchor, target: Target, fused: int, whole_rows: bool
+) -> tuple[tuple[int, int], int]:
+    """Return (row tile, column vectors) with the least modelled cycles.
+
+    Args:
+        anchor: what is computed.
+        target: registers and so on.
+        fused: trailing row axes walked as one.
+        whole_rows: a tile may span several whole rows of the second last row axis.
+    """
+    outer, inner = row_extents(anchor, fused)
+    vectors_total = column_vectors(anchor)
+    depth = prod(axis.extent for axis in anchor.stage.reduction)
+    best: tuple[float, tuple[int, int], int] | None = None
+    for rows, vectors in tiles_that_fit(target.vector_registers):
+        shapes = [(1, rows)] if rows <= inner else []
+        if whole_rows and outer > 1 and rows > inner and rows % inner == 0:
+            shapes.append((min(rows // inner, outer), inner))
+        if vectors > vectors_total:
+            continue
+        for shape in shapes:
+            cycles = _cycles((outer, inner), shape, vectors_total, vectors, depth)
+            if best is None or cycles < best[0] * 0.999:
+                best = (cycles, shape, vectors)
+    assert best is not None, "a tile of one row and one vector always fits"
+    return best[1], best[2]
+
+
+def _cycles(
+    extents: tuple[int, int], tile: tuple[int, int], vectors: int, per_tile: int, depth: int
+) -> float:
+    """Return the modelled cycles of all tiles of one image."""
+    total = 0.0
+    codes = 0
+    for outer in partition(extents[0], tile[0]):
+        for inner in partition(extents[1], tile[1]):
+            for column in partition(vectors, per_tile):
+                rows = outer.size * inner.size
+                count = outer.count * inner.count * column.count
+                total += count * _tile_cycles(rows, column.size, depth)
+                codes += rows * column.size
+    # Every tile size is code of its own, which costs compile time and instruction cache.
+    return total * (1 + codes * 1e-4)
+
+
+def _tile_cycles(rows: int, vectors: int, depth: int) -> float:
+    cells = rows * vectors
+    step = max(
+        cells / _FMA_PER_CYCLE,
+        (rows + vectors) / _LOADS_PER_CYCLE,
+        # A reduction may be split into chains, so latency counts only half.
+        _FMA_LATENCY / 2 if cells < _FMA_PER_CYCLE * _FMA_LATENCY else 0,
+    )
+    # Weights stream from the second cache level and are used once for each row.
+    step += _STREAM_CYCLES * vectors
+    if vectors == 1:
+        # Each multiply-add has a memory operand of its own: measured 4% slower.
+        step *= 1.04
+    return depth * step + _TILE_OVERHEAD + _STORE_CYCLES * cells
+
+
+def padding_is_clipped(anchor: Anchor) -> bool:
+    """Tell whether padding can and should be left out of the loops rather than materialised."""
+    padded = [access for access in anchor.accesses if access.pad is not None]
+    if not padded:
+        return False
+    for access in padded:
+        clips = read_clips(access, anchor)
+        if not clips:
+            return False
+        inner = anchor.rows[-1] if anchor.rows else -1
+        for clip in clips:
+            extent = anchor.stage.reduction[clip.reduction].extent
+            if clip.spatial == inner and extent > _MAX_WRITTEN_OUT:
+                return False
+            if clip.spatial is not None and clip.spatial not in anchor.rows:
+                return False
+    return True
+
+
+def window_reductions(anchor: Anchor) -> tuple[int, ...]:
+    """Return the reduction axes that slide along the innermost padded row axis."""
+    found = set()
+    for access in anchor.accesses:
+        if access.pad is None:
+            continue
+        for clip in read_clips(access, anchor) or []:
+            if anchor.rows and clip.spatial == anchor.rows[-1]:
+                found.add(clip.reduction)
+    return tuple(sorted(found))
+
+
+def choose_row_block(
+    anchor: Anchor, target: Target, fused: int, row_tile: tuple[int, int], vectors: int
+) -> int:
+    """Return how many row tiles a task has.
+
+    As many as keep a task's data and its panel of weights in the second cache level, where
+    weights are read once for each block; one, where all weights fit anyway; fewer, where the
+    cores would not get an even share.
+    """
+    stage = anchor.stage
+    depth = prod(axis.extent for axis in stage.reduction)
+    row_axes = [stage.spatial[position].extent for position in anchor.rows]
+    rows_total = prod(row_axes)
+    outer, inner = row_extents(anchor, fused)
+    tiles = (
+        rows_total
+        // (outer * inner)
+        * tile_count(outer, row_tile[0])
+        * tile_count(inner, row_tile[1])
+    )
+    panel = depth * vectors * anchor.lanes * _FLOAT_BYTES
+    columns = prod(stage.spatial[position].extent for position in anchor.columns)
+    weights = depth * columns * _FLOAT_BYTES
+    data = _data_elements(anchor) * _FLOAT_BYTES
+    room = _CACHE_SHARE * target.l2_bytes
+    if data + panel <= room:
+        block = tiles
+    elif weights <= room:
+        block = 1
+    else:
+        block = max(1, int(tiles * max(room - panel, room / 4) / data))
+    column_tiles = max(1, -(-columns // (vectors * anchor.lanes)))
+    batch = prod(stage.spatial[position].extent for position in anchor.batch)
+    return _even_tasks(tiles, block, batch * column_tiles, target.cores)
+
+
+def _data_elements(anchor: Anchor) -> int:
+    """Return how many elements one batch index of the data operand has, about."""
+    access = next(a for a in anchor.accesses if not a.vector or a is anchor.accesses[0])
+    batch = prod(
+        anchor.stage.spatial[p].extent
+        for p in anchor.batch
+        if anchor.stage.spatial[p].var in access.offset.coefficients
+    )
+    return max(1, prod(int(extent) for extent in access.buffer.shape) // max(1, batch))
+
+
+def _even_tasks(tiles: int, block: int, others: int, cores: int) -> int:
+    """Lower a block until the tasks divide over the cores within 10%."""
+    while block > 1:
+        tasks = tile_count(tiles, block) * others
+        share = tile_count(tasks, cores) * cores / tasks
+        # A last block that is short also costs balance.
+        if share <= 1.1 and (tiles % block == 0 or tile_count(tiles, block) >= 4 * cores):
+            return block
+        block = tile_count(tiles, tile_count(tiles, block) + 1) if block > 2 else 1
+    return 1
