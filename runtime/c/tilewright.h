@@ -82,6 +82,7 @@ typedef struct tilewright_api {
   int (*context_destroy)(tilewright_context *context);
   int (*context_threads)(tilewright_context *context);
   int (*run)(tilewright_context *context, const void *const *inputs, void *const *outputs);
+  /* For profiles: seconds takes 1 + num_calls readings of a clock, the first before any call. */
   uint32_t (*num_calls)(void *model);
   int (*run_timed)(tilewright_context *context, const void *const *inputs, void *const *outputs,
                    double *seconds);

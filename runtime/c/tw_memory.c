@@ -21,8 +21,6 @@ typedef union tw_header {
   char padding[TW_ALIGNMENT];
 } tw_header;
 
-static _Thread_local tw_scratch *current;
-
 static size_t round_up(size_t bytes, size_t multiple) {
   return (bytes + multiple - 1) / multiple * multiple;
 }
@@ -37,8 +35,6 @@ void *tw_map(size_t bytes) {
 void tw_unmap(void *memory, size_t bytes) {
   if (memory) munmap(memory, bytes);
 }
-
-void tw_scratch_bind(tw_scratch *scratch) { current = scratch; }
 
 static void release_overflow(tw_scratch *scratch) {
   while (scratch->overflow) {
@@ -75,7 +71,7 @@ void tw_scratch_reset(tw_scratch *scratch) {
 
 static void *allocate(int device_type, int device_id, uint64_t bytes, int code, int bits) {
   (void)device_type, (void)device_id, (void)code, (void)bits;
-  tw_scratch *scratch = current;
+  tw_scratch *scratch = tw_this_thread()->scratch;
   if (!scratch || bytes > SIZE_MAX / 2) {
     tw_fail("a kernel asked for %llu bytes of scratch memory outside a run",
             (unsigned long long)bytes);
@@ -110,7 +106,7 @@ static void *allocate(int device_type, int device_id, uint64_t bytes, int code, 
 
 static int release(int device_type, int device_id, void *memory) {
   (void)device_type, (void)device_id;
-  tw_scratch *scratch = current;
+  tw_scratch *scratch = tw_this_thread()->scratch;
   tw_header *header = (tw_header *)memory - 1;
   /* Kernels free in reverse order; a block freed out of order stays until all are free. */
   if (!header->block.overflow &&

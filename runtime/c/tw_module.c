@@ -39,14 +39,13 @@ struct tilewright_context {
   atomic_flag busy;
 };
 
-static _Thread_local char error_text[1024];
-
-static const char *get_error(void) { return error_text; }
+static const char *get_error(void) { return tw_this_thread()->error; }
 
 int tw_fail(const char *format, ...) {
   va_list arguments;
+  tw_thread_state *self = tw_this_thread();
   va_start(arguments, format);
-  vsnprintf(error_text, sizeof error_text, format, arguments);
+  vsnprintf(self->error, sizeof self->error, format, arguments);
   va_end(arguments);
   return -1;
 }
@@ -55,9 +54,11 @@ int tw_fail(const char *format, ...) {
 __attribute__((visibility("hidden"))) void TVMFFIErrorSetRaisedFromCStrParts(const char *kind,
                                                                              const char **parts,
                                                                              int32_t count) {
-  size_t used = (size_t)snprintf(error_text, sizeof error_text, "%s: ", kind);
-  for (int32_t i = 0; i < count && used < sizeof error_text; ++i)
-    used += (size_t)snprintf(error_text + used, sizeof error_text - used, "%s", parts[i]);
+  tw_thread_state *self = tw_this_thread();
+  size_t size = sizeof self->error;
+  size_t used = (size_t)snprintf(self->error, size, "%s: ", kind);
+  for (int32_t i = 0; i < count && used < size; ++i)
+    used += (size_t)snprintf(self->error + used, size - used, "%s", parts[i]);
 }
 
 /* ---- open and close ---- */
@@ -128,6 +129,10 @@ static void *open_model(const char *path, uint32_t flags) {
   const tw_program *program = &tw_main_program;
   char missing[512];
   tilewright_trailer trailer;
+  if (tw_thread_state_init() != 0) {
+    tw_fail("too many modules are loaded: the process has no pthread key left");
+    return NULL;
+  }
   if (tw_cpu_missing(program->cpu_features, missing, sizeof missing)) {
     tw_fail("this CPU lacks what the module was compiled for: %s; compile it for a target that "
             "this CPU has",
@@ -282,12 +287,13 @@ static int run_program(tilewright_context *context, double *seconds) {
                     .outputs = context->outputs,
                     .seconds = seconds};
   if (tw_pool_enter(context->pool) != 0) return -1;
-  error_text[0] = '\0';
+  char *error = tw_this_thread()->error;
+  error[0] = '\0';
   int failed = model->program->run(&frame);
   tw_pool_leave(failed);
   if (!failed) return 0;
-  char reason[512];
-  snprintf(reason, sizeof reason, "%s", error_text[0] ? error_text : "unknown reason");
+  char reason[sizeof tw_this_thread()->error];
+  snprintf(reason, sizeof reason, "%s", error[0] ? error : "unknown reason");
   return tw_fail("operator '%s' failed: %s", model->program->call_labels[failed - 1], reason);
 }
 

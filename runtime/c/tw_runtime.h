@@ -18,6 +18,18 @@ int tw_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
  * separated by spaces; returns how many. */
 int tw_cpu_missing(const char *const *required, char *missing, size_t size);
 
+/* ---- tw_thread_state.c ---- */
+
+typedef struct tw_thread_state {
+  struct tw_pool *pool;       /* of the run that this thread is in; NULL outside and in tasks */
+  struct tw_scratch *scratch; /* of the run or worker */
+  char error[1024];
+} tw_thread_state;
+
+/* To be called first; nonzero if the process has no room for another pthread key. */
+int tw_thread_state_init(void);
+tw_thread_state *tw_this_thread(void);
+
 /* ---- tw_memory.c ---- */
 
 /* Zeroed memory aligned to at least a page, in huge pages where that pays; NULL if there is none. */
@@ -36,8 +48,6 @@ typedef struct tw_scratch {
   struct tw_block *overflow;
 } tw_scratch;
 
-/* Make `scratch` the one that kernels on this thread use. */
-void tw_scratch_bind(tw_scratch *scratch);
 void tw_scratch_reset(tw_scratch *scratch); /* forget all blocks handed out */
 void tw_scratch_release(tw_scratch *scratch);
 
@@ -66,7 +76,7 @@ typedef struct tw_frame {
   const char *weights;
   void *const *inputs;
   void *const *outputs;
-  double *seconds; /* per call, or NULL */
+  double *seconds; /* NULL, or the clock before the first and after each call */
 } tw_frame;
 
 double tw_now(void);

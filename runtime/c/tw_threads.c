@@ -1,8 +1,11 @@
 /* tw_threads.c - the threads of one context: they wait a moment spinning, then asleep.
  *
- * A launch publishes a job, bumps `epoch` and runs task 0 itself; every worker takes part in every
- * launch, so a job cannot be overwritten while a worker still reads it. Both sides sleep on
- * futexes only after SPIN_SECONDS, because waking a thread costs more than most kernels.
+ * A launch publishes a job and bumps `epoch`. The tasks of thread i, its share, are run by thread
+ * i if it is awake; the caller runs share 0 and then every share that nobody has started, so a
+ * worker that sleeps, or has lost its processor, delays nothing. A share is claimed by setting
+ * the worker's `claimed` to the epoch. Who succeeds may read the job: the caller cannot go on to
+ * the next one before that share is done. Both sides sleep on futexes only after SPIN_SECONDS,
+ * because waking a thread costs more than most kernels.
  */
 #define _GNU_SOURCE
 #include <linux/futex.h>
@@ -29,6 +32,7 @@ typedef struct tw_task_env {
 typedef int (*tw_task)(int task, tw_task_env *env, void *data);
 
 typedef struct tw_worker {
+  _Alignas(64) atomic_uint claimed; /* the last epoch in which this share was claimed */
   struct tw_pool *pool;
   int index;
   pthread_t thread;
@@ -44,15 +48,14 @@ struct tw_pool {
   tw_task task;
   void *data;
   int32_t num_task;
-  int stop;
+  atomic_int stop;
   _Alignas(64) atomic_uint epoch;
   atomic_uint sleepers;
-  _Alignas(64) atomic_uint pending; /* workers that have not finished the job */
+  _Alignas(64) atomic_uint pending; /* shares that are not done */
   atomic_uint waiting; /* the caller sleeps until pending is 0 */
   atomic_int failed;
 };
 
-static _Thread_local tw_pool *current; /* NULL outside a run and inside a task */
 static atomic_uint fork_count;
 
 double tw_now(void) {
@@ -98,8 +101,15 @@ static int spin_until_change(atomic_uint *word, unsigned value) {
   }
 }
 
-/* Run the tasks of one thread: its own index, and further ones if there are more tasks. */
-static void run_tasks(tw_pool *pool, int index) {
+/* Claim a share of the job of `epoch`; false if it is taken, or the job is already done. */
+static int claim(tw_worker *worker, unsigned epoch) {
+  unsigned last = atomic_load_explicit(&worker->claimed, memory_order_relaxed);
+  return (int)(last - epoch) < 0 &&
+         atomic_compare_exchange_strong(&worker->claimed, &last, epoch);
+}
+
+/* Run a share: the tasks index, index + threads, ... */
+static void run_share(tw_pool *pool, int index) {
   tw_task_env env = {NULL, pool->num_task};
   for (int task = index; task < pool->num_task; task += pool->threads)
     if (pool->task(task, &env, pool->data) != 0)
@@ -110,29 +120,42 @@ static void *work(void *argument) {
   tw_worker *worker = argument;
   tw_pool *pool = worker->pool;
   unsigned seen = 0;
-  tw_scratch_bind(&pool->scratch[worker->index]);
+  tw_this_thread()->scratch = &pool->scratch[worker->index];
   for (;;) {
     while (!spin_until_change(&pool->epoch, seen)) {
       atomic_fetch_add(&pool->sleepers, 1);
       futex_wait(&pool->epoch, seen);
       atomic_fetch_sub(&pool->sleepers, 1);
-      if (atomic_load_explicit(&pool->epoch, memory_order_acquire) != seen) break;
     }
-    seen += 1; /* the caller waits for all workers, so epoch cannot be further */
-    if (pool->stop) return NULL;
-    run_tasks(pool, worker->index);
+    seen = atomic_load(&pool->epoch);
+    if (atomic_load(&pool->stop)) return NULL;
+    if (!claim(worker, seen)) continue;
+    run_share(pool, worker->index);
     if (atomic_fetch_sub(&pool->pending, 1) == 1 && atomic_load(&pool->waiting))
       futex_wake(&pool->pending, 1);
   }
 }
 
-static void publish(tw_pool *pool) {
-  atomic_fetch_add(&pool->epoch, 1);
+static unsigned publish(tw_pool *pool) {
+  unsigned epoch = atomic_fetch_add(&pool->epoch, 1) + 1;
   if (atomic_load(&pool->sleepers)) futex_wake(&pool->epoch, pool->threads);
+  return epoch;
+}
+
+static void wait_for_workers(tw_pool *pool) {
+  for (;;) {
+    unsigned pending = atomic_load_explicit(&pool->pending, memory_order_acquire);
+    if (pending == 0) return;
+    if (spin_until_change(&pool->pending, pending)) continue;
+    atomic_store(&pool->waiting, 1);
+    futex_wait(&pool->pending, pending);
+    atomic_store(&pool->waiting, 0);
+  }
 }
 
 static int launch(tw_task task, void *data, int num_task) {
-  tw_pool *pool = current;
+  tw_thread_state *self = tw_this_thread();
+  tw_pool *pool = self->pool;
   int failed = 0;
   if (!pool || pool->threads == 1) {
     tw_task_env env = {NULL, num_task > 0 ? num_task : 1};
@@ -143,25 +166,23 @@ static int launch(tw_task task, void *data, int num_task) {
   pool->data = data;
   pool->num_task = num_task > 0 ? num_task : pool->threads;
   atomic_store_explicit(&pool->failed, 0, memory_order_relaxed);
-  atomic_store_explicit(&pool->pending, (unsigned)pool->started, memory_order_relaxed);
-  publish(pool);
-  current = NULL; /* a launch inside a task runs on its own thread */
-  run_tasks(pool, 0);
-  current = pool;
-  for (;;) {
-    unsigned pending = atomic_load_explicit(&pool->pending, memory_order_acquire);
-    if (pending == 0) break;
-    if (spin_until_change(&pool->pending, pending)) continue;
-    atomic_store(&pool->waiting, 1);
-    futex_wait(&pool->pending, pending);
-    atomic_store(&pool->waiting, 0);
+  atomic_store_explicit(&pool->pending, (unsigned)pool->threads - 1, memory_order_relaxed);
+  unsigned epoch = publish(pool);
+  self->pool = NULL; /* a launch inside a task runs on its own thread */
+  run_share(pool, 0);
+  for (int i = 1; i < pool->threads; ++i) {
+    if (!claim(&pool->workers[i], epoch)) continue;
+    run_share(pool, i);
+    atomic_fetch_sub(&pool->pending, 1);
   }
+  self->pool = pool;
+  wait_for_workers(pool);
   if (!atomic_load_explicit(&pool->failed, memory_order_relaxed)) return 0;
   return tw_fail("a task of a parallel kernel failed; is there enough memory?");
 }
 
 static void stop_workers(tw_pool *pool) {
-  pool->stop = 1;
+  atomic_store(&pool->stop, 1);
   publish(pool);
   for (int i = 1; i <= pool->started; ++i) pthread_join(pool->workers[i].thread, NULL);
   pool->started = 0;
@@ -169,7 +190,7 @@ static void stop_workers(tw_pool *pool) {
 
 static int start_workers(tw_pool *pool) {
   pthread_attr_t attributes;
-  pool->stop = 0;
+  atomic_store(&pool->stop, 0);
   pool->started = 0;
   atomic_store(&pool->epoch, 0);
   atomic_store(&pool->sleepers, 0);
@@ -180,6 +201,7 @@ static int start_workers(tw_pool *pool) {
     tw_worker *worker = &pool->workers[i];
     worker->pool = pool;
     worker->index = i;
+    atomic_store(&worker->claimed, 0);
     error = pthread_create(&worker->thread, &attributes, work, worker);
     if (!error) pool->started = i;
   }
@@ -208,7 +230,7 @@ tw_pool *tw_pool_create(int threads) {
   }
   memset(pool, 0, sizeof *pool);
   pool->threads = threads;
-  pool->workers = calloc((size_t)threads, sizeof *pool->workers);
+  pool->workers = aligned_alloc(64, (size_t)threads * sizeof *pool->workers);
   pool->scratch = calloc((size_t)threads, sizeof *pool->scratch);
   if (!pool->workers || !pool->scratch) {
     tw_fail("out of memory");
@@ -231,29 +253,33 @@ int tw_pool_enter(tw_pool *pool) {
   if (pool->fork_count != atomic_load_explicit(&fork_count, memory_order_relaxed) &&
       start_workers(pool) != 0)
     return -1;
-  current = pool;
-  tw_scratch_bind(&pool->scratch[0]);
+  tw_thread_state *self = tw_this_thread();
+  self->pool = pool;
+  self->scratch = &pool->scratch[0];
   return 0;
 }
 
 void tw_pool_leave(int failed) {
+  tw_thread_state *self = tw_this_thread();
+  tw_pool *pool = self->pool;
   if (failed)
-    for (int i = 0; i < current->threads; ++i) tw_scratch_reset(&current->scratch[i]);
-  current = NULL;
-  tw_scratch_bind(NULL);
+    for (int i = 0; i < pool->threads; ++i) tw_scratch_reset(&pool->scratch[i]);
+  self->pool = NULL;
+  self->scratch = NULL;
 }
 
 static void after_fork_in_child(void) { atomic_fetch_add(&fork_count, 1); }
 
+static int fork_error;
+
+static void prepare_for_fork(void) {
+  fork_error = pthread_atfork(NULL, NULL, after_fork_in_child);
+}
+
 int tw_threads_init(void) {
-  static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-  static int done;
-  int error = 0;
-  pthread_mutex_lock(&mutex);
-  if (!done) error = pthread_atfork(NULL, NULL, after_fork_in_child);
-  done = !error;
-  pthread_mutex_unlock(&mutex);
-  return error ? tw_fail("cannot prepare for fork: %s", strerror(error)) : 0;
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, prepare_for_fork);
+  return fork_error ? tw_fail("cannot prepare for fork: %s", strerror(fork_error)) : 0;
 }
 
 /* The slot through which TVM's code calls; its own definition of it is weak. */

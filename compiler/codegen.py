@@ -1,0 +1,136 @@
+"""Machine code for kernels: scheduled PrimFuncs become one relocatable ELF object.
+
+A kernel is emitted as a plain C function, `int tw_kernel_<name>(void *, ...)`, one pointer per
+parameter, 0 on success. TVM's packed calling convention is left out: shapes and types are static
+and checked when a `Program` is made, so checking them again in every call would only cost time.
+
+The object needs `__TVMBackendParallelLaunch`, `__TVMBackendAllocWorkspace` and
+`__TVMBackendFreeWorkspace`, which the C runtime of a module supplies.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.tirx import PrimFunc
+from tvm.tirx.stmt import AttrStmt, DeclBuffer, Return, SeqStmt
+
+from tilewright.compiler.passes.vector_math import lower_vector_math
+from tilewright.compiler.targets import Target
+from tilewright.errors import CompileError
+
+KERNEL_PREFIX = "tw_kernel_"
+
+_CPU_DEVICE_TYPE = 1
+
+
+def build_object(kernels: Mapping[str, PrimFunc], target: Target) -> bytes:
+    """Compile `kernels` for `target` and return one relocatable ELF object.
+
+    Raises:
+        CompileError: TVM or LLVM refused a kernel.
+    """
+    try:
+        module = _generate(kernels, target)
+        with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
+            path = Path(folder, "kernels.o")
+            module.write_to_file(str(path), "o")
+            return path.read_bytes()
+    except (tvm.error.InternalError, RuntimeError, ValueError, TypeError) as error:
+        names = ", ".join(kernels)
+        raise CompileError(f"code generation failed for kernels {names}: {error}") from error
+
+
+def assembly(kernels: Mapping[str, PrimFunc], target: Target) -> str:
+    """Return the assembly text that `build_object` would assemble, for reading and for tests."""
+    return str(_generate(kernels, target).inspect_source("asm"))
+
+
+def _generate(kernels: Mapping[str, PrimFunc], target: Target) -> tvm.runtime.Module:
+    tvm_target = target.tvm_target()
+    functions = {name: _prepare(name, func) for name, func in kernels.items()}
+    module = tirx.transform.BindTarget(tvm_target.with_host(tvm_target))(tvm.IRModule(functions))
+    with tvm.transform.PassContext(config={"tirx.disable_assert": True}):
+        module = _lowering()(module)
+    build = tvm.get_global_func("target.build.llvm")
+    return build(module, tvm_target)
+
+
+def _prepare(name: str, func: PrimFunc) -> PrimFunc:
+    """Lower math functions, give the kernel its symbol, and promise that buffers are distinct."""
+    func = lower_vector_math(func)
+    return func.with_attr("global_symbol", KERNEL_PREFIX + name).with_attr("tirx.noalias", True)
+
+
+def _lowering() -> tvm.ir.transform.Sequential:
+    """Return TVM's lowering of scheduled TIR for CPUs, with our calling convention at its end."""
+    s, t = s_tir.transform, tirx.transform
+    return tvm.ir.transform.Sequential(
+        [
+            # blocks and buffers
+            s.CanonicalizeLoop(),
+            s.LowerInitBlock(),
+            s.PlanAndUpdateBufferAllocationLocation(),
+            s.ConvertBlocksToOpaque(),
+            s.CompactBufferAllocation(),
+            s.LowerMatchBuffer(),
+            s.StmtSimplify(),
+            s.AnnotateIrregularLoop(),
+            s.LowerOpaqueBlock(),
+            t.FlattenBuffer(),
+            t.BF16ComputeLegalize(),
+            t.NarrowDataType(32),
+            # loops
+            s.LoopPartition(),
+            t.VectorizeLoop(True),
+            t.StorageRewrite(),
+            s.HoistIfThenElse(),
+            t.UnrollLoop(),
+            s.RenormalizeSplitPattern(),
+            t.StmtSimplify(),
+            t.RemoveNoOp(),
+            s.RewriteUnsafeSelect(),
+            t.CommonSubexprElim(),
+            # functions
+            t.FP8ComputeLegalize(),
+            t.VerifyMemory(),
+            MakePlainFunction(),
+            t.SkipAssert(),
+            t.FP8StorageLegalize(),
+            t.BF16StorageLegalize(),
+            t.LowerTVMBuiltin(),
+            t.LowerIntrin(),
+        ]
+    )
+
+
+@tirx.transform.prim_func_pass(opt_level=0)
+class MakePlainFunction:
+    """Turn buffer parameters into pointers: f(A: Buffer, ...) -> int32 f(A_data: handle, ...)."""
+
+    def transform_function(
+        self, func: PrimFunc, _module: tvm.IRModule, _context: tvm.transform.PassContext
+    ) -> PrimFunc:
+        """Rewrite one function."""
+        pointers = []
+        declarations = []
+        for param in func.params:
+            pointer_type = tvm.ir.PointerType(tvm.ir.PrimType(param.dtype), "global")
+            pointer = tirx.Var(f"{param.name}_data", pointer_type)
+            pointers.append(pointer)
+            declarations.append(DeclBuffer(param, data=pointer))
+        body = func.body
+        # LowerTVMBuiltin needs to know where temporary buffers live.
+        for key, value in (("device_id", 0), ("device_type", _CPU_DEVICE_TYPE)):
+            body = AttrStmt("default", key, tirx.IntImm("int32", value), body)
+        success = Return(tirx.IntImm("int32", 0))
+        return PrimFunc(
+            pointers,
+            SeqStmt([*declarations, body, success]),
+            ret_type=tvm.ir.PrimType("int32"),
+            attrs=func.attrs,
+        )

@@ -1,0 +1,148 @@
+"""The generated C entry of a module: a flat sequence of kernel calls over static addresses."""
+
+from __future__ import annotations
+
+import json
+
+from tilewright.compiler.codegen import KERNEL_PREFIX
+from tilewright.compiler.memory import Location, MemoryPlan
+from tilewright.compiler.program import Program, TensorSpec, item_bytes
+
+_SPACES = {"input": "inputs", "output": "outputs"}
+
+
+def generate_entry(program: Program, plan: MemoryPlan, cpu_features: tuple[str, ...]) -> str:
+    """Return the C source that runs `program` and describes it to the C runtime."""
+    parts = [
+        '#include <string.h>\n\n#include "tw_runtime.h"\n',
+        _declarations(program),
+        _run_function(program, plan),
+        _string_table("cpu_features", (*cpu_features, None)),
+        _string_table("call_labels", tuple(call.label for call in program.calls) or (None,)),
+        _tensor_table("inputs", program.input_specs),
+        _tensor_table("outputs", program.output_specs),
+        _program_table(program, plan),
+    ]
+    return "\n".join(parts)
+
+
+def _declarations(program: Program) -> str:
+    lines = []
+    for name in sorted({call.kernel for call in program.calls}):
+        count = len(program.kernels[name].params)
+        lines.append(f"extern int {KERNEL_PREFIX}{name}({', '.join(['const void *'] * count)});")
+    return "\n".join(lines) + "\n"
+
+
+def _run_function(program: Program, plan: MemoryPlan) -> str:
+    """Return the function of all calls; it gives 0, or 1 + the index of the call that failed."""
+    lines = [
+        "#define CALL(index, call) \\",
+        "  if (call) return index + 1; \\",
+        "  if (frame->seconds) frame->seconds[index + 1] = tw_now();\n",
+        "static int run(const tw_frame *frame) {",
+        "  char *const arena = frame->arena;",
+        "  const char *const weights = frame->weights;",
+        "  void *const *const inputs = frame->inputs;",
+        "  void *const *const outputs = frame->outputs;",
+        "  (void)arena, (void)weights, (void)inputs, (void)outputs;",
+        "  if (frame->seconds) frame->seconds[0] = tw_now();",
+    ]
+    for index, call in enumerate(program.calls):
+        arguments = ", ".join(_address(plan.locations[tensor_id]) for tensor_id in call.args)
+        lines.append(f"  CALL({index}, {KERNEL_PREFIX}{call.kernel}({arguments}))")
+    for tensor_id, output in plan.copies:
+        size_bytes = program.tensors[tensor_id].size_bytes
+        source = _address(plan.locations[tensor_id])
+        lines.append(f"  memcpy(outputs[{output}], {source}, {size_bytes}u);")
+    lines += ["  return 0;", "}\n"]
+    return "\n".join(lines)
+
+
+def _address(location: Location) -> str:
+    if location.space in _SPACES:
+        return f"{_SPACES[location.space]}[{location.index}]"
+    return f"{location.space} + {location.offset}u"
+
+
+def _c_string(text: str | None) -> str:
+    """Return a C literal; all but plain ASCII is written as octal escapes of its UTF-8 bytes."""
+    if text is None:
+        return "NULL"
+    plain = set(range(32, 127)) - {ord('"'), ord("\\"), ord("?")}
+    body = "".join(chr(b) if b in plain else f"\\{b:03o}" for b in text.encode())
+    return f'"{body}"'
+
+
+def _string_table(name: str, texts: tuple[str | None, ...]) -> str:
+    items = ",\n".join(f"    {_c_string(text)}" for text in texts)
+    return f"static const char *const {name}[] = {{\n{items},\n}};\n"
+
+
+def _tensor_table(name: str, specs: tuple[TensorSpec, ...]) -> str:
+    shapes = []
+    rows = []
+    for index, spec in enumerate(specs):
+        size_bytes = item_bytes(spec.dtype)
+        for extent in spec.shape:
+            size_bytes *= extent
+        extents = ", ".join(str(extent) for extent in spec.shape) or "0"
+        shapes.append(f"static const int64_t {name}_shape_{index}[] = {{{extents}}};\n")
+        rows.append(
+            f"    {{{_c_string(spec.name)}, {_c_string(spec.dtype)}, {name}_shape_{index}, "
+            f"{len(spec.shape)}u, {size_bytes}u}},\n"
+        )
+    if not rows:
+        rows = ["    {NULL, NULL, NULL, 0u, 0u},\n"]
+    table = f"static const tilewright_tensor {name}_table[] = {{\n{''.join(rows)}}};\n"
+    return "".join(shapes) + table
+
+
+def _program_table(program: Program, plan: MemoryPlan) -> str:
+    fields = {
+        "cpu_features": "cpu_features",
+        "num_inputs": f"{len(program.inputs)}u",
+        "num_outputs": f"{len(program.outputs)}u",
+        "num_calls": f"{len(program.calls)}u",
+        "inputs": "inputs_table",
+        "outputs": "outputs_table",
+        "call_labels": "call_labels",
+        "arena_bytes": f"{plan.arena_bytes}u",
+        "payload_bytes": f"{plan.weights_bytes}u",
+        "run": "run",
+    }
+    body = "".join(f"    .{field} = {value},\n" for field, value in fields.items())
+    return f"const tw_program tw_main_program = {{\n{body}}};\n"
+
+
+def describe(
+    program: Program,
+    plan: MemoryPlan,
+    target: dict[str, object],
+    cpu_features: tuple[str, ...],
+    meta: dict[str, object],
+) -> str:
+    """Return the description of a module as JSON.
+
+    `entries` is a list, so that one module can hold the same model for several input shapes.
+    """
+    entry = {
+        "name": "main",
+        "inputs": [_spec_json(spec) for spec in program.input_specs],
+        "outputs": [_spec_json(spec) for spec in program.output_specs],
+        "calls": [{"label": call.label, "kernel": call.kernel} for call in program.calls],
+        "arena_bytes": plan.arena_bytes,
+    }
+    description = {
+        "format": "tilewright-module",
+        **meta,
+        "target": target,
+        "cpu_features": list(cpu_features),
+        "weights_bytes": plan.weights_bytes,
+        "entries": [entry],
+    }
+    return json.dumps(description, indent=1, ensure_ascii=False)
+
+
+def _spec_json(spec: TensorSpec) -> dict[str, object]:
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}

@@ -1,0 +1,202 @@
+"""Where every tensor of a program lives: the caller's buffers, the weights, or the arena.
+
+Intermediates share one arena. Two of them may overlap if no call needs both; offsets are chosen
+largest first, each in the smallest gap that fits (Pisarchyk and Lee, "Efficient Memory Management
+for Deep Neural Net Inference", 2020, section 5.2). Every tensor starts at a multiple of 64 bytes
+and is followed by 64 bytes that belong to nobody else, so that a vector load past its end is safe.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tilewright.compiler.program import Program
+
+ALIGNMENT_BYTES = 64
+_TAIL_BYTES = 64
+
+Space = Literal["input", "output", "weights", "arena"]
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """The address of a tensor: byte `offset` in `space`; input and output buffers have an index."""
+
+    space: Space
+    index: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Addresses for a whole program.
+
+    Attributes:
+        locations: one per tensor of the program.
+        copies: (tensor id, output index) pairs to copy to the caller after the last call, because
+            the tensor could not be written in place: a constant, an input, or a second use.
+        arena_bytes: size of the arena.
+        peak_live_bytes: the largest sum of sizes needed at one call; no arena can be smaller.
+        weights: (offset, data) of each distinct constant, by rising offset.
+        weights_bytes: size of the region that holds the constants.
+    """
+
+    locations: tuple[Location, ...]
+    copies: tuple[tuple[int, int], ...]
+    arena_bytes: int
+    peak_live_bytes: int
+    weights: tuple[tuple[int, np.ndarray], ...]
+    weights_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """A block of `size_bytes` needed from call `first` to call `last`, both included."""
+
+    size_bytes: int
+    first: int
+    last: int
+
+    def overlaps(self, other: Lifetime) -> bool:
+        """Say whether some call needs both."""
+        return self.first <= other.last and other.first <= self.last
+
+
+def plan_memory(program: Program) -> MemoryPlan:
+    """Choose an address for every tensor of `program`."""
+    owners: dict[int, Location] = {}
+    for index, tensor_id in enumerate(program.inputs):
+        owners[program.storage_of(tensor_id)] = Location("input", index, 0)
+    copies = _place_outputs(program, owners)
+    weights, weights_bytes = _place_weights(program, owners)
+
+    lifetimes = _arena_lifetimes(program, owners, copies)
+    offsets = plan_offsets(list(lifetimes.values()))
+    for storage, offset in zip(lifetimes, offsets, strict=True):
+        owners[storage] = Location("arena", 0, offset)
+    ends = [at + block.size_bytes for at, block in zip(offsets, lifetimes.values(), strict=True)]
+    nowhere = Location("arena", 0, 0)  # never used by any call
+    return MemoryPlan(
+        locations=tuple(
+            owners.get(program.storage_of(index), nowhere) for index in range(len(program.tensors))
+        ),
+        copies=copies,
+        arena_bytes=max(ends, default=0),
+        peak_live_bytes=peak_live_bytes(list(lifetimes.values())),
+        weights=weights,
+        weights_bytes=weights_bytes,
+    )
+
+
+def plan_offsets(lifetimes: Sequence[Lifetime]) -> list[int]:
+    """Return an offset for each block such that blocks needed at the same call do not overlap."""
+    offsets = [0] * len(lifetimes)
+    placed: list[int] = []
+    order = sorted(range(len(lifetimes)), key=lambda i: (-lifetimes[i].size_bytes, i))
+    for current in order:
+        block = lifetimes[current]
+        taken = sorted(
+            (offsets[other], offsets[other] + lifetimes[other].size_bytes)
+            for other in placed
+            if block.overlaps(lifetimes[other])
+        )
+        offsets[current] = _smallest_gap(taken, block.size_bytes)
+        placed.append(current)
+    return offsets
+
+
+def _smallest_gap(taken: list[tuple[int, int]], size_bytes: int) -> int:
+    """Return the start of the smallest gap of `size_bytes` between sorted ranges, or their end."""
+    best_start, best_size = -1, 0
+    end = 0
+    for start, stop in taken:
+        gap = start - end
+        if gap >= size_bytes and (best_start < 0 or gap < best_size):
+            best_start, best_size = end, gap
+        end = max(end, stop)
+    return best_start if best_start >= 0 else end
+
+
+def peak_live_bytes(lifetimes: Sequence[Lifetime]) -> int:
+    """Return the largest number of bytes needed at the same call: a lower bound for any plan."""
+    change: dict[int, int] = {}
+    for block in lifetimes:
+        change[block.first] = change.get(block.first, 0) + block.size_bytes
+        change[block.last + 1] = change.get(block.last + 1, 0) - block.size_bytes
+    live = peak = 0
+    for call in sorted(change):
+        live += change[call]
+        peak = max(peak, live)
+    return peak
+
+
+def padded(size_bytes: int) -> int:
+    """Return the bytes to reserve for a tensor: its tail included, a multiple of the alignment."""
+    return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES + _TAIL_BYTES
+
+
+def _place_outputs(program: Program, owners: dict[int, Location]) -> tuple[tuple[int, int], ...]:
+    """Put computed outputs into the caller's buffers; return those that must be copied instead."""
+    copies = []
+    for index, tensor_id in enumerate(program.outputs):
+        storage = program.storage_of(tensor_id)
+        owner = program.tensors[storage]
+        fits = owner.size_bytes == program.tensors[tensor_id].size_bytes
+        if owner.kind in ("input", "constant") or storage in owners or not fits:
+            copies.append((tensor_id, index))
+        else:
+            owners[storage] = Location("output", index, 0)
+    return tuple(copies)
+
+
+def _place_weights(
+    program: Program, owners: dict[int, Location]
+) -> tuple[tuple[tuple[int, np.ndarray], ...], int]:
+    """Lay the constants out one after the other; equal bytes are stored once."""
+    used = {program.storage_of(index) for call in program.calls for index in call.args}
+    used |= {program.storage_of(index) for index in program.outputs}
+    by_content: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
+    weights: list[tuple[int, np.ndarray]] = []
+    end = 0
+    for index, tensor in enumerate(program.tensors):
+        if tensor.data is None or index not in used:
+            continue
+        raw = tensor.data.reshape(-1).view(np.uint8)
+        same = by_content.setdefault((raw.size, zlib.crc32(raw)), [])
+        offset = next((at for at, other in same if np.array_equal(raw, other)), None)
+        if offset is None:
+            offset = end
+            end += padded(raw.size)
+            same.append((offset, raw))
+            weights.append((offset, tensor.data))
+        owners[index] = Location("weights", 0, offset)
+    return tuple(weights), end
+
+
+def _arena_lifetimes(
+    program: Program, owners: dict[int, Location], copies: tuple[tuple[int, int], ...]
+) -> dict[int, Lifetime]:
+    """Return when each storage without an owner is needed, and how many bytes it takes."""
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for position, call in enumerate(program.calls):
+        for index in call.args:
+            storage = program.storage_of(index)
+            if storage not in owners:
+                first.setdefault(storage, position)
+                last[storage] = position
+    for tensor_id, _ in copies:
+        storage = program.storage_of(tensor_id)
+        if storage in first:
+            last[storage] = len(program.calls)
+    return {
+        storage: Lifetime(
+            padded(program.tensors[storage].size_bytes), first[storage], last[storage]
+        )
+        for storage in first
+    }

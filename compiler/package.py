@@ -1,0 +1,189 @@
+"""Write a program as one deployable file: code, weights, description.
+
+    program -> kernels.o + entry.c + runtime/c  --link-->  ELF shared object
+    ELF | zeros up to a page | weights | description (JSON) | trailer  --rename-->  model.so
+
+The weights are not linked: the runtime maps them from the file, read-only and shared. The trailer
+is described in runtime/c/tilewright.h.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata, resources
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from tilewright.compiler.codegen import build_object
+from tilewright.compiler.entry import describe, generate_entry
+from tilewright.compiler.features import required_features
+from tilewright.compiler.memory import plan_memory
+from tilewright.compiler.program import Program
+from tilewright.compiler.targets import Target
+from tilewright.compiler.toolchain import run_c_compiler
+from tilewright.errors import CompileError
+
+FORMAT_VERSION = 1
+_MAGIC = b"TWMODULE"
+_TRAILER = struct.Struct("<8sIIQQQQQIII")
+# A file offset must be a multiple of the page to be mapped; 64 KiB is the largest page in use.
+_PAYLOAD_ALIGNMENT_BYTES = 1 << 16
+_SOURCES = (
+    "tw_module.c",
+    "tw_threads.c",
+    "tw_thread_state.c",
+    "tw_memory.c",
+    "tw_cpu.c",
+)
+_EXPORTS = "{ global: tilewright_api; local: *; };\n"
+# No -march: this code must run on any processor of the family, to refuse the wrong one politely.
+_COMPILE_FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread")
+_LINK_FLAGS = (
+    *("-shared", "-Wl,-z,relro,-z,now,-z,noexecstack", "-Wl,--no-undefined", "-Wl,--strip-debug"),
+    "-Wl,--as-needed",
+)
+
+
+def package(
+    program: Program,
+    target: Target,
+    path: str | Path,
+    meta: Mapping[str, object] | None = None,
+) -> None:
+    """Compile `program` for `target` and write the module to `path`.
+
+    Args:
+        program: what to run.
+        target: the processor to run it on.
+        path: the file to write. It appears complete or not at all.
+        meta: further entries of the description, for instance the digest of the model.
+
+    Raises:
+        CompileError: a kernel or the linker failed, or the file cannot be written.
+        TargetError: there is no C compiler.
+    """
+    path = Path(path)
+    check_writable(path)
+    plan = plan_memory(program)
+    features = required_features(target)
+    used = {call.kernel for call in program.calls}
+    kernels = {name: func for name, func in program.kernels.items() if name in used}
+    code = link(
+        build_object(kernels, target) if kernels else None,
+        generate_entry(program, plan, features),
+    )
+    info = {"versions": _versions(), **(meta or {})}
+    description = describe(program, plan, json.loads(target.to_json()), features, info)
+    _write_file(path, code, plan.weights, plan.weights_bytes, description)
+
+
+def check_writable(path: Path) -> None:
+    """Fail early if `path` cannot become a file.
+
+    Raises:
+        CompileError: the directory is missing or read-only, or `path` is a directory.
+    """
+    if path.is_dir():
+        raise CompileError(f"cannot write '{path}': it is a directory")
+    probe = _temporary_beside(path)
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise CompileError(f"cannot write '{path}': {error.strerror}") from error
+
+
+def link(kernels: bytes | None, entry: str, extra_flags: Sequence[str] = ()) -> bytes:
+    """Compile the entry and the C runtime, link them with the kernels, return the shared object.
+
+    Args:
+        kernels: an ELF object, or None for a program without calls.
+        entry: C source from `generate_entry`.
+        extra_flags: for both compiling and linking, for instance a sanitizer.
+    """
+    sources = resources.files("tilewright.runtime") / "c"
+    with (
+        resources.as_file(sources) as source_dir,
+        tempfile.TemporaryDirectory(prefix="tilewright-") as folder,
+    ):
+        work = Path(folder)
+        (work / "entry.c").write_text(entry)
+        (work / "exports.map").write_text(_EXPORTS)
+        inputs = [work / "entry.c", *(source_dir / name for name in _SOURCES)]
+        if kernels is not None:
+            (work / "kernels.o").write_bytes(kernels)
+            inputs.append(work / "kernels.o")
+        run_c_compiler(
+            [
+                *(*_COMPILE_FLAGS, f"-I{source_dir}", *_LINK_FLAGS, *extra_flags),
+                *(f"-Wl,--version-script={work / 'exports.map'}", *inputs),
+                *("-lm", "-o", work / "module.so"),
+            ]
+        )
+        return (work / "module.so").read_bytes()
+
+
+def _versions() -> dict[str, str]:
+    names = ("tilewright", "apache-tvm", "apache-tvm-ffi")
+    return {name: metadata.version(name) for name in names}
+
+
+def _temporary_beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _write_file(
+    path: Path,
+    code: bytes,
+    weights: Iterable[tuple[int, np.ndarray]],
+    weights_bytes: int,
+    description: str,
+) -> None:
+    """Write all parts to a temporary file in the same directory, then rename it."""
+    temporary = _temporary_beside(path)
+    try:
+        with open(temporary, "xb") as file:
+            _write_parts(file, code, weights, weights_bytes, description.encode())
+        temporary.replace(path)
+    except OSError as error:
+        raise CompileError(f"cannot write '{path}': {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_parts(
+    file: BinaryIO,
+    code: bytes,
+    weights: Iterable[tuple[int, np.ndarray]],
+    weights_bytes: int,
+    description: bytes,
+) -> None:
+    payload_offset = -(-len(code) // _PAYLOAD_ALIGNMENT_BYTES) * _PAYLOAD_ALIGNMENT_BYTES
+    code += bytes(payload_offset - len(code))
+    file.write(code)
+    payload_crc, position = 0, 0
+    for offset, data in weights:
+        gap = bytes(offset - position)
+        raw = data.reshape(-1).view(np.uint8)
+        file.write(gap)
+        file.write(raw.data)
+        payload_crc = zlib.crc32(raw, zlib.crc32(gap, payload_crc))
+        position = offset + raw.size
+    rest = bytes(weights_bytes - position)
+    file.write(rest)
+    payload_crc = zlib.crc32(rest, payload_crc)
+    file.write(description)
+    description_offset = payload_offset + weights_bytes
+    trailer = _TRAILER.pack(
+        *(_MAGIC, FORMAT_VERSION, 0, payload_offset, weights_bytes, description_offset),
+        *(len(description), description_offset + len(description) + _TRAILER.size + 4),
+        *(zlib.crc32(code), payload_crc, zlib.crc32(description)),
+    )
+    file.write(trailer + struct.pack("<I", zlib.crc32(trailer)))

@@ -1,0 +1,202 @@
+"""Load a compiled module and run it on numpy arrays: ctypes and numpy, no TVM."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilewright.errors import ModuleError
+from tilewright.runtime.library import Context, Library, read_description
+
+ALIGNMENT_BYTES = 64
+THREADS_VARIABLE = "TILEWRIGHT_NUM_THREADS"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output: name, shape, numpy dtype name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype} {list(self.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
+class CallTime:
+    """Time of one operator call: its label, its kernel, median seconds over the rounds."""
+
+    label: str
+    kernel: str
+    seconds: float
+
+
+def default_threads() -> int:
+    """Return TILEWRIGHT_NUM_THREADS, or the number of processors this process may use.
+
+    Raises:
+        ModuleError: the variable is not a positive number.
+    """
+    text = os.environ.get(THREADS_VARIABLE, "").strip()
+    if not text:
+        return len(os.sched_getaffinity(0))
+    if not text.isdigit() or int(text) < 1:
+        raise ModuleError(f"{THREADS_VARIABLE} is '{text}', but must be a number from 1 up")
+    return int(text)
+
+
+def empty_aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return an uninitialised array whose data starts at a multiple of 64 bytes."""
+    dtype = np.dtype(dtype)
+    size_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.empty(size_bytes + ALIGNMENT_BYTES, dtype=np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT_BYTES
+    return raw[start : start + size_bytes].view(dtype).reshape(shape)
+
+
+class Module:
+    """A compiled model, ready to run.
+
+    Any number of threads may call one Module at once: each gets its own working memory and its own
+    `threads` worker threads, made at its first call and released when the thread ends.
+
+    Attributes:
+        path: the file.
+        threads: threads per call, the caller's included.
+        inputs: what to pass, in order.
+        outputs: what comes back, in order.
+        description: the module's description: target, CPU features, versions, digest, ...
+    """
+
+    def __init__(
+        self, path: str | Path, threads: int | None = None, verify_weights: bool | None = None
+    ) -> None:
+        """Load a module.
+
+        Args:
+            path: a file that tilewright compiled.
+            threads: threads per call; None takes TILEWRIGHT_NUM_THREADS, else all processors.
+            verify_weights: check the checksum of the weights; None does so below 64 MiB.
+
+        Raises:
+            ModuleError: not a module, damaged, or this CPU lacks a feature that it needs.
+        """
+        self.path = Path(path)
+        self.threads = default_threads() if threads is None else threads
+        if self.threads < 1:
+            raise ModuleError(f"threads is {threads}, but must be at least 1")
+        self.description = read_description(path, verify_weights)
+        entry = self.description["entries"][0]
+        self.inputs = tuple(_spec(item) for item in entry["inputs"])
+        self.outputs = tuple(_spec(item) for item in entry["outputs"])
+        self._calls = entry["calls"]
+        self._library = Library(path)
+        self._local = threading.local()
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Run once.
+
+        Args:
+            inputs: name -> array of the shape and dtype that `self.inputs` states. An array that
+                is C-contiguous and 64-byte aligned is used in place, any other is copied.
+
+        Returns:
+            name -> new array, one for each of `self.outputs`.
+
+        Raises:
+            ModuleError: an input is missing, unknown, or has the wrong shape or dtype.
+        """
+        arrays = self._check_names(inputs)
+        results = self._run(arrays)
+        return {spec.name: array for spec, array in zip(self.outputs, results, strict=True)}
+
+    def __call__(self, *arrays: Any) -> np.ndarray | tuple[np.ndarray, ...]:
+        """Run once on arrays in the order of `self.inputs`; one output comes as it is."""
+        if len(arrays) != len(self.inputs):
+            raise ModuleError(f"{len(arrays)} inputs given; {self._accepted()}")
+        results = self._run(list(arrays))
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def profile(self, inputs: Mapping[str, Any], rounds: int = 10) -> list[CallTime]:
+        """Time every operator call, in order: the median over `rounds` runs after one warm-up."""
+        arrays = [self._check_array(*pair) for pair in self._paired(self._check_names(inputs))]
+        results = self._allocate_outputs()
+        clock = (ctypes.c_double * (len(self._calls) + 1))()
+        times = []
+        for _ in range(rounds + 1):
+            self._context().run(_addresses(arrays), _addresses(results), clock)
+            times.append(np.diff(np.frombuffer(clock, dtype=np.float64)))
+        medians = np.median(times[1:], axis=0)
+        return [
+            CallTime(call["label"], call["kernel"], float(seconds))
+            for call, seconds in zip(self._calls, medians, strict=True)
+        ]
+
+    def _run(self, arrays: list[Any]) -> list[np.ndarray]:
+        checked = [self._check_array(*pair) for pair in self._paired(arrays)]
+        results = self._allocate_outputs()
+        self._context().run(_addresses(checked), _addresses(results))
+        return results
+
+    def _context(self) -> Context:
+        context = getattr(self._local, "context", None)
+        if context is None:
+            context = self._local.context = Context(self._library, self.threads)
+        return context
+
+    def _allocate_outputs(self) -> list[np.ndarray]:
+        return [empty_aligned(spec.shape, _dtype(spec.dtype)) for spec in self.outputs]
+
+    def _paired(self, arrays: list[Any]) -> zip[tuple[TensorSpec, Any]]:
+        return zip(self.inputs, arrays, strict=True)
+
+    def _check_names(self, inputs: Mapping[str, Any]) -> list[Any]:
+        names = [spec.name for spec in self.inputs]
+        unknown = [name for name in inputs if name not in names]
+        missing = [name for name in names if name not in inputs]
+        if unknown or missing:
+            found = [f"unknown input '{name}'" for name in unknown]
+            found += [f"missing input '{name}'" for name in missing]
+            raise ModuleError(f"{', '.join(found)}; {self._accepted()}")
+        return [inputs[name] for name in names]
+
+    def _check_array(self, spec: TensorSpec, value: Any) -> np.ndarray:
+        array = np.asarray(value)
+        if array.shape != spec.shape or array.dtype.name != spec.dtype:
+            raise ModuleError(
+                f"input '{spec.name}' is {array.dtype.name} {list(array.shape)}, but the module "
+                f"accepts {spec.dtype} {list(spec.shape)}; convert it, or compile the model for "
+                "that shape"
+            )
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return np.ascontiguousarray(native).reshape(spec.shape)
+
+    def _accepted(self) -> str:
+        return "the module accepts " + (", ".join(map(str, self.inputs)) or "no inputs")
+
+
+def _spec(item: dict[str, Any]) -> TensorSpec:
+    return TensorSpec(item["name"], tuple(item["shape"]), item["dtype"])
+
+
+def _dtype(name: str) -> np.dtype:
+    try:
+        return np.dtype(name)
+    except TypeError:
+        # numpy learns bfloat16 and its like from ml_dtypes.
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
+
+
+def _addresses(arrays: list[np.ndarray]) -> list[int]:
+    return [array.ctypes.data for array in arrays]
