@@ -75,6 +75,6 @@ class _Canonicalize(relax.expr_functor.PyExprMutator):
         for field in call.ty.fields:
             end = begin + int(field.shape[axis])
             part = relax.op.strided_slice(call.args[0], [axis], [begin], [end])
-            parts.append(self.builder_.emit(part))
+            parts.append(self.builder_.emit(self._slice(part)))
             begin = end
         return relax.Tuple(parts)

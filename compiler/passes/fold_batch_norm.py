@@ -103,8 +103,9 @@ def _extend(
         gained = int(bias is not None)
         bias = shift if bias is None else bias + shift
     del chains[left]
-    chains[var] = _Affine(chain.call, weight.astype(chain.weight.dtype), bias, var,
-                          chain.folds + gained)
+    chains[var] = _Affine(
+        chain.call, weight.astype(chain.weight.dtype), bias, var, chain.folds + gained
+    )
 
 
 def _per_channel(chain: _Affine, data: np.ndarray, value: relax.Call) -> np.ndarray | None:
