@@ -521,6 +521,22 @@ class TakeOut(Primitive):
         return _padded(array, self.dim, 0, 1, 0)
 
 
+def extent_change(step: Primitive) -> tuple[int, int, int]:
+    """Return the first dimension of a step, and how many dimensions it takes and gives."""
+    match step:
+        case Split(dim=dim, factors=factors):
+            return dim, 1, len(factors)
+        case Fuse(dim=dim, count=count):
+            return dim, count, 1
+        case Unfold(dim=dim):
+            return dim, 1, 2
+        case Fold(dim=dim):
+            return dim, 2, 1
+        case Pad(dim=dim) | Crop(dim=dim) | StoreAt(dim=dim) | TakeOut(dim=dim):
+            return dim, 1, 1
+    raise AssertionError(f"{step} has no single dimension")
+
+
 def _minimum(a: Any, b: int) -> Any:
     """Return the lesser of `a` (int, array or TIR expression) and `b`."""
     if isinstance(a, int | np.integer):

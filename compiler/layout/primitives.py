@@ -85,6 +85,11 @@ class Layout:
         return prod(self.physical_shape) * np.dtype(dtype).itemsize
 
     @property
+    def steps(self) -> list[tuple[Primitive, Shape]]:
+        """The primitives, each with the shape that reaches it."""
+        return list(zip(self.primitives, self._shapes[:-1], strict=True))
+
+    @property
     def is_identity(self) -> bool:
         """The physical tensor is the logical one."""
         return not self.simplify().primitives
@@ -109,8 +114,7 @@ class Layout:
 
     def inverse(self) -> Layout:
         """Return the layout that brings the physical tensor back to the logical one."""
-        steps = zip(self.primitives, self._shapes[:-1], strict=True)
-        undone = [primitive.inverse(shape) for primitive, shape in steps]
+        undone = [primitive.inverse(shape) for primitive, shape in self.steps]
         return Layout(self.physical_shape, tuple(reversed(undone)))
 
     def simplify(self) -> Layout:
@@ -120,7 +124,7 @@ class Layout:
     def map_index(self, index: Sequence[Any]) -> Index:
         """Return the physical place of the logical element `index` (ints or TIR expressions)."""
         mapped = tuple(index)
-        for primitive, shape in zip(self.primitives, self._shapes[:-1], strict=True):
+        for primitive, shape in self.steps:
             mapped = primitive.map_index(mapped, shape)
         return mapped
 
@@ -129,12 +133,16 @@ class Layout:
 
         The condition is a bool, or a TIR expression; it is None where the place is never padding.
         """
+        unmapped, conditions = self.unmap_with_conditions(index)
+        return unmapped, _all(conditions)
+
+    def unmap_with_conditions(self, index: Sequence[Any]) -> tuple[Index, list[Any]]:
+        """Return `unmap_index`'s element, with its condition as a list of conjuncts."""
         unmapped, conditions = tuple(index), []
-        steps = zip(self.primitives, self._shapes[:-1], strict=True)
-        for primitive, shape in reversed(list(steps)):
+        for primitive, shape in reversed(self.steps):
             unmapped, more = primitive.unmap_index(unmapped, shape)
             conditions.extend(more)
-        return unmapped, _all(conditions)
+        return unmapped, conditions
 
     def transform(
         self, array: np.ndarray, fill: Any = 0, guests: Mapping[str, Any] | None = None
@@ -161,7 +169,7 @@ class Layout:
                 f"array of shape {list(array.shape)} given, but the physical shape is "
                 f"{list(self.physical_shape)}"
             )
-        for primitive, shape in zip(self.primitives[::-1], self._shapes[-2::-1], strict=True):
+        for primitive, shape in reversed(self.steps):
             array = primitive.untransform(array, shape)
         return np.ascontiguousarray(array).reshape(self.shape)
 

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from tilewright.compiler.layout.kinds import (
     Crop,
-    Fold,
     Fuse,
     Pad,
     Primitive,
@@ -23,6 +22,7 @@ from tilewright.compiler.layout.kinds import (
     StoreAt,
     TakeOut,
     Unfold,
+    extent_change,
 )
 
 Steps = tuple[Primitive, ...]
@@ -125,7 +125,7 @@ def _reorder_last(first: Reorder, second: Primitive) -> Steps | None:
     """Return `second` on the dimensions before the reorder, then the reorder that follows it."""
     if isinstance(second, Reorder):
         return None
-    dim, taken, given = _extent_change(second)
+    dim, taken, given = extent_change(second)
     sources = first.perm[dim : dim + taken]
     if sources != tuple(range(sources[0], sources[0] + taken)):
         return None  # the dimensions are neighbours only after the reorder
@@ -140,25 +140,11 @@ def _sort(first: Primitive, second: Primitive) -> Steps | None:
     """Swap two steps on different dimensions where `second` works on an earlier one."""
     if isinstance(second, Reorder):
         return None
-    first_dim = _extent_change(first)[0]
-    dim, taken, given = _extent_change(second)
+    first_dim = extent_change(first)[0]
+    dim, taken, given = extent_change(second)
     if dim + taken > first_dim:
         return None
     return (second, _at(first, first_dim + given - taken))
-
-
-def _extent_change(step: Primitive) -> tuple[int, int, int]:
-    """Return the first dimension of a step, and how many dimensions it takes and gives."""
-    match step:
-        case Split(dim=dim, factors=factors):
-            return dim, 1, len(factors)
-        case Fuse(dim=dim, count=count):
-            return dim, count, 1
-        case Unfold(dim=dim):
-            return dim, 1, 2
-        case Fold(dim=dim):
-            return dim, 2, 1
-    return step.dim, 1, 1  # type: ignore[attr-defined]
 
 
 def _at(step: Primitive, dim: int) -> Primitive:

@@ -208,10 +208,10 @@ def test_map_index_of_tir_expressions_agrees_with_ints():
     variables = [tvm.tirx.Var(f"i{k}", "int64") for k in range(2)]
     mapped = layout.map_index(variables)
     for index in [(0, 0), (4, 13), (7, 23), (8, 8)]:
-        bound = dict(zip(variables, (tvm.tirx.const(i, "int64") for i in index), strict=True))
-        values = [tvm.tirx.stmt_functor.substitute(e, bound) for e in mapped]
-        simple = tuple(int(tvm.sym.Analyzer().simplify(v)) for v in values)
-        assert simple == layout.map_index(index)
+        analyzer = tvm.sym.Analyzer()
+        for variable, i in zip(variables, index, strict=True):
+            analyzer.bind(variable, tvm.tirx.const(i, "int64"))
+        assert tuple(int(analyzer.simplify(e)) for e in mapped) == layout.map_index(index)
     place = [tvm.tirx.Var(f"p{k}", "int64") for k in range(len(layout.physical_shape))]
     _, valid = layout.unmap_index(place)
     assert "p1 >= " in str(valid)
