@@ -10,7 +10,7 @@ import numpy as np
 from tvm import relax
 
 from tilewright.errors import UnsupportedModelError
-from tilewright.frontends.onnx.values import Value
+from tilewright.frontends.onnx.values import Value, numpy_dtype
 
 TVM_DTYPES = frozenset(
     [
@@ -36,7 +36,7 @@ class GraphBuilder:
 
     def __init__(self) -> None:
         self.block = relax.BlockBuilder()
-        self._used: set[str] = set()
+        self._used: dict[str, int] = {}
 
     def parameter(self, name: str, shape: Sequence[int], dtype: str) -> tuple[relax.Var, Value]:
         """Make a parameter of the main function for a graph input."""
@@ -79,10 +79,11 @@ class GraphBuilder:
         """Turn an ONNX name into an identifier that is not used yet."""
         stem = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_") or "v"
         stem = f"v_{stem}" if stem[0].isdigit() else stem
-        unique, count = stem, 1
+        unique = stem
         while unique in self._used:
-            unique, count = f"{stem}_{count}", count + 1
-        self._used.add(unique)
+            self._used[stem] += 1
+            unique = f"{stem}_{self._used[stem]}"
+        self._used[unique] = 0
         return unique
 
 
@@ -99,4 +100,8 @@ def check_dtype(dtype: str, what: str) -> None:
 def _value(var: relax.Var) -> Value:
     """Read shape and dtype of a variable from its type."""
     shape = tuple(int(extent) for extent in var.ty.shape)
-    return Value(shape, str(var.ty.dtype), expr=var)
+    dtype = str(var.ty.dtype)
+    if 0 in shape:
+        # Nothing to compute; the binding is dead, and what follows may fold.
+        return Value(shape, dtype, data=np.zeros(shape, numpy_dtype(dtype)))
+    return Value(shape, dtype, expr=var)

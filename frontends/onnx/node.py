@@ -105,11 +105,13 @@ class NodeContext:
 
     def te(self, function: Callable[..., Any], *args: Any, name: str) -> Value:
         """Emit a tensor expression as a PrimFunc; ``args`` may hold values and plain Python."""
-        return self.builder.emit_te(function, self._exprs(args), name, self.hint)
+        function, values = _close_over(function, args)
+        return self.builder.emit_te(function, self._exprs(values), name, self.hint)
 
     def te_tuple(self, function: Callable[..., Any], *args: Any, name: str) -> list[Value]:
         """Emit a tensor expression with several outputs."""
-        return self.builder.emit_te_tuple(function, self._exprs(args), name, self.hint)
+        function, values = _close_over(function, args)
+        return self.builder.emit_te_tuple(function, self._exprs(values), name, self.hint)
 
     def scalar(self, number: float | int | bool, dtype: str) -> Value:
         """Return a constant of rank 0."""
@@ -132,6 +134,21 @@ class NodeContext:
         if isinstance(arg, list):
             return self._exprs(arg)
         return arg
+
+
+def _close_over(
+    function: Callable[..., Any], args: Sequence[Any]
+) -> tuple[Callable[..., Any], list[Value]]:
+    """Bind the arguments that are not values, which Relax would not pass through."""
+    places = [index for index, arg in enumerate(args) if isinstance(arg, Value)]
+
+    def bound(*tensors: Any) -> Any:
+        filled = list(args)
+        for place, tensor in zip(places, tensors, strict=True):
+            filled[place] = tensor
+        return function(*filled)
+
+    return bound, [args[place] for place in places]
 
 
 def describe(node: onnx.NodeProto) -> str:

@@ -36,7 +36,19 @@ def gather(op: NodeContext) -> Value:
         part = cut(op, data, axis, int(run[0]), int(run[0]) + run.size)
         shape = (*data.shape[:axis], *places.shape, *data.shape[axis + 1 :])
         return reshape_to(op, part, shape)
-    return op.call(R.take, data, constant(places), axis=axis, mode="fast")
+    # Not relax.op.take: its unchecked mode prints a warning, and these indices are checked.
+    return op.te(_gather, data, constant(places), axis, name="gather")
+
+
+def _gather(data: te.Tensor, indices: te.Tensor, axis: int) -> te.Tensor:
+    rank = len(indices.shape)
+
+    def element(*place: Any) -> Any:
+        index = indices(*place[axis : axis + rank]).astype("int32")
+        return data(*place[:axis], index, *place[axis + rank :])
+
+    shape = [*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :]]
+    return te.compute(shape, element, name="gather")
 
 
 def wrapped(op: NodeContext, indices: Value, extent: int) -> Value:

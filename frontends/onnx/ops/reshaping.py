@@ -12,7 +12,7 @@ from tvm import relax, te, tirx
 
 from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.registry import register
-from tilewright.frontends.onnx.values import Value, constant
+from tilewright.frontends.onnx.values import Value, constant, numpy_dtype
 
 R = relax.op
 
@@ -24,6 +24,8 @@ def reshape_to(op: NodeContext, data: Value, shape: Sequence[int]) -> Value:
         return data
     if data.data is not None:
         return constant(data.data.reshape(shape))
+    if data.size == 0:
+        return constant(np.zeros(shape, numpy_dtype(data.dtype)))
     return op.call(R.reshape, data, shape)
 
 
