@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tilewright.api import CompiledModule, compile, load, targets
     from tilewright.errors import TilewrightError
+    from tilewright.inspection import inspect
+    from tilewright.peers import bench
     from tilewright.runtime.module import Module
 
 try:
@@ -23,13 +25,24 @@ try:
 except PackageNotFoundError:  # a source tree on PYTHONPATH, never installed
     __version__ = "0+unknown"
 
-__all__ = ["CompiledModule", "Module", "TilewrightError", "compile", "load", "targets"]
+__all__ = [
+    "CompiledModule",
+    "Module",
+    "TilewrightError",
+    "bench",
+    "compile",
+    "inspect",
+    "load",
+    "targets",
+]
 
 _HOME = {
     "CompiledModule": "tilewright.api",
     "Module": "tilewright.runtime.module",
     "TilewrightError": "tilewright.errors",
+    "bench": "tilewright.peers",
     "compile": "tilewright.api",
+    "inspect": "tilewright.inspection",
     "load": "tilewright.api",
     "targets": "tilewright.api",
 }

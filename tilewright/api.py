@@ -7,12 +7,17 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tilewright.errors import CompileError
+from tilewright.inspection import describe_layouts
 from tilewright.runtime.module import Module
+
+if TYPE_CHECKING:
+    from tilewright.compiler.pipeline import Lowered
+    from tilewright.compiler.targets import Target
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -62,8 +67,9 @@ class CompiledModule:
             shutil.copyfile(self.path, temporary)
             os.replace(temporary, target)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise CompileError(f"cannot write {target}: {error.strerror or error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
         return target
 
 
@@ -92,27 +98,47 @@ def compile(
         CompileError: a pass or the linker failed.
     """
     from tilewright.compiler.package import package
-    from tilewright.compiler.pipeline import lower
-    from tilewright.compiler.program import TensorSpec
     from tilewright.compiler.targets import parse_target
-    from tilewright.frontends.onnx import import_onnx
 
     description = parse_target(target)
+    lowered, digest = lower_model(
+        model, description, shapes, constants, dump_ir=dump_ir, progress=progress
+    )
+    progress("code generation")
+    folder = tempfile.TemporaryDirectory(prefix="tilewright-")
+    path = Path(folder.name) / "model.so"
+    package(lowered.program, description, path, {"model_digest": digest})
+    return CompiledModule(path, folder, describe_layouts(lowered))
+
+
+def lower_model(
+    model: str | os.PathLike[str] | Any,
+    target: Target,
+    shapes: Shapes | None = None,
+    constants: Mapping[str, np.ndarray] | None = None,
+    *,
+    dump_ir: str | os.PathLike[str] | None = None,
+    progress: Callable[[str], None] = lambda _stage: None,
+) -> tuple[Lowered, str]:
+    """Import a model and lower it; return the program with its layouts, and the model's digest.
+
+    This is `compile` without code generation; arguments and errors are the same.
+    """
+    from tilewright.compiler.pipeline import lower
+    from tilewright.compiler.program import TensorSpec
+    from tilewright.frontends.onnx import import_onnx
+
     progress("import")
     imported = import_onnx(model, shapes=shapes, constants=constants)
     lowered = lower(
         imported.module,
         [TensorSpec(s.name, s.shape, s.dtype) for s in imported.inputs],
         [TensorSpec(s.name, s.shape, s.dtype) for s in imported.outputs],
-        description,
+        target,
         dump_ir=None if dump_ir is None else Path(dump_ir),
         progress=progress,
     )
-    progress("code generation")
-    folder = tempfile.TemporaryDirectory(prefix="tilewright-")
-    path = Path(folder.name) / "model.so"
-    package(lowered.program, description, path, {"model_digest": imported.digest})
-    return CompiledModule(path, folder, _report(lowered))
+    return lowered, imported.digest
 
 
 def load(path: str | os.PathLike[str], threads: int | None = None) -> Module:
@@ -124,26 +150,13 @@ def targets() -> list[dict[str, Any]]:
     """Return the known targets, "native" first, as plain data."""
     from dataclasses import asdict
 
-    from tilewright.compiler.targets import list_targets
+    from tilewright.compiler.targets import list_targets, parse_target
+    from tilewright.errors import TargetError
 
-    return [asdict(target) for target in list_targets()]
-
-
-def _report(lowered: Any) -> dict[str, Any]:
-    """Return operators with their layouts, and the conversions between them, as plain data."""
-    return {
-        "operators": [
-            {"label": call.label, "kernel": call.kernel} for call in lowered.program.calls
-        ],
-        "conversions": [
-            {
-                "tensor": conversion.tensor,
-                "from": str(conversion.before),
-                "to": str(conversion.after),
-                "estimated_s": conversion.seconds,
-            }
-            for conversion in lowered.conversions
-        ],
-        "estimated_s": lowered.plan.seconds,
-        "layouts_proven_optimal": lowered.plan.proven,
-    }
+    described = []
+    for name in list_targets():
+        try:
+            described.append({**asdict(parse_target(name)), "name": name})
+        except TargetError as error:  # "native", on a machine that cannot be built for
+            described.append({"name": name, "unavailable": str(error)})
+    return described

@@ -1,0 +1,202 @@
+"""Print results for people: tables on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_KIB = 1024
+_SHOWN_OPERATORS = 12
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        # A pipe has no width: never cut a line there.
+        console.width = 1 << 16
+    return console
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Show the stage on a terminal; say nothing elsewhere, so that logs hold only errors."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _stage: None
+        return
+    with console.status("starting") as status:
+        yield lambda stage: status.update(stage)
+
+
+def print_compiled(path: Path, target: str, report: Mapping[str, Any], seconds: float) -> None:
+    """Print what was compiled."""
+    conversions = len(report["conversions"])
+    _console().print(
+        f"{path}: {_size(path.stat().st_size)}, {len(report['operators'])} operators, "
+        f"{conversions} layout conversion{'s' * (conversions != 1)}, "
+        f"target {target}, compiled in {seconds:.1f} s",
+        markup=False,
+    )
+
+
+def print_arrays(arrays: Mapping[str, np.ndarray]) -> None:
+    """Print name, type and range of each array."""
+    table = _table("output", "dtype", "shape", "min", "mean", "max")
+    for name, array in arrays.items():
+        values = array.astype(np.float64) if array.size else np.full(1, np.nan)
+        numbers = (f"{f(values):.6g}" for f in (np.min, np.mean, np.max))
+        _row(table, name, array.dtype.name, _shape(array.shape), *numbers)
+    _console().print(table)
+
+
+def print_bench(result: Mapping[str, Any]) -> None:
+    """Print the times of each engine, fastest statement first: ours."""
+    console = _console()
+    threads = result["threads"]
+    console.print(
+        f"{result['model']}, target {result['target']}, {threads} "
+        f"thread{'s' * (threads != 1)}, {result['rounds']} rounds in turns",
+        markup=False,
+    )
+    table = _table("engine", "median", "fastest", "time / tilewright", "largest error / std")
+    for engine in result["engines"]:
+        name = engine["name"]
+        error = result["largest_error"].get(name)
+        _row(
+            table,
+            name,
+            _time(engine["median_s"]),
+            _time(engine["min_s"]),
+            f"{engine['ratio']:.2f}",
+            "" if error is None else f"{error:.1e}",
+        )
+    console.print(table)
+    for name, reason in result["left_out"].items():
+        console.print(f"{name} left out: {reason}", markup=False)
+
+
+def print_inspection(result: Mapping[str, Any]) -> None:
+    """Print the description of a model or a module."""
+    if result["kind"] == "module":
+        _print_module(result)
+    else:
+        _print_model(result)
+
+
+def print_targets(targets: Sequence[Mapping[str, Any]]) -> None:
+    """Print one line per target."""
+    table = _table("target", "processor", "vectors", "L1", "L2", "L3", "cores", "features")
+    for target in targets:
+        if "unavailable" in target:
+            _row(table, target["name"], target["unavailable"])
+            continue
+        _row(
+            table,
+            target["name"],
+            target["mcpu"],
+            f"{target['vector_registers']} x {target['vector_bits']}",
+            *(_size(target[cache]) for cache in ("l1_bytes", "l2_bytes", "l3_bytes")),
+            str(target["cores"]),
+            " ".join(target["features"]),
+        )
+    _console().print(table)
+
+
+def _print_model(result: Mapping[str, Any]) -> None:
+    console = _console()
+    opsets = ", ".join(f"{domain} {version}" for domain, version in result["opsets"].items())
+    console.print(
+        f"ONNX model, {_size(result['size_bytes'])}, {result['parameters']:,} parameters, "
+        f"opset {opsets}" + (f", made by {result['producer']}" if result["producer"] else ""),
+        markup=False,
+    )
+    console.print(_signature(result["inputs"], result["outputs"]))
+    counts = list(result["operators"].items())
+    shown = ", ".join(f"{name} {count}" for name, count in counts[:_SHOWN_OPERATORS])
+    more = f", and {len(counts) - _SHOWN_OPERATORS} more" * (len(counts) > _SHOWN_OPERATORS)
+    console.print(f"operators: {shown or 'none'}{more}", markup=False)
+    if result["unsupported"]:
+        names = ", ".join(f"{name} {count}" for name, count in result["unsupported"].items())
+        console.print(f"not supported: {names}", markup=False)
+    if "layouts" in result:
+        _print_layouts(console, result["layouts"])
+
+
+def _print_layouts(console: Console, layouts: Mapping[str, Any]) -> None:
+    table = _table("operator", "kernel", "layouts", "estimate")
+    for item in layouts["operators"]:
+        cells = item["label"], item["kernel"], "\n".join(item["layouts"])
+        _row(table, *cells, _time(item["estimated_s"]))
+    console.print(table)
+    if layouts["conversions"]:
+        table = _table("converted tensor", "from", "to", "estimate")
+        for item in layouts["conversions"]:
+            _row(table, item["tensor"], item["from"], item["to"], _time(item["estimated_s"]))
+        console.print(table)
+    quality = "proven least" if layouts["proven_optimal"] else "not proven least"
+    console.print(
+        f"{len(layouts['conversions'])} conversions, estimate of the whole "
+        f"{_time(layouts['estimated_s'])} ({quality})"
+    )
+
+
+def _print_module(result: Mapping[str, Any]) -> None:
+    console = _console()
+    entry = result["entries"][0]
+    target = result.get("target", {})
+    name = target.get("name", target) if isinstance(target, Mapping) else target
+    console.print(
+        f"compiled module, {_size(result['size_bytes'])}, target {name}, "
+        f"{len(entry['calls'])} operator calls",
+        markup=False,
+    )
+    console.print(_signature(entry["inputs"], entry["outputs"]))
+    for key, value in result.items():
+        if key not in ("kind", "size_bytes", "target", "entries"):
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            console.print(f"{key.replace('_', ' ')}: {text}", markup=False)
+
+
+def _signature(inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> Table:
+    table = _table("", "name", "dtype", "shape")
+    for role, items in (("input", inputs), ("output", outputs)):
+        for item in items:
+            _row(table, role, item["name"], item["dtype"], _shape(item["shape"]))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _row(table: Table, *cells: str) -> None:
+    table.add_row(*(Text(cell) for cell in cells))
+
+
+def _shape(shape: Sequence[Any]) -> str:
+    return "[" + ", ".join("?" if extent is None else str(extent) for extent in shape) + "]"
+
+
+def _size(size_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size_bytes < _KIB:
+            return f"{size_bytes:.4g} {unit}"
+        size_bytes /= _KIB
+    return f"{size_bytes:.4g} GiB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.1f} us"
+    return f"{seconds * 1e3:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"

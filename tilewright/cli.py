@@ -1,0 +1,200 @@
+"""The command line: each command parses its arguments, calls one function of the API and prints.
+
+Results go to stdout, progress and errors to stderr. Exit status: 0 done, 1 a TilewrightError (one
+line), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+import tilewright
+from tilewright import _cli_arguments as arguments
+from tilewright import _cli_output as output
+from tilewright.errors import TilewrightError
+
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="tilewright",
+    help="Compile an ONNX model into one deployable file.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Target = Annotated[str, typer.Option(help="'native', or a name from 'tilewright targets'.")]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option("--shape", metavar="NAME=1,3,224,224", help="Shape of an input; may be repeated."),
+]
+Constants = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--constant",
+        metavar="NAME=VALUE",
+        help="Value of an input that never changes: a number, a JSON list, or @FILE.npy.",
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"tilewright {tilewright.__version__}")
+        raise typer.Exit
+
+
+@app.command("compile")
+def compile_command(
+    model: Model,
+    out: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    target: Target = "native",
+    shape: Shapes = None,
+    constant: Constants = None,
+    dump_ir: Annotated[
+        Path | None, typer.Option(help="Folder for the stages of the compile as text.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Compile a model into one deployable file."""
+    shapes, constants = arguments.parse_shapes(shape), arguments.parse_constants(constant)
+    with _errors(debug), output.progress() as progress:
+        arguments.check_writable(out)
+        start = time.perf_counter()
+        module = tilewright.compile(
+            model, target, shapes, constants, dump_ir=dump_ir, progress=progress
+        )
+        module.save(out)
+        seconds = time.perf_counter() - start
+    output.print_compiled(out, target, module.report, seconds)
+
+
+@app.command("run")
+def run_command(
+    module: Annotated[Path, typer.Argument(metavar="MODULE", help="A compiled module.")],
+    random: Annotated[bool, typer.Option("--random", help="Run on random inputs.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+    input_: Annotated[
+        Path | None, typer.Option("--input", help="An .npz file: input name -> array.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--output", help="An .npz file for the outputs.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Default: TILEWRIGHT_NUM_THREADS, or all.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Run a module once on random inputs or on those of a file."""
+    from tilewright.inputs import load_npz, random_inputs, save_npz
+
+    if random == (input_ is not None):
+        raise typer.BadParameter("give one of --random and --input FILE.npz")
+    with _errors(debug):
+        loaded = tilewright.load(module, threads)
+        feed = random_inputs(loaded.inputs, seed) if input_ is None else load_npz(input_)
+        results = loaded.run(feed)
+        if out is not None:
+            save_npz(out, results)
+    output.print_arrays(results)
+
+
+@app.command("bench")
+def bench_command(
+    model: Model,
+    against: Annotated[
+        str, typer.Option(help="Peers, comma separated: onnxruntime, openvino.")
+    ] = "onnxruntime",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each engine.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured runs of each engine.")] = 30,
+    target: Target = "native",
+    shape: Shapes = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Time a model in tilewright beside its peers, in turns on the same random input."""
+    peers = [name.strip() for name in against.split(",") if name.strip()]
+    shapes = arguments.parse_shapes(shape)
+    with _errors(debug), output.progress() as progress:
+        result = tilewright.bench(
+            model, peers, threads, rounds, target=target, shapes=shapes, progress=progress
+        )
+    _print(result, as_json, output.print_bench)
+
+
+@app.command("inspect")
+def inspect_command(
+    path: Annotated[Path, typer.Argument(metavar="MODEL|MODULE", help="Either file.")],
+    layouts: Annotated[
+        bool, typer.Option("--layouts", help="Choose the layouts of a model, and show them.")
+    ] = False,
+    target: Target = "native",
+    shape: Shapes = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a model or a module is: inputs, outputs, operators, target, layouts."""
+    shapes = arguments.parse_shapes(shape)
+    with _errors(debug):
+        result = tilewright.inspect(path, layouts=layouts, target=target, shapes=shapes)
+    _print(result, as_json, output.print_inspection)
+
+
+@app.command("targets")
+def targets_command(as_json: AsJson = False, debug: Debug = False) -> None:
+    """List the processors that can be compiled for."""
+    with _errors(debug):
+        result = tilewright.targets()
+    _print(result, as_json, output.print_targets)
+
+
+def main() -> None:
+    """Run the command line; the console script's entry."""
+    app()
+
+
+def _print(result: Any, as_json: bool, as_text: Any) -> None:
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, default=_plain))
+    else:
+        as_text(result)
+
+
+def _plain(value: Any) -> Any:
+    """Give json what numpy and the like are made of."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return str(value)
+
+
+@contextlib.contextmanager
+def _errors(debug: bool) -> Iterator[None]:
+    """Turn an error meant for a person into one line and an exit status."""
+    try:
+        yield
+    except TilewrightError as error:
+        if debug:
+            raise
+        line = " ".join(part.strip() for part in str(error).splitlines() if part.strip())
+        print(f"error: {line}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted", file=sys.stderr)
+        raise typer.Exit(_INTERRUPTED) from None
