@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from tvm import s_tir, te
-from tvm.tirx import PrimFunc
+from tvm.tirx import PrimFunc, const
 from tvm.tirx import max as te_max
 
 from tilewright.compiler.program import Call, Program, Tensor, TensorSpec
@@ -89,7 +89,7 @@ def mlp_reference(x: np.ndarray, weights: tuple[np.ndarray, ...]) -> np.ndarray:
 
 def copy_program(shape: tuple[int, ...] = (5, 7), dtype: str = "float32") -> Program:
     """Return y = x + 1 (x | 1 for bool), the smallest program."""
-    compute = (lambda x: x != 0) if dtype == "bool" else (lambda x: x + 1)
+    compute = (lambda x: x != 0) if dtype == "bool" else (lambda x: x + const(1, dtype))
     return Program(
         tensors=(Tensor("x", shape, dtype, "input"), Tensor("y", shape, dtype, "output")),
         calls=(Call("plus_one", (0, 1), "plus_one"),),
