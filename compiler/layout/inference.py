@@ -36,16 +36,26 @@ def infer_layouts(nests: Nests, given: Mapping[Any, Layout]) -> Layouts:
         if buffer in fixed and buffer not in layouts:
             layouts[buffer] = Layout(shape_of(buffer))
     stages = [stage for stage in nests.stages if isinstance(stage, Stage)]
-    changed = True
-    while changed:
-        changed = _from_readers(stages, layouts) or _from_sources(stages, layouts)
+    fused = [stage for stage in stages if not stage.reduction]
+    reductions = [stage for stage in stages if stage.reduction]
+    while (
+        _from_readers(fused, layouts)
+        or _from_sources(fused, layouts)
+        or _from_readers(reductions, layouts)
+        or _from_sources(reductions, layouts)
+    ):
+        pass
     for buffer in nests.intermediates:
         layouts.setdefault(buffer, Layout(shape_of(buffer)))
     return layouts
 
 
 def _from_readers(stages: Sequence[Stage], layouts: Layouts) -> bool:
-    """Give the sources of each stage the layout of what it writes; return whether any got one."""
+    """Give the sources of each stage the layout of what it writes; return whether any got one.
+
+    A reduction decides only where it does not merely leave its source logical: that one may be
+    computed from something blocked.
+    """
     changed = False
     for stage in reversed(stages):
         target = next((b for b in stage.written if b in layouts), None)
@@ -60,7 +70,7 @@ def _from_readers(stages: Sequence[Stage], layouts: Layouts) -> bool:
                 continue
             sources = _element_by_element(load, stage)
             layout = sources and carry_over(layouts[target], shape_of(load.source), sources)
-            if layout:
+            if layout and (layout.primitives or not stage.reduction):
                 layouts[load.source] = layout
                 changed = True
     return changed

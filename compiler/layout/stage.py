@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import tvm
 import tvm_ffi
@@ -73,11 +73,11 @@ class _Loops:
     """Old iter vars that leave their domain in the padding."""
 
 
-class _ReadsOutside(Exception):
-    """A padded reduction axis would read outside of a buffer; carries the iter vars."""
+class _CannotPad(Exception):
+    """Reduction axes (old iter vars) that cannot be padded, and so have to stay one loop."""
 
     def __init__(self, axes: set[Any]) -> None:
-        super().__init__("a padded reduction axis reads outside of a buffer")
+        super().__init__("a reduction axis cannot be padded")
         self.axes = axes
 
 
@@ -96,8 +96,8 @@ def rewrite_stage(stage: Stage, places: Mapping[Any, Placement], index_dtype: st
         loops = _new_loops(stage, place.core, places, whole, index_dtype)
         try:
             return _Rewriter(stage, places, loops).run()
-        except _ReadsOutside as outside:
-            whole |= outside.axes  # those stay one loop, with divisions in the indices
+        except _CannotPad as refused:
+            whole |= refused.axes  # those stay one loop, with divisions in the indices
 
 
 def _output_place(stage: Stage, places: Mapping[Any, Placement]) -> Placement:
@@ -285,11 +285,16 @@ class _Rewriter:
             return tirx.BufferLoad(place.target, self._target_index(load.source))
         logical = [mutator.mutate(index) for index in load.indices]
         if not self.valid:
-            indices = map_load(place.layout, logical, self.analyzer)
-            return self._at(place, indices)
-        with self.analyzer.constraint_scope(tirx.all(*self.valid)):
-            indices = map_load(place.layout, logical, self.analyzer)
+            return self._at(place, self._map(place.layout, logical))
+        valid = tirx.all(*self.valid)
+        with self.analyzer.constraint_scope(valid), self.bounds.constraint_scope(valid):
+            indices = self._map(place.layout, logical)
         return self._guarded(load, place, indices)
+
+    def _map(self, layout: Layout, logical: list[Any]) -> list[Any]:
+        indices = map_load(layout, logical, self.analyzer)
+        # an axis of extent 1 may stand in the way: (ci + r) // 16 for r in [0, 1)
+        return [self.bounds.simplify(i) if _has_division(i) else i for i in indices]
 
     def _at(self, place: Placement, indices: list[Any]) -> Any:
         """Load from the view where the stage before it wrote the view, and the index is inside."""
@@ -314,7 +319,7 @@ class _Rewriter:
         reduced = {axis.var for axis in self.stage.reduction} & self.loops.padded
         reduced &= {var for index in load.indices for var in _vars_of(index)}
         if reduced:
-            raise _ReadsOutside(reduced)
+            raise _CannotPad(reduced)
         involved = {var for index in indices for var in _vars_of(index)}
         conditions = [c for c in self.valid if not involved.isdisjoint(_vars_of(c))]
         return tirx.if_then_else(tirx.all(*conditions), new, _zero(new))
@@ -374,7 +379,10 @@ class _Rewriter:
         needed = [c for c in conditions if not vanishes(value, c, self.layouts, self.bounds)]
         return tirx.Select(tirx.all(*needed), value, _zero(value)) if needed else value
 
-    def _refuse_padding(self, reason: str) -> None:
+    def _refuse_padding(self, reason: str) -> NoReturn:
+        reduced = {axis.var for axis in self.stage.reduction} & self.loops.padded
+        if reduced:
+            raise _CannotPad(reduced)
         raise LayoutError(
             f"block {self.stage.name!r} cannot be padded: {reason}; choose a layout whose factors "
             "divide the extents"
@@ -383,6 +391,12 @@ class _Rewriter:
 
 def _zero(value: Any) -> Any:
     return tirx.const(0, str(value.ty))
+
+
+def _has_division(expr: Any) -> bool:
+    found: list[Any] = []
+    tvm_ffi.structural_walk(expr, ((tirx.FloorDiv, tirx.FloorMod), found.append))
+    return bool(found)
 
 
 def _vars_of(expr: Any) -> set[Any]:
