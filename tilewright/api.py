@@ -143,7 +143,7 @@ def lower_model(
 
 def load(path: str | os.PathLike[str], threads: int | None = None) -> Module:
     """Load a deployable module; needs no TVM. See `tilewright.runtime.Module`."""
-    return Module(path, threads=threads)
+    return Module(Path(path), threads=threads)
 
 
 def targets() -> list[dict[str, Any]]:

@@ -65,8 +65,11 @@ def save_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> 
     folder, name = os.path.split(os.fspath(path))
     temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
+        # Not numpy.savez: a name such as "file" would clash with its own arguments.
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for key, array in arrays.items():
+                with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
         os.replace(temporary, path)
     except OSError as error:
         raise ModuleError(f"cannot write {path}: {error.strerror or error}") from error
