@@ -38,7 +38,7 @@ def schema_body(
         if versions:
             return _parse(schema.get_function_with_opset_version(max(versions)))
     if schema.has_context_dependent_function:
-        versions = [item for item in schema.context_dependent_function_opset_versions]
+        versions = list(schema.context_dependent_function_opset_versions)
         usable = [item for item in versions if item <= opset]
         if usable:
             types = [_type(value).SerializeToString() for value in inputs]

@@ -134,8 +134,8 @@ def _output_spec(item: onnx.ValueInfoProto, value: object) -> TensorSpec:
     declared = item.type.tensor_type.elem_type
     if declared and dtype_of_onnx(declared) != value.dtype:
         raise ModelError(
-            f"output {item.name!r} is declared as {dtype_of_onnx(declared)}, but the graph computes "
-            f"{value.dtype}"
+            f"output {item.name!r} is declared as {dtype_of_onnx(declared)}, but the graph "
+            f"computes {value.dtype}"
         )
     return TensorSpec(item.name, value.shape, value.dtype)
 

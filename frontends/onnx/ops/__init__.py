@@ -2,14 +2,17 @@
 
 from tilewright.frontends.onnx.ops import (  # noqa: F401
     activations,
+    control,
     convolution,
     elementwise,
     indexing,
     linear,
     normalization,
     pooling,
+    quantization,
     reduction,
     reshaping,
     resize,
+    sequences,
     sources,
 )

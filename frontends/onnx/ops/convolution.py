@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from tvm import relax, topi
+from tvm import relax, te, tirx, topi
 
 from tilewright.frontends.onnx.node import NodeContext
-from tilewright.frontends.onnx.ops.window import read_window
+from tilewright.frontends.onnx.ops.window import Window, read_window
 from tilewright.frontends.onnx.registry import register
 from tilewright.frontends.onnx.values import Value, constant
 
@@ -39,6 +41,40 @@ def conv(op: NodeContext) -> Value:
         groups=groups,
     )
     return with_bias(op, result, bias)
+
+
+def conv_te(op: NodeContext, data: Value, weight: Value, window: Window, groups: int) -> Value:
+    """Emit a convolution as a tensor expression, for element types that Relax's do not take."""
+    counts = window.output(data.shape[2:])
+    return op.te(_conv, data, weight, window, groups, counts, name="conv")
+
+
+def _conv(
+    data: te.Tensor, weight: te.Tensor, window: Window, groups: int, counts: tuple[int, ...]
+) -> te.Tensor:
+    rank, out_channels = window.rank, int(weight.shape[0])
+    extents = [int(extent) for extent in data.shape[2:]]
+    channel = te.reduce_axis((0, int(weight.shape[1])), "rc")
+    taps = [te.reduce_axis((0, extent), f"r{axis}") for axis, extent in enumerate(window.kernel)]
+    depth = int(weight.shape[1])
+
+    def element(n: Any, c: Any, *at: Any) -> Any:
+        places = [
+            at[axis] * window.strides[axis] + taps[axis] * window.dilations[axis]
+            for axis in range(rank)
+        ]
+        group = tirx.floordiv(c, out_channels // groups)
+        value = padded(n, group * depth + channel, *places)
+        return te.sum(value * weight(c, channel, *taps), axis=[channel, *taps])
+
+    padded = _bordered(data, window, extents)
+    return te.compute((data.shape[0], out_channels, *counts), element, name="conv")
+
+
+def _bordered(data: te.Tensor, window: Window, extents: list[int]) -> te.Tensor:
+    if not any(window.padding):
+        return data
+    return topi.nn.pad(data, [0, 0, *window.begin], [0, 0, *window.end], 0)
 
 
 def with_bias(op: NodeContext, data: Value, bias: Value | None) -> Value:

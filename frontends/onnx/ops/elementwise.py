@@ -140,7 +140,12 @@ def reciprocal(op: NodeContext) -> Value:
 @register("Round")
 def round_half_even(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__Round.html (ties go to even, unlike te.round)."""
-    return op.te(_nearbyint, op.input(0), name="round")
+    return round_to_even(op, op.input(0))
+
+
+def round_to_even(op: NodeContext, data: Value) -> Value:
+    """Round to the nearest whole number, ties to even."""
+    return op.te(_nearbyint, data, name="round")
 
 
 def _nearbyint(data: te.Tensor) -> te.Tensor:
@@ -173,7 +178,7 @@ def power(op: NodeContext) -> Value:
     wide = "float64" if "64" in base.dtype or base.dtype == "int32" else "float32"
     result = op.call(R.power, cast(op, base, wide), cast(op, exponent, wide))
     if base.dtype not in FLOATS:
-        result = op.te(_nearbyint, result, name="round") if number is None else result
+        result = round_to_even(op, result) if number is None else result
     return cast(op, result, base.dtype)
 
 

@@ -1,0 +1,214 @@
+"""Quantization: conversion to and from integers, and operators on integers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from tvm import relax, te, tirx
+
+from tilewright.frontends.onnx.node import NodeContext
+from tilewright.frontends.onnx.ops.convolution import conv_te
+from tilewright.frontends.onnx.ops.elementwise import FLOATS, cast, round_to_even
+from tilewright.frontends.onnx.ops.window import read_window
+from tilewright.frontends.onnx.registry import register
+from tilewright.frontends.onnx.values import Value, constant, dtype_of_onnx
+
+R = relax.op
+
+_RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
+
+
+def along(op: NodeContext, value: Value, shape: Sequence[int], axis: int, block: int) -> Value:
+    """Shape a scale or zero point so that it broadcasts against data.
+
+    Args:
+        op: The node.
+        value: A scalar, one element per position of ``axis``, or one per block of the axis.
+        shape: Shape of the data.
+        axis: Axis that the elements run along.
+        block: Number of positions that share one element; 0 if there are no blocks.
+    """
+    if value.size == 1:
+        return _reshaped(op, value, ())
+    if block:
+        repeated = _repeated(op, value, block, axis)
+        if repeated.shape[axis] == shape[axis]:
+            return repeated
+        return op.call(R.strided_slice, repeated, [axis], [0], [shape[axis]], assume_inbound=True)
+    if value.rank == 1:
+        return _reshaped(op, value, [value.size, *(1,) * (len(shape) - axis - 1)])
+    return value
+
+
+def _reshaped(op: NodeContext, value: Value, shape: Sequence[int]) -> Value:
+    if value.data is not None:
+        return constant(value.data.reshape(shape))
+    return op.call(R.reshape, value, tuple(shape))
+
+
+def _repeated(op: NodeContext, value: Value, count: int, axis: int) -> Value:
+    if value.data is not None:
+        return constant(np.repeat(value.data, count, axis))
+    return op.call(R.repeat, value, count, axis)
+
+
+@register("QuantizeLinear", 10)
+def quantize_linear(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html
+
+    Divides in the type of the data, rounds half to even, adds the zero point and saturates.
+    """
+    data, scale, zero = op.input(0), op.input(1), op.optional(2)
+    axis, block = op.attr("axis", 1), op.attr("block_size", 0)
+    op.attr("saturate", 1)
+    output, precision = op.attr("output_dtype", 0), op.attr("precision", 0)
+    dtype = zero.dtype if zero is not None else dtype_of_onnx(output) if output else "uint8"
+    if dtype not in _RANGES:
+        op.fail(f"quantization to {dtype}; supported are {', '.join(_RANGES)}")
+    axis = axis % data.rank if data.rank else 0
+    wide = dtype_of_onnx(precision) if precision else "float32"
+    if data.dtype == "float64":
+        wide = "float64"
+    scale = along(op, cast(op, scale, wide), data.shape, axis, block)
+    if zero is not None:
+        zero = along(op, zero, data.shape, axis, block)
+    return quantize(op, cast(op, data, wide), scale, zero, dtype)
+
+
+def quantize(op: NodeContext, data: Value, scale: Value, zero: Value | None, dtype: str) -> Value:
+    """Compute saturate(round_half_even(data / scale) + zero)."""
+    rounded = round_to_even(op, op.call(R.divide, data, scale))
+    if zero is not None:
+        rounded = op.call(R.add, rounded, cast(op, zero, rounded.dtype))
+    low, high = _RANGES[dtype]
+    clipped = op.call(R.clip, rounded, min=float(low), max=float(high))
+    return cast(op, cast(op, clipped, "int32"), dtype)
+
+
+@register("DequantizeLinear", 10)
+def dequantize_linear(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html"""
+    data, scale, zero = op.input(0), op.input(1), op.optional(2)
+    axis, block = op.attr("axis", 1), op.attr("block_size", 0)
+    output = op.attr("output_dtype", 0)
+    axis = axis % data.rank if data.rank else 0
+    dtype = dtype_of_onnx(output) if output else scale.dtype
+    scale = along(op, cast(op, scale, dtype), data.shape, axis, block)
+    if zero is None:
+        return op.call(R.multiply, cast(op, data, dtype), scale)
+    centred = centre(op, data, along(op, zero, data.shape, axis, block))
+    return op.call(R.multiply, cast(op, centred, dtype), scale)
+
+
+def centre(op: NodeContext, data: Value, zero: Value | None) -> Value:
+    """Take the zero point off, in int32; a zero point of 0 costs nothing."""
+    wide = data if data.dtype in FLOATS else cast(op, data, "int32")
+    if zero is None or (zero.data is not None and not zero.data.any()):
+        return wide
+    return op.call(R.subtract, wide, cast(op, zero, wide.dtype))
+
+
+@register("DynamicQuantizeLinear", 11)
+def dynamic_quantize_linear(op: NodeContext) -> list[Value]:
+    """https://onnx.ai/onnx/operators/onnx__DynamicQuantizeLinear.html"""
+    data = op.input(0)
+    zero = op.scalar(0, "float32")
+    axes = list(range(data.rank))
+    low = op.call(R.minimum, op.call(R.min, data, axis=axes), zero)
+    high = op.call(R.maximum, op.call(R.max, data, axis=axes), zero)
+    scale = op.call(R.divide, op.call(R.subtract, high, low), op.scalar(255, "float32"))
+    safe = op.call(R.where, op.call(R.equal, scale, zero), op.scalar(1, "float32"), scale)
+    point = op.call(R.subtract, zero, op.call(R.divide, low, safe))
+    point = op.call(R.clip, round_to_even(op, point), min=0.0, max=255.0)
+    point = cast(op, cast(op, point, "int32"), "uint8")
+    return [quantize(op, data, safe, point, "uint8"), scale, point]
+
+
+@register("MatMulInteger", 10)
+def matmul_integer(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__MatMulInteger.html (int32 accumulation)."""
+    left, right = op.input(0), op.input(1)
+    left = centre(op, left, _rows(op, op.optional(2), left.rank))
+    return op.call(R.matmul, left, centre(op, right, op.optional(3)))
+
+
+def _rows(op: NodeContext, value: Value | None, rank: int) -> Value | None:
+    """Turn one element per row of a matrix into a column."""
+    if value is None or value.size == 1 or value.rank > 1 or rank < 2:
+        return value
+    return _reshaped(op, value, (value.size, 1))
+
+
+@register("QLinearMatMul", 10)
+def qlinear_matmul(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__QLinearMatMul.html"""
+    left, left_scale, left_zero, right, right_scale, right_zero = (
+        op.input(index) for index in range(6)
+    )
+    rank = left.rank
+    left = centre(op, left, _rows(op, left_zero, rank))
+    product = op.call(R.matmul, left, centre(op, right, right_zero))
+    scale = op.call(
+        R.multiply,
+        cast(op, _rows(op, left_scale, rank) or left_scale, "float32"),
+        cast(op, right_scale, "float32"),
+    )
+    return requantize(op, product, scale, op.input(6), op.input(7))
+
+
+def requantize(
+    op: NodeContext, accumulator: Value, scale: Value, out_scale: Value, out_zero: Value
+) -> Value:
+    """Scale an int32 accumulator to the output's quantization."""
+    real = op.call(R.multiply, cast(op, accumulator, "float32"), scale)
+    return quantize(op, real, cast(op, out_scale, "float32"), out_zero, out_zero.dtype)
+
+
+@register("ConvInteger", 10)
+def conv_integer(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__ConvInteger.html (pads with the zero point)."""
+    return _integer_conv(op, op.input(0), op.optional(2), op.input(1), op.optional(3))
+
+
+def _integer_conv(
+    op: NodeContext, data: Value, zero: Value | None, weight: Value, weight_zero: Value | None
+) -> Value:
+    """Convolve centred integers; centring before padding makes the border the zero point."""
+    window = read_window(op, data.shape[2:], weight.shape[2:])
+    groups = op.attr("group")
+    if weight_zero is not None and weight_zero.size > 1:
+        weight_zero = _reshaped(op, weight_zero, (weight_zero.size, *(1,) * (weight.rank - 1)))
+    return conv_te(op, centre(op, data, zero), centre(op, weight, weight_zero), window, groups)
+
+
+@register("QLinearConv", 10)
+def qlinear_conv(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__QLinearConv.html"""
+    data, data_scale, data_zero, weight, weight_scale, weight_zero = (
+        op.input(index) for index in range(6)
+    )
+    out_scale, out_zero, bias = op.input(6), op.input(7), op.optional(8)
+    result = _integer_conv(op, data, data_zero, weight, weight_zero)
+    column = (-1, *(1,) * (data.rank - 2))
+    if bias is not None:
+        result = op.call(R.add, result, _reshaped(op, bias, (bias.size, *column[1:])))
+    if weight_scale.size > 1:
+        weight_scale = _reshaped(op, weight_scale, (weight_scale.size, *column[1:]))
+    scale = op.call(R.multiply, data_scale, weight_scale)
+    return requantize(op, result, scale, out_scale, out_zero)
+
+
+@register("BitCast", 26)
+def bit_cast(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__BitCast.html (types of the same width)."""
+    data, dtype = op.input(0), dtype_of_onnx(op.attr("to"))
+    if dtype == data.dtype:
+        return data
+
+    def compute(source: te.Tensor) -> te.Tensor:
+        return te.compute(
+            source.shape, lambda *at: tirx.reinterpret(dtype, source(*at)), name="bit_cast"
+        )
+
+    return op.te(compute, data, name="bit_cast")
