@@ -21,8 +21,15 @@ _STORE_CYCLES = 2
 # Cycles that a vector of weights costs beyond its load, because it is not in the first level.
 _STREAM_CYCLES = 0.5
 # Steps of the tiled reduction axis that are written out; more would make the code too long.
-_MAX_WRITTEN_OUT = 7
-# Share of the second cache level that a task's working set may fill.
+_MAX_WRITTEN_OUT = 3
+# Steps of the innermost loop, below which written out steps around it do not pay (measured).
+_MIN_ROLLED = 8
+# Cycles to read a byte from the second and third level, and the part that is not hidden.
+_L2_BYTE = 1 / 48
+_L3_BYTE = 1 / 20
+_EXPOSED = 0.4
+_MOST_BLOCKS = 64
+# Share of a cache level that a working set may fill.
 _CACHE_SHARE = 0.6
 _FLOAT_BYTES = 4
 
@@ -119,6 +126,7 @@ def _tile_cycles(rows: int, vectors: int, depth: int) -> float:
 def padding_is_clipped(anchor: Anchor) -> bool:
     """Tell whether padding can and should be left out of the loops rather than materialised."""
     padded = [access for access in anchor.accesses if access.pad is not None]
+    stage, last = anchor.stage, len(anchor.stage.reduction) - 1
     if not padded:
         return False
     for access in padded:
@@ -127,8 +135,10 @@ def padding_is_clipped(anchor: Anchor) -> bool:
             return False
         inner = anchor.rows[-1] if anchor.rows else -1
         for clip in clips:
-            extent = anchor.stage.reduction[clip.reduction].extent
+            extent = stage.reduction[clip.reduction].extent
             if clip.spatial == inner and extent > _MAX_WRITTEN_OUT:
+                return False
+            if stage.reduction[-1].extent < _MIN_ROLLED or clip.reduction == last:
                 return False
             if clip.spatial is not None and clip.spatial not in anchor.rows:
                 return False
@@ -150,37 +160,44 @@ def window_reductions(anchor: Anchor) -> tuple[int, ...]:
 def choose_row_block(
     anchor: Anchor, target: Target, fused: int, row_tile: tuple[int, int], vectors: int
 ) -> int:
-    """Return how many row tiles a task has.
+    """Return how many row tiles a task has: the number with the least modelled cycles.
 
-    As many as keep a task's data and its panel of weights in the second cache level, where
-    weights are read once for each block; one, where all weights fit anyway; fewer, where the
-    cores would not get an even share.
+    A large block reads the weights rarely and the data once for each column tile; a block of one
+    tile reads its data once and all weights again. Tasks should also divide over the cores.
     """
     stage = anchor.stage
     depth = prod(axis.extent for axis in stage.reduction)
-    row_axes = [stage.spatial[position].extent for position in anchor.rows]
-    rows_total = prod(row_axes)
     outer, inner = row_extents(anchor, fused)
-    tiles = (
-        rows_total
-        // (outer * inner)
-        * tile_count(outer, row_tile[0])
-        * tile_count(inner, row_tile[1])
-    )
-    panel = depth * vectors * anchor.lanes * _FLOAT_BYTES
+    images = prod(stage.spatial[position].extent for position in anchor.rows) // (outer * inner)
+    tiles = images * tile_count(outer, row_tile[0]) * tile_count(inner, row_tile[1])
     columns = prod(stage.spatial[position].extent for position in anchor.columns)
-    weights = depth * columns * _FLOAT_BYTES
-    data = _data_elements(anchor) * _FLOAT_BYTES
-    room = _CACHE_SHARE * target.l2_bytes
-    if data + panel <= room:
-        block = tiles
-    elif weights <= room:
-        block = 1
-    else:
-        block = max(1, int(tiles * max(room - panel, room / 4) / data))
-    column_tiles = max(1, -(-columns // (vectors * anchor.lanes)))
+    column_tiles = tile_count(columns, vectors * anchor.lanes)
     batch = prod(stage.spatial[position].extent for position in anchor.batch)
-    return _even_tasks(tiles, block, batch * column_tiles, target.cores)
+    panel = depth * vectors * anchor.lanes * _FLOAT_BYTES
+    data = _data_elements(anchor) * _FLOAT_BYTES
+    compute = images * outer * inner * columns * depth / (_FMA_PER_CYCLE * anchor.lanes)
+
+    def cycles(block: int) -> float:
+        blocks = tile_count(tiles, block)
+        share = data * block / tiles
+        weights = _read(panel, panel * column_tiles, target)
+        weights += (block - 1) * _read(panel, panel, target)
+        reuse = 0.0 if block == 1 else _read(share, share + panel, target)
+        memory = blocks * (column_tiles * (weights + reuse) + _read(share, data, target))
+        # A last block that is short counts like the others.
+        tasks = tile_count(blocks * column_tiles * batch, target.cores) * target.cores
+        balance = tasks * block / (tiles * column_tiles * batch)
+        return (compute + _EXPOSED * memory) * balance
+
+    blocks = {tile_count(tiles, count) for count in range(1, min(tiles, _MOST_BLOCKS) + 1)}
+    return min(sorted(blocks | {1}, reverse=True), key=cycles)
+
+
+def _read(size: float, resident: float, target: Target) -> float:
+    """Return the cycles to read `size` bytes of a working set of `resident` bytes."""
+    if resident <= _CACHE_SHARE * target.l1_bytes:
+        return 0.0
+    return size * (_L2_BYTE if resident <= _CACHE_SHARE * target.l2_bytes else _L3_BYTE)
 
 
 def _data_elements(anchor: Anchor) -> int:
@@ -192,15 +209,3 @@ def _data_elements(anchor: Anchor) -> int:
         if anchor.stage.spatial[p].var in access.offset.coefficients
     )
     return max(1, prod(int(extent) for extent in access.buffer.shape) // max(1, batch))
-
-
-def _even_tasks(tiles: int, block: int, others: int, cores: int) -> int:
-    """Lower a block until the tasks divide over the cores within 10%."""
-    while block > 1:
-        tasks = tile_count(tiles, block) * others
-        share = tile_count(tasks, cores) * cores / tasks
-        # A last block that is short also costs balance.
-        if share <= 1.1 and (tiles % block == 0 or tile_count(tiles, block) >= 4 * cores):
-            return block
-        block = tile_count(tiles, tile_count(tiles, block) + 1) if block > 2 else 1
-    return 1
