@@ -19,7 +19,7 @@ from tvm import s_tir, tirx
 from tvm.tirx import PrimFunc
 from tvm.tirx.stmt import AttrStmt, DeclBuffer, Return, SeqStmt
 
-from tilewright.compiler.passes.vector_math import lower_vector_math
+from tilewright.compiler.passes.vector_math import LowerVectorMath
 from tilewright.compiler.targets import Target
 from tilewright.errors import CompileError
 
@@ -61,8 +61,7 @@ def _generate(kernels: Mapping[str, PrimFunc], target: Target) -> tvm.runtime.Mo
 
 
 def _prepare(name: str, func: PrimFunc) -> PrimFunc:
-    """Lower math functions, give the kernel its symbol, and promise that buffers are distinct."""
-    func = lower_vector_math(func)
+    """Give the kernel its symbol, and promise that buffers are distinct."""
     return func.with_attr("global_symbol", KERNEL_PREFIX + name).with_attr("tirx.noalias", True)
 
 
@@ -103,6 +102,7 @@ def _lowering() -> tvm.ir.transform.Sequential:
             t.FP8StorageLegalize(),
             t.BF16StorageLegalize(),
             t.LowerTVMBuiltin(),
+            LowerVectorMath(),
             t.LowerIntrin(),
         ]
     )

@@ -91,13 +91,9 @@ typedef struct tilewright_api {
 #ifndef TILEWRIGHT_NO_LOADER
 
 #include <dlfcn.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #if defined(__GNUC__)
 #define TILEWRIGHT_FUNCTION static inline __attribute__((unused))
@@ -155,75 +151,70 @@ TILEWRIGHT_FUNCTION int tilewright_fail(const char *path, const char *text) {
   return -1;
 }
 
-/* Check the file before dlopen sees it: a damaged ELF file can crash the dynamic linker. */
-TILEWRIGHT_FUNCTION int tilewright_check_file(const char *path) {
-  tilewright_trailer trailer;
-  struct stat status;
-  const char *problem = NULL;
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return tilewright_fail(path, "cannot open the file");
-  if (fstat(fd, &status) != 0 || status.st_size < (off_t)sizeof trailer ||
-      pread(fd, &trailer, sizeof trailer, status.st_size - (off_t)sizeof trailer) !=
-          (ssize_t)sizeof trailer ||
-      memcmp(trailer.magic, TILEWRIGHT_MAGIC, sizeof trailer.magic) != 0) {
-    problem = "not a tilewright module, or cut short: the trailer is missing";
-  } else if (trailer.trailer_crc32 !=
-             tilewright_crc32(0, &trailer, offsetof(tilewright_trailer, trailer_crc32))) {
-    problem = "damaged: the checksum of the trailer is wrong";
-  } else if (trailer.format_version != TILEWRIGHT_FORMAT_VERSION) {
-    problem = "made by another version of tilewright: its file format is not known here";
-  } else if (trailer.file_bytes != (uint64_t)status.st_size) {
-    problem = "damaged: the file has not the size that its trailer states";
-  } else {
-    void *file = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (file == MAP_FAILED) {
-      problem = "cannot map the file into memory";
-    } else {
-      const char *bytes = (const char *)file;
-      if (tilewright_crc32(0, bytes, trailer.payload_offset) != trailer.code_crc32)
-        problem = "damaged: the checksum of the code is wrong";
-      else if (tilewright_crc32(0, bytes + trailer.description_offset,
-                                trailer.description_bytes) != trailer.description_crc32)
-        problem = "damaged: the checksum of the description is wrong";
-      munmap(file, (size_t)status.st_size);
-    }
+/* CRC-32 of `size` bytes of the file from `offset` on; wrong if they cannot be read. */
+TILEWRIGHT_FUNCTION uint32_t tilewright_file_crc32(FILE *file, uint64_t offset, uint64_t size) {
+  char buffer[32768];
+  uint32_t crc = 0;
+  if (fseek(file, (long)offset, SEEK_SET) != 0) return ~crc;
+  while (size > 0) {
+    size_t wanted = size < sizeof buffer ? (size_t)size : sizeof buffer;
+    if (fread(buffer, 1, wanted, file) != wanted) return ~crc;
+    crc = tilewright_crc32(crc, buffer, wanted);
+    size -= wanted;
   }
-  close(fd);
-  return problem ? tilewright_fail(path, problem) : 0;
+  return crc;
+}
+
+/* Check the file before dlopen sees it: a damaged ELF file can crash the dynamic linker. */
+TILEWRIGHT_FUNCTION const char *tilewright_check_file(FILE *file) {
+  tilewright_trailer trailer;
+  long size = fseek(file, 0, SEEK_END) == 0 ? ftell(file) : -1;
+  if (size < (long)sizeof trailer || fseek(file, size - (long)sizeof trailer, SEEK_SET) != 0 ||
+      fread(&trailer, 1, sizeof trailer, file) != sizeof trailer ||
+      memcmp(trailer.magic, TILEWRIGHT_MAGIC, sizeof trailer.magic) != 0)
+    return "not a tilewright module, or cut short: the trailer is missing";
+  if (trailer.trailer_crc32 !=
+      tilewright_crc32(0, &trailer, offsetof(tilewright_trailer, trailer_crc32)))
+    return "damaged: the checksum of the trailer is wrong";
+  if (trailer.format_version != TILEWRIGHT_FORMAT_VERSION)
+    return "made by another version of tilewright: its file format is not known here";
+  if (trailer.file_bytes != (uint64_t)size)
+    return "damaged: the file has not the size that its trailer states";
+  if (tilewright_file_crc32(file, 0, trailer.payload_offset) != trailer.code_crc32)
+    return "damaged: the checksum of the code is wrong";
+  if (tilewright_file_crc32(file, trailer.description_offset, trailer.description_bytes) !=
+      trailer.description_crc32)
+    return "damaged: the checksum of the description is wrong";
+  return NULL;
 }
 
 /* Load a module. NULL if the file is damaged, or needs a CPU feature that is missing here. */
 TILEWRIGHT_FUNCTION tilewright_module *tilewright_open(const char *path, uint32_t flags) {
-  char *real = realpath(path, NULL); /* dlopen would search for a name without a slash */
-  tilewright_module *module = NULL;
-  if (!real) {
-    tilewright_fail(path, "no such file");
-    return NULL;
-  }
-  if (tilewright_check_file(real) == 0) {
-    module = (tilewright_module *)calloc(1, sizeof *module);
-    if (!module) tilewright_fail(path, "out of memory");
-  }
-  if (module) {
-    const char *problem = NULL;
-    module->library = dlopen(real, RTLD_NOW | RTLD_LOCAL);
+  tilewright_module *module = (tilewright_module *)calloc(1, sizeof *module);
+  char *local = (char *)malloc(strlen(path) + 3);
+  FILE *file = fopen(path, "rb");
+  const char *problem = !module || !local ? "out of memory" : !file ? "cannot open the file" : NULL;
+  if (!problem) problem = tilewright_check_file(file);
+  if (file) fclose(file);
+  if (!problem) {
+    /* dlopen would search the library path for a name without a slash. */
+    snprintf(local, strlen(path) + 3, "%s%s", strchr(path, '/') ? "" : "./", path);
+    module->library = dlopen(local, RTLD_NOW | RTLD_LOCAL);
     if (module->library)
       module->api = (const tilewright_api *)dlsym(module->library, TILEWRIGHT_API_SYMBOL);
     if (!module->api)
       problem = dlerror();
     else if (module->api->abi_version != TILEWRIGHT_ABI_VERSION)
       problem = "made for another version of tilewright.h";
-    else if (!(module->model = module->api->open(real, flags)))
+    else if (!(module->model = module->api->open(local, flags)))
       problem = module->api->error();
-    if (problem) {
-      tilewright_fail(path, problem);
-      if (module->library) dlclose(module->library);
-      free(module);
-      module = NULL;
-    }
   }
-  free(real);
-  return module;
+  free(local);
+  if (!problem) return module;
+  tilewright_fail(path, problem);
+  if (module && module->library) dlclose(module->library);
+  free(module);
+  return NULL;
 }
 
 TILEWRIGHT_FUNCTION int tilewright_report(const tilewright_module *module, int status) {

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.programs import binary_kernel, copy_program, mlp_program, unary_kernel
 
+from tests.programs import binary_kernel, copy_program, mlp_program, unary_kernel
 from tilewright.compiler.memory import (
     ALIGNMENT_BYTES,
     Lifetime,

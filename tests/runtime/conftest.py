@@ -1,8 +1,8 @@
 """Compiled modules that the runtime tests share."""
 
 import pytest
-from tests.programs import copy_program, mlp_program
 
+from tests.programs import copy_program, mlp_program
 from tilewright.compiler.package import package
 from tilewright.compiler.targets import parse_target
 

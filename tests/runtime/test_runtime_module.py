@@ -8,8 +8,8 @@ import threading
 
 import numpy as np
 import pytest
-from tests.programs import copy_program, mlp_reference
 
+from tests.programs import copy_program, mlp_reference
 from tilewright.compiler.package import package
 from tilewright.errors import ModuleError
 from tilewright.runtime.module import Module, default_threads, empty_aligned
@@ -140,8 +140,7 @@ def test_modules_are_unloaded_when_no_longer_used(plus_one):
 
 
 def test_forked_child_can_run_the_parents_module(mlp):
-    path, weights = mlp
-    module = Module(path, threads=3)
+    module = Module(mlp[0], threads=3)
     x = _input()
     expected = module(x)
     child = os.fork()
@@ -227,9 +226,7 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path, mlp):
             Module(tmp_path / "flipped.so")
 
 
-def test_module_for_another_cpu_is_refused_with_the_missing_features(
-    tmp_path, native, monkeypatch
-):
+def test_module_for_another_cpu_is_refused_with_the_missing_features(tmp_path, native, monkeypatch):
     # No processor has both Intel's tile registers and AMD's XOP.
     monkeypatch.setattr(
         "tilewright.compiler.package.required_features", lambda _: ("avx2", "xop", "amx-int8")
