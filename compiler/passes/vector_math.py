@@ -33,70 +33,104 @@ _FLOAT32: dict[str, Callable[..., Expr]] = {
 }
 
 
+@tirx.transform.prim_func_pass(opt_level=0)
+class LowerVectorMath:
+    """`lower_vector_math` as a pass; its place is right before `LowerIntrin`."""
+
+    def transform_function(
+        self, func: tirx.PrimFunc, _module: tvm.IRModule, _context: tvm.transform.PassContext
+    ) -> tirx.PrimFunc:
+        """Rewrite one function."""
+        return lower_vector_math(func)
+
+
 def lower_vector_math(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Replace calls of float32 math functions by polynomials, before the TIR lowering pipeline.
+    """Replace calls of float32 math functions, of scalars and of vectors, by polynomials.
 
-        y[i] = T.exp(x[i])  ->  y[i] = let t = x[i] in <multiplies, adds, shifts and selects>
+        y[i] = T.exp(x[i])  ->  t = x[i]; ...; y[i] = <multiplies, adds, shifts and selects>
 
+    Belongs at the end of the lowering of TIR, after loops became vectors, before `LowerIntrin`.
     float16 calls are computed in float32. float64 calls and the functions without an
     approximation (asin, acos, ...) stay calls of libm. `round` becomes `nearbyint`, half to even
-    as ONNX defines it, for every dtype. Errors are stated in `vector_math_functions`.
+    as ONNX defines it, for every dtype. Errors are stated in `vector_math_functions`. `Let`s of
+    a rewritten expression are hoisted out of it; both branches of an `if_then_else` that holds a
+    rewritten call are computed, but each loads only where its condition holds.
     """
 
-    def store(statement: tirx.BufferStore) -> tirx.BufferStore:
-        value = lower_expression(statement.value)
-        return tirx.BufferStore(statement.buffer, value, statement.indices)
+    def store(statement: tirx.BufferStore, _mutator: Any) -> tirx.Stmt:
+        value, bindings = _lower(statement.value)
+        changed = tirx.BufferStore(statement.buffer, value, statement.indices)
+        return bindings.before(changed)
 
-    def binding(statement: tirx.Bind) -> tirx.Bind:
-        return tirx.Bind(statement.var, lower_expression(statement.value))
+    def bind(statement: tirx.Bind, _mutator: Any) -> tirx.Stmt:
+        value, bindings = _lower(statement.value)
+        return bindings.before(tirx.Bind(statement.var, value))
 
-    body = tvm_ffi.structural_map(
-        func.body, [(tirx.BufferStore, store), (tirx.Bind, binding)], order="pre"
-    )
+    body = tvm_ffi.structural_mutate(func.body, [(tirx.BufferStore, store), (tirx.Bind, bind)])
     return func.with_body(body)
 
 
-def lower_expression(expr: Expr) -> Expr:
-    """Return the expression with its math calls replaced and all `Let`s outermost.
-
-    The branches of `if_then_else` and `Select` keep their own `Let`s: what a branch loads may
-    only be loaded where its condition holds.
-    """
+def _lower(expr: Expr) -> tuple[Expr, functions.Bindings]:
+    """Return the expression with its math calls replaced, and the values that it needs."""
     bindings = functions.Bindings()
+    variables: dict[tirx.Var, Expr] = {}
 
     def let(value: tirx.Let, mutator: Any) -> Expr:
-        bindings.add(value.var, mutator.mutate(value.value))
+        variables[value.var] = bindings.let(mutator.mutate(value.value), str(value.var.name))
         return mutator.mutate(value.body)
 
-    def select(value: tirx.Select, mutator: Any) -> Expr:
-        return tirx.Select(
-            mutator.mutate(value.condition),
-            lower_expression(value.true_value),
-            lower_expression(value.false_value),
-        )
+    def variable(value: tirx.Var, _mutator: Any) -> Expr:
+        return variables.get(value, value)
 
     def call(value: tvm.ir.Call, mutator: Any) -> Expr:
-        if not isinstance(value.op, tvm.ir.Op) or not isinstance(value.ty, tvm.ir.PrimType):
+        name = _name(value)
+        if name is None:
             return mutator.default_mutate(value)
-        name, dtype = str(value.op.name).rpartition(".")[2], str(value.ty.dtype)
-        if name == "if_then_else":
-            condition, *branches = value.args
-            return tirx.if_then_else(
-                mutator.mutate(condition), *(lower_expression(branch) for branch in branches)
-            )
+        if name == "if_then_else" and any(_has_math(branch) for branch in value.args[1:]):
+            value = _guard_loads(value, bindings.let(mutator.mutate(value.args[0]), "condition"))
         arguments = [mutator.mutate(argument) for argument in value.args]
+        element = str(value.ty.dtype).partition("x")[0]
         if name == "round":
             return tirx.nearbyint(*arguments)
-        if name in _FLOAT32 and dtype == "float32":
+        if name in _FLOAT32 and element == "float32":
             return _FLOAT32[name](bindings, *arguments)
-        if name in _FLOAT32 and dtype == "float16":
-            wide = [argument.astype("float32") for argument in arguments]
-            return _FLOAT32[name](bindings, *wide).astype("float16")
+        if name in _FLOAT32 and element == "float16":
+            wide = [functions.cast(argument, "float32") for argument in arguments]
+            return functions.cast(_FLOAT32[name](bindings, *wide), "float16")
         return tvm.ir.Call(
             value.op, arguments, attrs=value.attrs, ty_args=list(value.ty_args), ret_ty=value.ty
         )
 
-    result = tvm_ffi.structural_mutate(
-        expr, [(tirx.Let, let), (tirx.Select, select), (tvm.ir.Call, call)]
-    )
-    return bindings.wrap(result)
+    callbacks = [(tirx.Let, let), (tvm.ir.Call, call), (tirx.Var, variable)]
+    return tvm_ffi.structural_mutate(expr, callbacks), bindings
+
+
+def _name(call: tvm.ir.Call) -> str | None:
+    """Return the short name of a call of an operator on numbers, else None."""
+    if not isinstance(call.op, tvm.ir.Op) or not isinstance(call.ty, tvm.ir.PrimType):
+        return None
+    return str(call.op.name).rpartition(".")[2]
+
+
+def _has_math(expr: Expr) -> bool:
+    def visit(call: tvm.ir.Call) -> tvm_ffi.VisitInterrupt | None:
+        return tvm_ffi.VisitInterrupt(call) if _name(call) in _FLOAT32 else None
+
+    return tvm_ffi.structural_walk(expr, (tvm.ir.Call, visit)) is not None
+
+
+def _guard_loads(call: tvm.ir.Call, condition: Expr) -> Expr:
+    """Let each branch of an if_then_else load only where its condition holds, and 0 elsewhere.
+
+    The arithmetic of both branches can then be computed unconditionally.
+    """
+
+    def guarded(branch: Expr, chosen: Expr) -> Expr:
+        def load(value: tvm.ir.TensorLoad, _mutator: Any) -> Expr:
+            zero = tirx.const(0, value.ty.dtype)
+            return tirx.if_then_else(chosen, value, zero)
+
+        return tvm_ffi.structural_mutate(branch, (tvm.ir.TensorLoad, load))
+
+    _, yes, no = call.args
+    return tirx.if_then_else(condition, guarded(yes, condition), guarded(no, tirx.Not(condition)))

@@ -1,8 +1,7 @@
 """Approximations of float32 functions in plain TIR arithmetic, free of calls and branches.
 
-Every function takes a `Bindings` and float32 expressions, and returns a float32 expression over
-variables that it bound: nothing is computed twice, and no `Let` is nested in another's value,
-which TVM's simplifier would visit twice and may then refuse.
+Every function takes a `Bindings` and float32 expressions, scalars or vectors, and returns one over
+variables that it bound, so that nothing is computed twice.
 The polynomials are minimax fits of relative error made with Lawson's iteration in float64; the
 largest errors below were measured over dense sweeps of floats (see the tests), in ulp of the
 result, with fused multiply-add:
@@ -18,7 +17,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import tvm
 from tvm import tirx
 from tvm.ir import Expr
 
@@ -26,7 +27,7 @@ _F32_SQRT_HALF_BITS = 0x3F3504F3
 _F32_MANTISSA = 0x007FFFFF
 _F32_MIN_NORMAL = 2.0**-126
 # Adding 1.5 * 2**23 rounds a float32 to an integer that sits in the low bits of the sum. The sum
-# is bound as bits: TVM's simplifier would fold (x + c) - c of floats, but not across reinterpret.
+# is bound as bits: TVM's simplifier folds (x + c) - c of floats, but not across reinterpret.
 _F32_ROUND = 12582912.0
 _F64_ROUND = 1.5 * 2.0**52
 # ln 2 = high + low; the high part has 9 trailing zero bits, so n * high is exact for |n| < 512.
@@ -80,28 +81,30 @@ _ERF_ONE_FROM = 3.92
 
 
 class Bindings:
-    """Variables bound to values, in order; `wrap` puts them around an expression as `Let`s."""
+    """Values computed once, each kept in a local buffer of one element that LLVM makes a register.
+
+    Variables (`Bind`, `Let`) will not do: TVM's analyzers, the one in its LLVM code generator
+    included, replace them by their values again, which takes time exponential in their number.
+    """
 
     def __init__(self) -> None:
-        self._bound: list[tuple[tirx.Var, Expr]] = []
+        self._bound: list[tuple[Any, Expr]] = []
 
     def let(self, value: Expr, name: str = "t") -> Expr:
-        """Bind a variable to `value` and return it; variables and constants stay as they are."""
+        """Bind `value` and return a load of it; variables and constants stay as they are."""
         if isinstance(value, tirx.Var | tirx.FloatImm | tirx.IntImm):
             return value
-        variable = tirx.Var(name, value.ty.dtype)
-        self._bound.append((variable, value))
-        return variable
+        buffer = tirx.decl_buffer((1,), str(value.ty.dtype), name, scope="local", layout=None)
+        self._bound.append((buffer, value))
+        return tirx.BufferLoad(buffer, [_i32(0)])
 
-    def add(self, variable: tirx.Var, value: Expr) -> None:
-        """Take over an existing binding."""
-        self._bound.append((variable, value))
-
-    def wrap(self, expr: Expr) -> Expr:
-        """Return `expr` inside all bindings, the first one outermost."""
-        for variable, value in reversed(self._bound):
-            expr = tirx.Let(variable, value, expr)
-        return expr
+    def before(self, statement: tirx.Stmt) -> tirx.Stmt:
+        """Return a statement that computes all values in order, then runs the given one."""
+        statements: list[tirx.Stmt] = []
+        for buffer, value in self._bound:
+            statements.append(tirx.AllocBuffer(buffer))
+            statements.append(tirx.BufferStore(buffer, value, [_i32(0)]))
+        return tirx.SeqStmt([*statements, statement]) if statements else statement
 
 
 def _f32(value: float) -> Expr:
@@ -118,19 +121,51 @@ def _i32(value: int) -> Expr:
 
 def _polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
     """Horner's scheme; coefficients run from the constant term up, in the dtype of `x`."""
-    dtype = x.ty.dtype
-    result = tirx.const(coefficients[-1], dtype)
+    number = _f64 if "64" in str(x.ty.dtype) else _f32
+    result = number(coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
-        result = result * x + tirx.const(coefficient, dtype)
+        result = result * x + number(coefficient)
     return result
 
 
+def lanes_of(x: Expr) -> int:
+    """Return how many lanes the expression's type has; 1 for a scalar."""
+    return tvm.DataType(str(x.ty.dtype)).lanes
+
+
+def cast(x: Expr, element: str) -> Expr:
+    """Convert to another element type, lane by lane."""
+    lanes = lanes_of(x)
+    return tirx.Cast(element if lanes == 1 else f"{element}x{lanes}", x)
+
+
+def _as(element: str, x: Expr) -> Expr:
+    """Reinterpret the bits of every lane."""
+    lanes = lanes_of(x)
+    return tirx.reinterpret(element if lanes == 1 else f"{element}x{lanes}", x)
+
+
+def _equal(a: Expr, b: Expr) -> Expr:
+    lanes = lanes_of(a)
+    return tirx.EQ(a, b if lanes_of(b) == lanes else tirx.Broadcast(b, lanes))
+
+
+def _select(condition: Expr, yes: Expr, no: Expr) -> Expr:
+    """Select lane by lane; a scalar on either side is broadcast."""
+    lanes = lanes_of(condition)
+
+    def widened(x: Expr) -> Expr:
+        return x if lanes == lanes_of(x) else tirx.Broadcast(x, lanes)
+
+    return tirx.Select(condition, widened(yes), widened(no))
+
+
 def _bits(x: Expr) -> Expr:
-    return tirx.reinterpret("int32", x)
+    return _as("int32", x)
 
 
 def _float(bits: Expr) -> Expr:
-    return tirx.reinterpret("float32", bits)
+    return _as("float32", bits)
 
 
 def _shift_left(x: Expr, amount: int) -> Expr:
@@ -149,8 +184,8 @@ def _with_sign_of(magnitude: Expr, x: Expr) -> Expr:
 
 def _clamp(x: Expr, limit: float) -> Expr:
     """Limit a variable to [-limit, limit]; NaN stays NaN."""
-    low = tirx.Select(x < _f32(-limit), _f32(-limit), x)
-    return tirx.Select(x > _f32(limit), _f32(limit), low)
+    low = _select(x < _f32(-limit), _f32(-limit), x)
+    return _select(x > _f32(limit), _f32(limit), low)
 
 
 def _exp_reduced(
@@ -163,17 +198,17 @@ def _exp_reduced(
     """
     r = b.let(remainder, "r")
     value = b.let(r * r * _polynomial(r, _EXP) + r + _f32(1.0), "value")
-    bits = tirx.reinterpret("uint32", value) + _shift_left(shifted_bits, 23)
+    bits = _as("uint32", value) + _shift_left(shifted_bits, 23)
     # Above `high` lies NaN too, whose payload would spoil the bits: x + inf serves both.
-    above = tirx.Select(x <= _f32(high), b.let(_float(bits), "scaled"), x + _f32(math.inf))
-    return tirx.Select(x < _f32(low), _f32(0.0), above)
+    above = _select(x <= _f32(high), b.let(_float(bits), "scaled"), x + _f32(math.inf))
+    return _select(x < _f32(low), _f32(0.0), above)
 
 
 def exp(b: Bindings, x: Expr) -> Expr:
     """e**x."""
     x = b.let(x, "x")
     shifted = x * _f32(math.log2(math.e)) + _f32(_F32_ROUND)
-    bits = b.let(tirx.reinterpret("uint32", shifted), "shifted")
+    bits = b.let(_as("uint32", shifted), "shifted")
     n = b.let(_float(bits) - _f32(_F32_ROUND), "n")
     r = x - n * _f32(_LN2_HIGH) - n * _f32(_LN2_LOW)
     return _exp_reduced(b, x, bits, r, -87.3365447, 88.7228394)
@@ -182,7 +217,7 @@ def exp(b: Bindings, x: Expr) -> Expr:
 def exp2(b: Bindings, x: Expr) -> Expr:
     """2**x."""
     x = b.let(x, "x")
-    bits = b.let(tirx.reinterpret("uint32", x + _f32(_F32_ROUND)), "shifted")
+    bits = b.let(_as("uint32", x + _f32(_F32_ROUND)), "shifted")
     r = (x - b.let(_float(bits) - _f32(_F32_ROUND), "n")) * _f32(math.log(2.0))
     return _exp_reduced(b, x, bits, r, -126.0, 127.99999)
 
@@ -221,19 +256,19 @@ def erf(b: Bindings, x: Expr) -> Expr:
 def _split_float(b: Bindings, x: Expr) -> tuple[Expr, Expr]:
     """Return (e, f) float32: x = 2**e * (1 + f), sqrt(1/2) <= 1 + f < sqrt(2); x > 0 bound."""
     tiny = x < _f32(_F32_MIN_NORMAL)
-    normal = tirx.Select(tiny, x * _f32(2.0**23), x)
-    extra = tirx.Select(tiny, _f32(-23.0), _f32(0.0))
+    normal = _select(tiny, x * _f32(2.0**23), x)
+    extra = _select(tiny, _f32(-23.0), _f32(0.0))
     bits = b.let(_bits(normal) - _i32(_F32_SQRT_HALF_BITS), "bits")
-    exponent = tirx.shift_right(bits, _i32(23)).astype("float32") + extra
+    exponent = cast(tirx.shift_right(bits, _i32(23)), "float32") + extra
     mantissa = _float((bits & _i32(_F32_MANTISSA)) + _i32(_F32_SQRT_HALF_BITS))
     return b.let(exponent, "e"), b.let(mantissa - _f32(1.0), "f")
 
 
 def _log_special(b: Bindings, x: Expr, value: Expr) -> Expr:
     """Give a logarithm's value the special cases of its argument: 0, inf, negative and NaN."""
-    value = tirx.Select(x == _f32(0.0), _f32(-math.inf), b.let(value, "value"))
-    value = tirx.Select(x == _f32(math.inf), x, value)
-    return tirx.Select(x >= _f32(0.0), value, _f32(math.nan))
+    value = _select(_equal(x, _f32(0.0)), _f32(-math.inf), b.let(value, "value"))
+    value = _select(_equal(x, _f32(math.inf)), x, value)
+    return _select(x >= _f32(0.0), value, _f32(math.nan))
 
 
 def _log_fraction(b: Bindings, f: Expr) -> Expr:
@@ -277,8 +312,8 @@ def log1p(b: Bindings, x: Expr) -> Expr:
     u = b.let(_float(b.let(_bits(x + _f32(1.0)), "bits")), "u")
     main = b.let(log(b, u), "main")
     value = main + (x - (u - _f32(1.0))) / u
-    value = tirx.Select(u == _f32(1.0), x, value)
-    return tirx.Select(tirx.Or(u == _f32(math.inf), u == _f32(0.0)), main, value)
+    value = _select(_equal(u, _f32(1.0)), x, value)
+    return _select(tirx.Or(_equal(u, _f32(math.inf)), _equal(u, _f32(0.0))), main, value)
 
 
 _SIN = (1.0, -1.6666654611e-1, 8.3321608736e-3, -1.9515295891e-4)
@@ -287,18 +322,18 @@ _COS = (1.0, -0.5, 4.166664568298827e-2, -1.388731625493765e-3, 2.44331571180994
 
 def _circular(b: Bindings, x: Expr) -> tuple[Expr, Expr, Expr]:
     """Return (quadrant: int32, sine, cosine) of x reduced to |r| <= pi / 4 in float64."""
-    wide = b.let(x.astype("float64"), "wide")
+    wide = b.let(cast(x, "float64"), "wide")
     shifted = wide * _f64(2.0 / math.pi) + _f64(_F64_ROUND)
-    bits = b.let(tirx.reinterpret("uint64", shifted), "shifted")
-    n = b.let(tirx.reinterpret("float64", bits) - _f64(_F64_ROUND), "n")
+    bits = b.let(_as("uint64", shifted), "shifted")
+    n = b.let(_as("float64", bits) - _f64(_F64_ROUND), "n")
     # pi / 2 = high + low, the high part with 20 trailing zero bits.
     reduced = wide - n * _f64(1.5707963267341256) - n * _f64(6.077100506506192e-11)
     # The clamp keeps sines of huge arguments, whose reduction has no digits left, within [-1, 1].
-    r = b.let(_clamp(b.let(reduced.astype("float32"), "r"), math.pi / 4 + 1e-3), "r")
+    r = b.let(_clamp(b.let(cast(reduced, "float32"), "r"), math.pi / 4 + 1e-3), "r")
     z = b.let(r * r, "z")
     sine = b.let(r * _polynomial(z, _SIN), "sine")
     cosine = b.let(_polynomial(z, _COS), "cosine")
-    return b.let(bits.astype("int32"), "quadrant"), sine, cosine
+    return b.let(cast(bits, "int32"), "quadrant"), sine, cosine
 
 
 def _negate_if(value: Expr, quadrant: Expr) -> Expr:
@@ -308,28 +343,28 @@ def _negate_if(value: Expr, quadrant: Expr) -> Expr:
 
 
 def _odd(quadrant: Expr) -> Expr:
-    return (quadrant & _i32(1)) == _i32(1)
+    return _equal(quadrant & _i32(1), _i32(1))
 
 
 def sin(b: Bindings, x: Expr) -> Expr:
     """Sine."""
     x = b.let(x, "x")
     q, sine, cosine = _circular(b, _magnitude(x))
-    return _with_sign_of(_negate_if(tirx.Select(_odd(q), cosine, sine), q), x)
+    return _with_sign_of(_negate_if(_select(_odd(q), cosine, sine), q), x)
 
 
 def cos(b: Bindings, x: Expr) -> Expr:
     """Cosine."""
     q, sine, cosine = _circular(b, x)
-    return _negate_if(tirx.Select(_odd(q), sine, cosine), q + _i32(1))
+    return _negate_if(_select(_odd(q), sine, cosine), q + _i32(1))
 
 
 def tan(b: Bindings, x: Expr) -> Expr:
     """Tangent."""
     x = b.let(x, "x")
     q, sine, cosine = _circular(b, _magnitude(x))
-    top = tirx.Select(_odd(q), _f32(0.0) - cosine, sine)
-    return _with_sign_of(top / tirx.Select(_odd(q), sine, cosine), x)
+    top = _select(_odd(q), _f32(0.0) - cosine, sine)
+    return _with_sign_of(top / _select(_odd(q), sine, cosine), x)
 
 
 _ATAN = (-3.33329491539e-1, 1.99777106478e-1, -1.38776856032e-1, 8.05374449538e-2)
@@ -342,7 +377,7 @@ def atan(b: Bindings, x: Expr) -> Expr:
     large, middle = a > _f32(2.414213562373095), a > _f32(0.4142135623730950)
 
     def choose(above: Expr, between: Expr, below: Expr) -> Expr:
-        return tirx.Select(large, above, tirx.Select(middle, between, below))
+        return _select(large, above, _select(middle, between, below))
 
     top = choose(_f32(-1.0), a - _f32(1.0), a)
     bottom = choose(a, a + _f32(1.0), _f32(1.0))
@@ -368,7 +403,7 @@ def sinh(b: Bindings, x: Expr) -> Expr:
     z = b.let(a * a, "z")
     small = b.let(a * z * _polynomial(z, _SINH) + a, "small")
     h = _half_exp(b, a)
-    return _with_sign_of(tirx.Select(a < _f32(1.0), small, h - _f32(0.25) / h), x)
+    return _with_sign_of(_select(a < _f32(1.0), small, h - _f32(0.25) / h), x)
 
 
 def cosh(b: Bindings, x: Expr) -> Expr:
@@ -402,22 +437,22 @@ def _constant_power(b: Bindings, x: Expr, exponent: float) -> Expr | None:
 def _exp2_wide(b: Bindings, x: Expr) -> Expr:
     """2**x in float64 for a variable |x| <= 300, relative error below 1e-11; NaN stays NaN."""
     taylor = [math.log(2.0) ** k / math.factorial(k) for k in range(11)]
-    bits = b.let(tirx.reinterpret("uint64", x + _f64(_F64_ROUND)), "shifted")
-    fraction = b.let(x - (tirx.reinterpret("float64", bits) - _f64(_F64_ROUND)), "fraction")
-    value = tirx.reinterpret("uint64", _polynomial(fraction, taylor))
-    return tirx.reinterpret("float64", value + _shift_left(bits, 52))
+    bits = b.let(_as("uint64", x + _f64(_F64_ROUND)), "shifted")
+    fraction = b.let(x - (_as("float64", bits) - _f64(_F64_ROUND)), "fraction")
+    value = _as("uint64", _polynomial(fraction, taylor))
+    return _as("float64", value + _shift_left(bits, 52))
 
 
 def _log2_wide(b: Bindings, x: Expr) -> Expr:
     """log2 of a variable x >= 0 in float64, relative error below 1e-11; +-1e300 for inf and 0."""
     series = [2.0 / math.log(2.0) / (2 * k + 1) for k in range(8)]
     e, f = _split_float(b, x)
-    wide = b.let(f.astype("float64"), "wide")
+    wide = b.let(cast(f, "float64"), "wide")
     s = b.let(wide / (wide + _f64(2.0)), "s")
     z = b.let(s * s, "z")
-    value = b.let(e.astype("float64") + s * _polynomial(z, series), "log2")
-    value = tirx.Select(x == _f32(0.0), _f64(-1e300), value)
-    return tirx.Select(x == _f32(math.inf), _f64(1e300), value)
+    value = b.let(cast(e, "float64") + s * _polynomial(z, series), "log2")
+    value = _select(_equal(x, _f32(0.0)), _f64(-1e300), value)
+    return _select(_equal(x, _f32(math.inf)), _f64(1e300), value)
 
 
 def power(b: Bindings, x: Expr, y: Expr) -> Expr:
@@ -428,21 +463,21 @@ def power(b: Bindings, x: Expr, y: Expr) -> Expr:
             return simple
     x, y = b.let(x, "x"), b.let(y, "y")
     a = b.let(_magnitude(x), "a")
-    t = b.let(_log2_wide(b, a) * y.astype("float64"), "t")
-    t = tirx.Select(t > _f64(300.0), _f64(300.0), t)
+    t = b.let(_log2_wide(b, a) * cast(y, "float64"), "t")
+    t = _select(t > _f64(300.0), _f64(300.0), t)
     t = b.let(t, "t")
-    t = b.let(tirx.Select(t < _f64(-300.0), _f64(-300.0), t), "t")
-    value = b.let(_exp2_wide(b, t).astype("float32"), "value")
+    t = b.let(_select(t < _f64(-300.0), _f64(-300.0), t), "t")
+    value = b.let(cast(_exp2_wide(b, t), "float32"), "value")
     half = b.let(y * _f32(0.5), "half")
-    whole = b.let(tirx.floor(y), "floor") == y
-    odd = tirx.And(whole, tirx.floor(half) != half)
-    result = tirx.Select(tirx.And(_bits(x) < _i32(0), odd), _f32(0.0) - value, value)
+    whole = _equal(tirx.floor(y), y)
+    odd = tirx.And(whole, tirx.Not(_equal(tirx.floor(half), half)))
+    result = _select(tirx.And(_bits(x) < _i32(0), odd), _f32(0.0) - value, value)
     finite_negative = tirx.And(x < _f32(0.0), x > _f32(-math.inf))
     finite_y = _magnitude(y) < _f32(math.inf)
     invalid = tirx.And(tirx.And(finite_negative, finite_y), tirx.Not(whole))
-    result = tirx.Select(invalid, _f32(math.nan), result)
-    result = tirx.Select(tirx.isnan(x), x, result)
-    result = tirx.Select(tirx.isnan(y), y, result)
-    unit = tirx.And(x == _f32(-1.0), _magnitude(y) == _f32(math.inf))
-    one = tirx.Or(tirx.Or(x == _f32(1.0), y == _f32(0.0)), unit)
-    return tirx.Select(one, _f32(1.0), result)
+    result = _select(invalid, _f32(math.nan), result)
+    result = _select(tirx.isnan(x), x, result)
+    result = _select(tirx.isnan(y), y, result)
+    unit = tirx.And(_equal(x, _f32(-1.0)), _equal(_magnitude(y), _f32(math.inf)))
+    one = tirx.Or(tirx.Or(_equal(x, _f32(1.0)), _equal(y, _f32(0.0))), unit)
+    return _select(one, _f32(1.0), result)
