@@ -46,9 +46,10 @@ def load_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         ModuleError: the file cannot be read, or is not an .npz file of plain arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ModuleError(f"{path} holds one unnamed array; save it with numpy.savez")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ModuleError(f"{path} holds one unnamed array; save it with numpy.savez")
+        with archive:
             return dict(archive)
     except OSError as error:
         raise ModuleError(f"cannot read the inputs {path}: {error.strerror or error}") from error

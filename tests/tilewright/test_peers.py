@@ -1,0 +1,38 @@
+"""The comparison with peers tells right from wrong, and its mistakes are said in one line."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.tiny_model import expected, make_model
+from tilewright.errors import MeasureError
+from tilewright.peers import PEERS, bench, largest_error
+
+
+def test_largest_error_is_in_units_of_the_standard_deviation() -> None:
+    reference = {"y": np.array([1.0, 3.0], np.float32)}  # standard deviation 1
+    found = {"y": np.array([1.0, 2.5], np.float32)}
+    assert largest_error(reference, reference) == 0.0
+    assert largest_error(reference, found) == pytest.approx(0.5)
+
+
+def test_largest_error_of_a_constant_is_the_difference() -> None:
+    assert largest_error({"y": np.zeros(3)}, {"y": np.full(3, 0.25)}) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_peer_computes_the_model(name, tmp_path) -> None:
+    pytest.importorskip(name, reason=f"needs {name} (bench extra)")
+    model = make_model()
+    onnx.save(model, tmp_path / "tiny.onnx")
+    x = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
+    found = PEERS[name](tmp_path / "tiny.onnx", 1)({"x": x})
+    np.testing.assert_allclose(found["y"], expected(model, x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("threads", "rounds"), [(0, 1), (1, 0)])
+def test_bench_refuses_to_measure_nothing(threads, rounds) -> None:
+    with pytest.raises(MeasureError, match="must be at least 1"):
+        bench("a.onnx", threads=threads, rounds=rounds)
