@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import tvm
 from tvm import relax
 
 from tilewright.errors import UnsupportedModelError
@@ -50,7 +51,9 @@ class GraphBuilder:
             if value.data is None:
                 raise ValueError("a value has neither data nor an expression")
             check_dtype(value.dtype, "a constant")
-            value.expr = relax.const(np.ascontiguousarray(value.data).reshape(value.shape))
+            array = np.ascontiguousarray(value.data).reshape(value.shape)
+            # As a TVM tensor: relax.const narrows 64-bit arrays to 32 bits.
+            value.expr = relax.const(tvm.runtime.tensor(array))
         return value.expr
 
     def emit(self, expr: relax.Expr, hint: str) -> Value:
