@@ -13,20 +13,29 @@ from tilewright.compiler.schedule.contraction import (
     default_contraction,
     schedule_contraction,
 )
+from tilewright.compiler.schedule.window import (
+    WindowDecisions,
+    default_window,
+    schedule_window,
+)
 from tilewright.compiler.targets import Target
 from tilewright.errors import InvalidScheduleError
 
 __all__ = [
     "ContractionDecisions",
     "Decisions",
+    "WindowDecisions",
     "classify",
     "decisions_from_json",
     "default_decisions",
     "schedule",
 ]
 
-Decisions: TypeAlias = ContractionDecisions
-_KINDS = {"contraction": ContractionDecisions}
+Decisions: TypeAlias = ContractionDecisions | WindowDecisions
+_KINDS: dict[str, type[ContractionDecisions] | type[WindowDecisions]] = {
+    "contraction": ContractionDecisions,
+    "window": WindowDecisions,
+}
 
 
 def schedule(
@@ -47,6 +56,7 @@ def schedule(
 
     schedulers = {
         "contraction": schedule_contraction,
+        "window": schedule_window,
         "reduction": schedule_reduction,
         "elementwise": schedule_elementwise,
     }
@@ -59,6 +69,8 @@ def default_decisions(func: tirx.PrimFunc, target: Target) -> Decisions | None:
     anchor = None if stages is None else find_anchor(stages, target.lanes("float32"))
     if stages is None or anchor is None:
         return None
+    if anchor.kind == "window":
+        return default_window(anchor, target)
     return default_contraction(anchor, stages, target)
 
 

@@ -13,6 +13,7 @@ from tilewright.compiler.schedule.analysis import Anchor, Stage, find_anchor, re
 from tilewright.compiler.schedule.cost import (
     choose_row_block,
     choose_tile,
+    padding_can_be_clipped,
     padding_is_clipped,
     window_reductions,
 )
@@ -22,6 +23,8 @@ from tilewright.errors import InvalidScheduleError
 
 # Multiply-adds in one round of the innermost loop: enough to hide its counter and address.
 _ROUND = 24
+# Steps of a clipped window that may be written out; more would make the code too long.
+_LONGEST_WINDOW = 7
 # Independent accumulators that hide the latency of multiply-add (4 cycles on 2 pipes).
 _IN_FLIGHT = 8
 
@@ -131,7 +134,7 @@ def plan_contraction(anchor: Anchor, decisions: ContractionDecisions, target: Ta
             f"{decisions.fused_rows} row axes of {name!r} cannot be walked as one, at most "
             f"{fusable_rows(anchor, pads)}"
         )
-    if decisions.clip_pad and not padding_is_clipped(anchor):
+    if decisions.clip_pad and not padding_can_be_clipped(anchor, _LONGEST_WINDOW):
         raise InvalidScheduleError(f"{name!r} has no padding that can be clipped")
     if decisions.clip_pad and decisions.row_tile[0] != 1:
         raise InvalidScheduleError(

@@ -64,6 +64,7 @@ class TilePlan:
         unroll: steps of the innermost loop in one round.
         chains: independent accumulators for each output.
         clip_pad: skip the padding instead of copying the data into a padded buffer.
+        roll_inside: tiles that no padding touches have loops for the axes written out elsewhere.
     """
 
     row_tile: tuple[int, int]
@@ -75,6 +76,7 @@ class TilePlan:
     unroll: int
     chains: int
     clip_pad: bool
+    roll_inside: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -487,8 +489,9 @@ class KernelBuilder:
 
     def _reduction_loops(self, geometry: _Geometry) -> tuple[ReductionLoop, ...]:
         plan = self.plan
-        # Tiles that no padding touches need no written out steps.
-        written_out = plan.written_out if geometry.is_clipped() else ()
+        written_out = plan.written_out
+        if plan.roll_inside and not geometry.is_clipped():
+            written_out = ()
         rolled = [p for p in plan.order if p not in written_out]
         loops = []
         for position in plan.order:

@@ -1,0 +1,194 @@
+"""Schedule windows: depthwise convolutions, max and average pooling."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from math import prod
+from typing import Any
+
+from tvm import tirx
+
+from tilewright.compiler.schedule.analysis import Anchor, find_anchor, read_stages
+from tilewright.compiler.schedule.cost import (
+    column_vectors,
+    padding_can_be_clipped,
+    row_extents,
+    window_reductions,
+)
+from tilewright.compiler.schedule.tile_loops import KernelBuilder, TilePlan
+from tilewright.compiler.schedule.tiling import partition, tile_count
+from tilewright.compiler.targets import Target
+from tilewright.errors import InvalidScheduleError
+
+# Longest window along a row that is written out.
+_LONGEST_WINDOW = 7
+# Multiply-adds that one written out row of the window may have: bounds code and compile time.
+_WRITTEN_OUT = 128
+# Output vectors in a tile: enough to hide latency; each reads its own data, so more gain nothing.
+_TILE = 14
+_TASKS_PER_CORE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class WindowDecisions:
+    """How a depthwise convolution or a pooling is cut into register tiles and tasks.
+
+    Attributes:
+        row_tile: outputs of the tile along the innermost row axis.
+        column_vectors: neighbouring channel vectors of the tile.
+        row_block: row tiles in one task.
+        written_out: reduction axis positions that are not loops in the code.
+        clip_pad: leave padding out of the loops; else data is first copied into a padded buffer.
+    """
+
+    row_tile: int
+    column_vectors: int
+    row_block: int
+    written_out: tuple[int, ...]
+    clip_pad: bool
+
+    def __post_init__(self) -> None:
+        if min(self.row_tile, self.column_vectors, self.row_block) < 1:
+            raise InvalidScheduleError(f"every count of {self} must be at least 1")
+
+    def to_json(self) -> str:
+        """Return one line of JSON with the kind tag "window"."""
+        return json.dumps({"kind": "window", **asdict(self)}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> WindowDecisions:
+        """Read decisions back.
+
+        Raises:
+            InvalidScheduleError: the text is not window decisions.
+        """
+        values: dict[str, Any] = json.loads(text)
+        expected = {"kind", *(field.name for field in fields(cls))}
+        if values.pop("kind", None) != "window" or {"kind", *values} != expected:
+            raise InvalidScheduleError(f"not window decisions: {text}")
+        return cls(**{**values, "written_out": tuple(values["written_out"])})
+
+
+def sliding_reductions(anchor: Anchor) -> tuple[int, ...]:
+    """Return the reduction axes that share an index of the data with the innermost row axis."""
+    if not anchor.rows:
+        return ()
+    row = anchor.stage.spatial[anchor.rows[-1]].var
+    found = set()
+    for access in anchor.accesses:
+        step = access.offset.of(row)
+        if step == 0:
+            continue
+        for position, axis in enumerate(anchor.stage.reduction):
+            # The same distance in memory per step, up to stride and dilation.
+            other = access.offset.of(axis.var)
+            if other and (step % other == 0 or other % step == 0) and other < _row_pitch(anchor):
+                found.add(position)
+    return tuple(sorted(found))
+
+
+def _row_pitch(anchor: Anchor) -> int:
+    """Return the distance between neighbouring rows of the data, or a huge number."""
+    if len(anchor.rows) < 2:
+        return 1 << 62
+    outer = anchor.stage.spatial[anchor.rows[-2]].var
+    pitches = [abs(access.offset.of(outer)) for access in anchor.accesses]
+    return max(pitches) or 1 << 62
+
+
+def default_window(anchor: Anchor, target: Target) -> WindowDecisions:
+    """Choose decisions: short tiles with one row of the window written out."""
+    clip = padding_can_be_clipped(anchor, _LONGEST_WINDOW)
+    slides = window_reductions(anchor) if clip else sliding_reductions(anchor)
+    steps = prod(anchor.stage.reduction[position].extent for position in slides)
+    written_out = slides if steps <= _LONGEST_WINDOW else ()
+    vectors = min(2, column_vectors(anchor))
+    most = min(_TILE, target.vector_registers - 2) // vectors
+    if written_out:
+        most = max(4, min(most, _WRITTEN_OUT // (steps * vectors)))
+    extent = row_extents(anchor, 1)[1]
+    tile = _even_tile(extent, most)
+    rows = [anchor.stage.spatial[position].extent for position in anchor.rows]
+    tiles = prod(rows[:-1]) * tile_count(extent, tile)
+    outer = prod(anchor.stage.spatial[position].extent for position in anchor.batch)
+    outer *= tile_count(column_vectors(anchor), vectors)
+    wanted = tile_count(_TASKS_PER_CORE * target.cores, outer)
+    blocks = max(wanted, prod(rows[:-2])) if target.cores > 1 else 1
+    return WindowDecisions(
+        row_tile=tile,
+        column_vectors=vectors,
+        row_block=tile_count(tiles, blocks),
+        written_out=written_out,
+        clip_pad=clip,
+    )
+
+
+def _even_tile(extent: int, most: int) -> int:
+    """Return a tile of at most `most` that divides the extent, unless it would be short."""
+    even = max(size for size in range(1, min(extent, most) + 1) if extent % size == 0)
+    return even if even * 2 > min(extent, most) else partition(extent, most)[0].size
+
+
+def plan_window(anchor: Anchor, decisions: WindowDecisions, target: Target) -> TilePlan:
+    """Check decisions against an anchor and return the plan that they stand for.
+
+    Raises:
+        InvalidScheduleError: they do not fit.
+    """
+    name = anchor.stage.name
+    reductions = range(len(anchor.stage.reduction))
+    if not set(decisions.written_out) <= set(reductions):
+        raise InvalidScheduleError(
+            f"{name!r} has reduction axes {list(reductions)}, written_out is "
+            f"{decisions.written_out}"
+        )
+    if decisions.row_tile * decisions.column_vectors > 2 * target.vector_registers:
+        raise InvalidScheduleError(
+            f"a tile of {decisions.row_tile} x {decisions.column_vectors} vectors for {name!r} "
+            f"exceeds twice the {target.vector_registers} registers"
+        )
+    if decisions.clip_pad:
+        if not padding_can_be_clipped(anchor, _LONGEST_WINDOW):
+            raise InvalidScheduleError(f"{name!r} has no padding that can be clipped")
+        if not set(window_reductions(anchor)) <= set(decisions.written_out):
+            raise InvalidScheduleError(
+                f"padding of {name!r} is only clipped where reduction axes "
+                f"{window_reductions(anchor)} are written out, found {decisions.written_out}"
+            )
+    return TilePlan(
+        row_tile=(1, decisions.row_tile),
+        fused_rows=1,
+        column_vectors=decisions.column_vectors,
+        row_block=decisions.row_block,
+        order=tuple(reductions),
+        written_out=decisions.written_out,
+        unroll=1,
+        chains=1,
+        clip_pad=decisions.clip_pad,
+        roll_inside=False,
+    )
+
+
+def schedule_window(
+    func: tirx.PrimFunc, target: Target, decisions: WindowDecisions | None = None
+) -> tirx.PrimFunc:
+    """Return the loops of a depthwise convolution or a pooling with its epilogue.
+
+    Args:
+        func: unscheduled function in normal form whose anchor is a window.
+        target: what to schedule for.
+        decisions: how; None chooses by the analytical model.
+
+    Raises:
+        InvalidScheduleError: the decisions do not fit the function, or it is no window.
+    """
+    stages = read_stages(func)
+    lanes = target.lanes("float32")
+    anchor = None if stages is None else find_anchor(stages, lanes)
+    if stages is None or anchor is None or anchor.kind != "window":
+        raise InvalidScheduleError("the function is not a window")
+    if decisions is None:
+        decisions = default_window(anchor, target)
+    plan = plan_window(anchor, decisions, target)
+    return KernelBuilder(func, stages, anchor, plan, lanes).build()
