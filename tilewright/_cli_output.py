@@ -58,7 +58,7 @@ def print_arrays(arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def print_bench(result: Mapping[str, Any]) -> None:
-    """Print the times of each engine, fastest statement first: ours."""
+    """Print the times of each engine, ours first."""
     console = _console()
     threads = result["threads"]
     console.print(
@@ -75,7 +75,7 @@ def print_bench(result: Mapping[str, Any]) -> None:
             name,
             _time(engine["median_s"]),
             _time(engine["min_s"]),
-            f"{engine['ratio']:.2f}",
+            f"{engine['ratio']:.2f} [{engine['ratio_low']:.2f} .. {engine['ratio_high']:.2f}]",
             "" if error is None else f"{error:.1e}",
         )
     console.print(table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from tilewright.errors import MeasureError
 from tilewright.inputs import random_inputs
+from tilewright.runtime.benchmark import compare, interleave, summarize
 
 Feed = Mapping[str, np.ndarray]
 Engine = Callable[[Feed], dict[str, np.ndarray]]
@@ -87,9 +89,10 @@ def bench(
         progress: called with the name of each stage.
 
     Returns:
-        "model", "target", "threads", "rounds"; "engines": name, median_s, min_s, and ratio (median
-        over tilewright's median) each; "largest_error": per peer the largest difference of an
-        output over the standard deviation of the peer's; "left_out": peer -> why.
+        "model", "target", "threads", "rounds"; "engines": name, median_s, min_s and ratio (time
+        over tilewright's, median over rounds, ratio_low and ratio_high its 95% interval) of each;
+        "largest_error": per peer the largest difference of an output over the standard deviation
+        of the peer's; "left_out": peer -> why.
 
     Raises:
         MeasureError: a peer is unknown, or cannot run the model.
@@ -114,30 +117,21 @@ def bench(
     feed = random_inputs(module.inputs, seed)
     engines: dict[str, Engine] = {"tilewright": module.run}
     errors = {}
-    expected = module.run(feed)
+    ours = module.run(feed)
     for name in against:
         if name in left_out:
             continue
         progress(name)
         engines[name], found = _start(name, path, threads, feed)
-        errors[name] = largest_error(found, expected)
+        errors[name] = largest_error(found, ours)
     progress("measuring")
-    times = _time_in_turns(engines, feed, rounds)
-    ours = float(np.median(times["tilewright"]))
+    times = interleave({name: partial(run, feed) for name, run in engines.items()}, rounds)
     return {
         "model": str(path),
         "target": target,
         "threads": threads,
         "rounds": rounds,
-        "engines": [
-            {
-                "name": name,
-                "median_s": float(np.median(seconds)),
-                "min_s": float(min(seconds)),
-                "ratio": float(np.median(seconds)) / ours,
-            }
-            for name, seconds in times.items()
-        ],
+        "engines": [_row(name, found, times["tilewright"]) for name, found in times.items()],
         "largest_error": errors,
         "left_out": left_out,
     }
@@ -168,10 +162,13 @@ def _start(name: str, path: Path, threads: int, feed: Feed) -> tuple[Engine, dic
         raise MeasureError(f"{name} cannot run {path}: {first_line}") from error
 
 
-def _time_in_turns(
-    engines: Mapping[str, Engine], feed: Feed, rounds: int
-) -> dict[str, Sequence[float]]:
-    """Return seconds of each run of each engine."""
-    from tilewright.runtime.benchmark import interleave
-
-    return interleave({name: lambda run=run: run(feed) for name, run in engines.items()}, rounds)
+def _row(name: str, samples: np.ndarray, ours: np.ndarray) -> dict[str, Any]:
+    ratio = compare(samples, ours)
+    return {
+        "name": name,
+        "median_s": summarize(samples).median_s,
+        "min_s": float(samples.min()),
+        "ratio": ratio.median,
+        "ratio_low": ratio.low,
+        "ratio_high": ratio.high,
+    }
