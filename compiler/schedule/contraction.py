@@ -17,7 +17,8 @@ from tilewright.compiler.schedule.cost import (
     padding_is_clipped,
     window_reductions,
 )
-from tilewright.compiler.schedule.tile_loops import KernelBuilder, TilePlan, fusable_rows
+from tilewright.compiler.schedule.padding import fusable_rows
+from tilewright.compiler.schedule.tile_loops import KernelBuilder, TilePlan
 from tilewright.compiler.targets import Target
 from tilewright.errors import InvalidScheduleError
 

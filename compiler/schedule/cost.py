@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from math import prod
 
 from tilewright.compiler.schedule.analysis import Anchor
-from tilewright.compiler.schedule.tile_loops import column_axis, read_clips
+from tilewright.compiler.schedule.padding import read_clips
+from tilewright.compiler.schedule.tile_geometry import column_axis
 from tilewright.compiler.schedule.tiling import partition, tile_count
 from tilewright.compiler.targets import Target
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from math import prod
 from typing import Any
 
@@ -14,18 +13,15 @@ from tvm.ir import Call, TensorLoad
 from tilewright.compiler.schedule.analysis import (
     Access,
     Anchor,
-    PadStage,
     Stage,
     inline_loads,
 )
 from tilewright.compiler.schedule.expressions import (
     Expr,
-    Linear,
     children,
     dtype_of,
     elements,
     flat_index,
-    linear_form,
     loads_in,
     range_from_zero,
     rebuild,
@@ -41,6 +37,8 @@ from tilewright.compiler.schedule.micro_kernel import (
     sequence,
 )
 from tilewright.compiler.schedule.nests import emit_stage, is_parallel_worth
+from tilewright.compiler.schedule.padding import Clip, read_clips, read_through
+from tilewright.compiler.schedule.tile_geometry import TileAxis, TileGeometry, column_axis
 from tilewright.compiler.schedule.tiling import Run, partition, refine
 from tilewright.errors import InvalidScheduleError
 
@@ -77,76 +75,6 @@ class TilePlan:
     chains: int
     clip_pad: bool
     roll_inside: bool = True
-
-
-@dataclass(frozen=True, eq=False)
-class _TileAxis:
-    """A spatial axis (or several row axes walked as one) that tiles are cut from.
-
-    Attributes:
-        members: positions of the block axes, outermost first.
-        extent: product of their extents; for the vector axis in vectors.
-        runs: the tiles.
-    """
-
-    members: tuple[int, ...]
-    extent: int
-    runs: tuple[Run, ...]
-
-    @property
-    def tiles(self) -> int:
-        """Number of tiles."""
-        return self.runs[-1].end
-
-
-@dataclass(frozen=True, eq=False)
-class _Clip:
-    """Steps of `reduction` (position) count only where first <= position index < end.
-
-    The index is spatial_step * spatial + reduction_step * reduction + constant.
-    """
-
-    spatial: int | None
-    reduction: int
-    spatial_step: int
-    reduction_step: int
-    constant: int
-    first: int
-    end: int
-
-
-def fusable_rows(anchor: Anchor, pads: Sequence[PadStage]) -> int:
-    """Return how many trailing row axes can be walked as one axis without padding between."""
-    padded = {
-        axis
-        for pad in pads
-        for access in anchor.accesses
-        if access.pad is pad
-        for dim in pad.bounds
-        for axis in _axes_of(access.load.indices[dim], anchor.stage)
-    }
-    rows = anchor.rows
-    count = 1
-    while count < len(rows):
-        outer, inner = rows[-count - 1], rows[-count]
-        axis = anchor.stage.spatial[inner]
-        if outer in padded or inner in padded or inner != outer + 1:
-            break
-        steps = [
-            (a.offset.of(anchor.stage.spatial[outer].var), a.offset.of(axis.var))
-            for a in anchor.accesses
-        ]
-        if any(big != small * axis.extent for big, small in steps):
-            break
-        count += 1
-    return min(count, max(1, len(rows)))
-
-
-def _axes_of(index: Expr, stage: Stage) -> set[int]:
-    form = linear_form(index, [axis.var for axis in stage.axes], sym.Analyzer())
-    if form is None:
-        return set(range(len(stage.spatial)))
-    return {i for i, axis in enumerate(stage.axes) if axis.var in form.coefficients}
 
 
 class KernelBuilder:
@@ -278,7 +206,7 @@ class KernelBuilder:
             needed += [load.source for load in loads_in(stage.value)]
         return [emit_stage(self, stage, self.max_lanes) for stage in self.stages if stage in wanted]
 
-    def _resolve(self, access: Access) -> tuple[Access, list[_Clip]]:
+    def _resolve(self, access: Access) -> tuple[Access, list[Clip]]:
         """Read through a pad where its border can be skipped."""
         if access.pad is None or not self.plan.clip_pad:
             return access, []
@@ -291,7 +219,7 @@ class KernelBuilder:
 
     # -- tiles -------------------------------------------------------------------------------
 
-    def _tile_axes(self) -> tuple[list[_TileAxis], list[_TileAxis], list[_TileAxis]]:
+    def _tile_axes(self) -> tuple[list[TileAxis], list[TileAxis], list[TileAxis]]:
         """Return (batch, row, column) axes; the innermost rows and columns carry the tile."""
         spatial, plan = self.stage.spatial, self.plan
         batch = [self._plain(position) for position in self.anchor.batch]
@@ -302,28 +230,24 @@ class KernelBuilder:
         for depth, members in enumerate(reversed(groups)):
             extent = prod(spatial[position].extent for position in members)
             tile = plan.row_tile[1 - depth] if depth < 2 else 1
-            rows.append(_TileAxis(members, extent, self._row_runs(members, extent, tile)))
+            rows.append(TileAxis(members, extent, self._row_runs(members, extent, tile)))
         rows.reverse()
         columns = [self._plain(position) for position in self.anchor.columns]
-        tiled = self.column_axis()
+        tiled = column_axis(self.anchor)
         position = self.anchor.columns[tiled]
         extent = self.column_extent(position)
-        columns[tiled] = _TileAxis((position,), extent, partition(extent, plan.column_vectors))
+        columns[tiled] = TileAxis((position,), extent, partition(extent, plan.column_vectors))
         return batch, rows, columns
 
-    def _plain(self, position: int) -> _TileAxis:
+    def _plain(self, position: int) -> TileAxis:
         extent = self.column_extent(position)
-        return _TileAxis((position,), extent, (Run(0, extent, 0, 1),))
+        return TileAxis((position,), extent, (Run(0, extent, 0, 1),))
 
     def column_extent(self, position: int) -> int:
         """Return an axis extent; for the vector axis, the number of whole vectors."""
         extent = self.stage.spatial[position].extent
         last = len(self.stage.spatial) - 1
         return extent // self.anchor.lanes if position == last else extent
-
-    def column_axis(self) -> int:
-        """Return which column axis (index into anchor.columns) the register tile covers."""
-        return column_axis(self.anchor)
 
     def _row_runs(self, members: tuple[int, ...], extent: int, tile: int) -> tuple[Run, ...]:
         runs = partition(extent, tile)
@@ -333,7 +257,7 @@ class KernelBuilder:
 
         def pattern(start: int, size: int) -> tuple[bool, ...]:
             return tuple(
-                self._inside(clip, start + row, step)
+                clip.contains(start + row, step)
                 for clip in clips
                 for row in range(size)
                 for step in range(self.stage.reduction[clip.reduction].extent)
@@ -341,13 +265,8 @@ class KernelBuilder:
 
         return refine(runs, pattern)
 
-    def _is_static(self, clip: _Clip) -> bool:
+    def _is_static(self, clip: Clip) -> bool:
         return clip.reduction in self.plan.written_out
-
-    @staticmethod
-    def _inside(clip: _Clip, spatial: int, step: int) -> bool:
-        index = clip.spatial_step * spatial + clip.reduction_step * step + clip.constant
-        return clip.first <= index < clip.end
 
     def _tile_loops(self) -> Any:
         """Return the parallel loop over tasks with the loop over row tiles inside."""
@@ -384,9 +303,9 @@ class KernelBuilder:
         self,
         task: Any,
         inner: Any,
-        batch: list[_TileAxis],
-        rows: list[_TileAxis],
-        columns: list[_TileAxis],
+        batch: list[TileAxis],
+        rows: list[TileAxis],
+        columns: list[TileAxis],
         blocks: int,
         block: int,
         per_batch: int,
@@ -414,8 +333,8 @@ class KernelBuilder:
         return sequence([*binds, main])
 
     def _decode(
-        self, number: Expr, axes: list[_TileAxis], binds: list[Any]
-    ) -> Iterator[tuple[_TileAxis, Expr]]:
+        self, number: Expr, axes: list[TileAxis], binds: list[Any]
+    ) -> Iterator[tuple[TileAxis, Expr]]:
         """Split a tile number into one number for each axis, the last axis fastest."""
         for axis in reversed(axes):
             if axis.tiles <= 1:
@@ -428,10 +347,10 @@ class KernelBuilder:
 
     def _choose(
         self,
-        axes: list[_TileAxis],
-        numbers: dict[_TileAxis, Expr],
+        axes: list[TileAxis],
+        numbers: dict[TileAxis, Expr],
         depth: int,
-        chosen: list[tuple[_TileAxis, Run, Expr]],
+        chosen: list[tuple[TileAxis, Run, Expr]],
         tail: bool,
     ) -> Any:
         """Return an if-chain over the runs of each axis, with a register tile in each branch."""
@@ -450,9 +369,9 @@ class KernelBuilder:
             result = tirx.IfThenElse(number < run.end, branch, result) if joined else branch
         return result
 
-    def _register_tile(self, chosen: list[tuple[_TileAxis, Run, Expr]], tail: bool) -> Any:
+    def _register_tile(self, chosen: list[tuple[TileAxis, Run, Expr]], tail: bool) -> Any:
         """Return the code of one tile: addresses, reduction, epilogue."""
-        geometry = _Geometry(self, chosen, tail)
+        geometry = TileGeometry(self.anchor, self.index_dtype, chosen, tail)
         statements: list[Any] = []
         bases = []
         for number, access in enumerate(self.accesses):
@@ -470,12 +389,12 @@ class KernelBuilder:
             lanes=self.anchor.lanes,
             loops=self._reduction_loops(geometry),
             chains=self.plan.chains,
-            skip=lambda row, steps: self.skips(geometry, row, steps),
+            skip=lambda row, steps: self._skips(geometry, row, steps),
         )
         accumulators, body = emit_reduction(tile, bases, self.index_dtype)
         return sequence([*statements, *body, *self._epilogue(accumulators, geometry)])
 
-    def _operand(self, access: Access, geometry: _Geometry) -> Operand:
+    def _operand(self, access: Access, geometry: TileGeometry) -> Operand:
         return Operand(
             load=access.load,
             buffer=self.flat(access.buffer),
@@ -487,10 +406,10 @@ class KernelBuilder:
             steps=tuple(access.offset.of(axis.var) for axis in self.stage.reduction),
         )
 
-    def _reduction_loops(self, geometry: _Geometry) -> tuple[ReductionLoop, ...]:
+    def _reduction_loops(self, geometry: TileGeometry) -> tuple[ReductionLoop, ...]:
         plan = self.plan
         written_out = plan.written_out
-        if plan.roll_inside and not geometry.is_clipped():
+        if plan.roll_inside and not self._is_clipped(geometry):
             written_out = ()
         rolled = [p for p in plan.order if p not in written_out]
         loops = []
@@ -513,19 +432,28 @@ class KernelBuilder:
             )
         return tuple(loops)
 
-    def skips(self, geometry: _Geometry, row: int, steps: dict[int, int]) -> bool:
+    def _is_clipped(self, geometry: TileGeometry) -> bool:
+        """Tell whether some step written out falls into the padding of some row."""
+        return any(
+            self._skips(geometry, row, {clip.reduction: step})
+            for clip in self.clips
+            for step in range(self.stage.reduction[clip.reduction].extent)
+            for row in range(len(geometry.row_offsets))
+        )
+
+    def _skips(self, geometry: TileGeometry, row: int, steps: dict[int, int]) -> bool:
         """Tell whether a step written out falls into the padding of a row."""
         for clip in self.clips:
             if clip.reduction not in steps or not self._is_static(clip):
                 continue
             spatial = 0 if clip.spatial is None else geometry.fixed_index(clip.spatial, row)
-            if not self._inside(clip, spatial, steps[clip.reduction]):
+            if not clip.contains(spatial, steps[clip.reduction]):
                 return True
         return False
 
     # -- epilogue ----------------------------------------------------------------------------
 
-    def _epilogue(self, accumulators: Any, geometry: _Geometry) -> list[Any]:
+    def _epilogue(self, accumulators: Any, geometry: TileGeometry) -> list[Any]:
         """Return the stores of all outputs of a tile."""
         if sum(self._cost(stage) for stage in self.outputs) <= _LIGHT_EPILOGUE:
             return [
@@ -549,7 +477,7 @@ class KernelBuilder:
         read = {access.buffer for access in self.accesses}
         return {b: s for b, s in self.producers.items() if b not in read}
 
-    def _looped_epilogue(self, accumulators: Any, geometry: _Geometry) -> list[Any]:
+    def _looped_epilogue(self, accumulators: Any, geometry: TileGeometry) -> list[Any]:
         """Copy the tile to the stack, then loop over it, so that code stays small."""
         rows, columns = len(geometry.row_offsets), geometry.column_count
         lanes = self.anchor.lanes
@@ -568,7 +496,9 @@ class KernelBuilder:
             statements.append(body)
         return statements
 
-    def _store(self, stage: Stage, results: Any, geometry: _Geometry, row: Any, column: Any) -> Any:
+    def _store(
+        self, stage: Stage, results: Any, geometry: TileGeometry, row: Any, column: Any
+    ) -> Any:
         """Return the vectorised store of one output vector of `stage`."""
         lane = tirx.Var("lane", self.index_dtype)
         analyzer = sym.Analyzer()
@@ -610,233 +540,3 @@ def _cost(expr: Expr) -> int:
     elif isinstance(expr, tirx.Div):
         own = 8
     return own + sum(_cost(part) for part in children(expr) if not isinstance(expr, TensorLoad))
-
-
-def column_axis(anchor: Anchor) -> int:
-    """Return which column axis (index into anchor.columns) the register tile covers.
-
-    The vector axis if it is longer than a vector, else the innermost column axis before it.
-    """
-    if anchor.vector_axis.extent > anchor.lanes or len(anchor.columns) == 1:
-        return len(anchor.columns) - 1
-    return len(anchor.columns) - 2
-
-
-class _Geometry:
-    """Where one register tile lies: start of each axis, offsets of its rows and columns."""
-
-    def __init__(
-        self, builder: KernelBuilder, chosen: list[tuple[_TileAxis, Run, Expr]], tail: bool
-    ) -> None:
-        self.builder = builder
-        self.anchor = builder.anchor
-        self.stage = builder.stage
-        self.tail = tail
-        self.starts = {axis.members: start for axis, _, start in chosen}
-        rows = [axis for axis, _, _ in chosen if set(axis.members) <= set(self.anchor.rows)]
-        self.runs = {axis.members: run for axis, run, _ in chosen}
-        sizes = {members: run.size for members, run in self.runs.items()}
-        self.row_axes = [axis.members for axis in rows]
-        self.row_sizes = [sizes[axis.members] for axis in rows]
-        self.row_offsets = list(product(*(range(size) for size in self.row_sizes)))
-        position = self.anchor.columns[builder.column_axis()]
-        self.column_position = position
-        last = len(self.stage.spatial) - 1
-        self.column_count = sizes.get((position,), 1)
-        if tail and position == last:
-            self.column_count = 1
-        self.last = last
-
-    def base(self, access: Access) -> Expr:
-        """Return the address of the first element that the tile reads."""
-        dtype = self.builder.index_dtype
-        address: Expr = constant_like(access.offset.constant, dtype)
-        for members, start in self.starts.items():
-            address = address + start * self._step(access, members)
-        if self.tail:
-            address = address + self._tail_offset(access)
-        return sym.Analyzer().simplify(address)
-
-    def _step(self, access: Access, members: tuple[int, ...]) -> int:
-        return access.offset.of(self.stage.spatial[members[-1]].var)
-
-    def _tail_offset(self, access: Access) -> int:
-        """Return the offset of the last vector along the vector axis.
-
-        A packed operand holds a whole last vector; otherwise the vector is moved back, so that
-        it ends with the last element and overlaps its neighbour.
-        """
-        axis = self.anchor.vector_axis
-        step = access.offset.of(axis.var)
-        if step == access.vector * self.anchor.lanes:
-            return access.vector * self.tail_start
-        if self.tail_start == axis.extent // self.anchor.lanes * self.anchor.lanes:
-            return step * (axis.extent // self.anchor.lanes)
-        raise InvalidScheduleError(
-            f"axis {axis.name!r} of extent {axis.extent} is packed in one operand of "
-            f"{self.stage.name!r} and not in the other"
-        )
-
-    @property
-    def tail_start(self) -> int:
-        """First element of the last, partial vector along the vector axis."""
-        axis, lanes = self.anchor.vector_axis, self.anchor.lanes
-        packed = any(
-            access.offset.of(axis.var) != access.vector * lanes
-            for access in self.anchor.accesses
-            if access.vector
-        )
-        return axis.extent // lanes * lanes if packed else axis.extent - lanes
-
-    @property
-    def stored_lanes(self) -> tuple[int, int]:
-        """First lane that is stored, and how many."""
-        lanes = self.anchor.lanes
-        if not self.tail:
-            return 0, lanes
-        rest = self.anchor.vector_axis.extent % lanes
-        whole = self.anchor.vector_axis.extent // lanes * lanes
-        return whole - self.tail_start, rest
-
-    def row_offset(self, access: Access, row: tuple[int, ...]) -> int:
-        """Return how far a row of the tile is from the first, in elements."""
-        return sum(
-            offset * self._step(access, members)
-            for offset, members in zip(row, self.row_axes, strict=True)
-        )
-
-    def column_step(self, access: Access) -> int:
-        """Return the distance between neighbouring column vectors, in elements."""
-        return access.offset.of(self.stage.spatial[self.column_position].var)
-
-    def fixed_index(self, position: int, row: int) -> int:
-        """Return the index on a row axis, which must start at a constant or not matter."""
-        for members, offset in zip(self.row_axes, self.row_offsets[row], strict=True):
-            if members == (position,):
-                # All tiles of a run are clipped alike, so its first one speaks for them.
-                return self.runs[members].start + offset
-        raise AssertionError("clipped axis is not a row axis of the tile")
-
-    def is_clipped(self) -> bool:
-        """Tell whether some step written out falls into the padding of some row."""
-        builder = self.builder
-        return any(
-            builder.skips(self, row, {clip.reduction: step})
-            for clip in builder.clips
-            for step in range(self.stage.reduction[clip.reduction].extent)
-            for row in range(len(self.row_offsets))
-        )
-
-    def clipped(self, clip: _Clip, first: Any, end: Any) -> tuple[Any, Any]:
-        """Return the bounds of a reduction loop that stays inside the data."""
-        dtype = self.builder.index_dtype
-        offset: Expr = constant_like(clip.constant, dtype)
-        if clip.spatial is not None:
-            offset = offset + self.starts[(clip.spatial,)] * clip.spatial_step
-        step = clip.reduction_step
-        analyzer = sym.Analyzer()
-        low = analyzer.simplify((clip.first - offset + (step - 1)) // step)
-        high = analyzer.simplify((clip.end - offset + (step - 1)) // step)
-        lower = analyzer.simplify(tirx.max(constant_like(0, dtype) + first, low))
-        upper = analyzer.simplify(tirx.min(constant_like(0, dtype) + end, high))
-        if isinstance(lower, tirx.IntImm) and isinstance(upper, tirx.IntImm):
-            return int(lower), int(upper)
-        return lower, upper
-
-    def axis_values(self, row: Any, column: Any, lane: Expr) -> list[Expr]:
-        """Return the value of each spatial axis at a row, column vector and lane of the tile."""
-        values: dict[int, Expr] = {}
-        for members, start in self.starts.items():
-            offset: Any = 0
-            if members in self.row_axes:
-                offset = self._along(self.row_axes.index(members), row)
-            elif members == (self.column_position,):
-                offset = column
-            self._spread(members, start + offset, values)
-        last = self.last
-        if self.tail:
-            values[last] = self.tail_start + lane
-        else:
-            values[last] = values[last] * self.anchor.lanes + lane
-        return [values[position] for position in range(last + 1)]
-
-    def _along(self, depth: int, row: Any) -> Any:
-        """Return the offset of row number `row` along one row axis."""
-        if isinstance(row, int):
-            return self.row_offsets[row][depth]
-        inner = prod(self.row_sizes[depth + 1 :])
-        return row // inner % self.row_sizes[depth]
-
-    def _spread(self, members: tuple[int, ...], value: Expr, values: dict[int, Expr]) -> None:
-        """Undo the fusing of row axes."""
-        for i, position in enumerate(reversed(members)):
-            extent = self.stage.spatial[position].extent
-            values[position] = value % extent if i < len(members) - 1 else value
-            value = value // extent
-
-
-def read_through(access: Access, anchor: Anchor) -> Access:
-    """Return the access to the data behind a pad."""
-    pad = access.pad
-    assert pad is not None
-    axes = {a.var: i for a, i in zip(pad.stage.spatial, access.load.indices, strict=True)}
-    indices = [substitute(index, axes) for index in pad.source.indices]
-    analyzer = sym.Analyzer()
-    stage = anchor.stage
-    vector = stage.spatial[-1].var
-    lane = tirx.Var("lane", dtype_of(vector))
-    flat = substitute(
-        flat_index(pad.source.source, indices), {vector: vector * anchor.lanes + lane}
-    )
-    variables = [*(axis.var for axis in stage.axes), lane]
-    offset = linear_form(flat, variables, analyzer)
-    if offset is None:
-        raise InvalidScheduleError(f"data behind pad {pad.stage.name!r} is not linear in the axes")
-    return Access(access.load, pad.source.source, offset, offset.of(lane))
-
-
-def read_clips(access: Access, anchor: Anchor) -> list[_Clip] | None:
-    """Return the conditions of a pad on the anchor's axes, or None if they cannot be skipped."""
-    pad = access.pad
-    assert pad is not None
-    if not _is_neutral(pad.fill, anchor):
-        return None
-    stage = anchor.stage
-    spatial = {axis.var: i for i, axis in enumerate(stage.spatial)}
-    reduction = {axis.var: i for i, axis in enumerate(stage.reduction)}
-    clips = []
-    for dim, (first, end) in pad.bounds.items():
-        form: Linear | None = linear_form(
-            access.load.indices[dim], [*spatial, *reduction], sym.Analyzer()
-        )
-        if form is None:
-            return None
-        outer = [v for v in form.coefficients if v in spatial]
-        inner = [v for v in form.coefficients if v in reduction]
-        if len(outer) > 1 or len(inner) != 1 or form.of(inner[0]) < 1:
-            return None
-        if outer and spatial[outer[0]] == len(stage.spatial) - 1:
-            return None
-        clips.append(
-            _Clip(
-                spatial[outer[0]] if outer else None,
-                reduction[inner[0]],
-                form.of(outer[0]) if outer else 0,
-                form.of(inner[0]),
-                form.constant,
-                first,
-                end,
-            )
-        )
-    return clips
-
-
-def _is_neutral(fill: Expr, anchor: Anchor) -> bool:
-    """Tell whether a term of padding leaves the accumulator as it is."""
-    value = float(fill.value)
-    if anchor.combine == "add":
-        return value == 0.0
-    init = anchor.stage.init
-    if not isinstance(init, tirx.FloatImm | tirx.IntImm):
-        return False
-    return value <= float(init.value) if anchor.combine == "max" else value >= float(init.value)
