@@ -111,10 +111,13 @@ def read_through_borders(nests: Nests, given: Mapping[Any, Layout]) -> Nests:
     conv[...] += pad[n, rc, h + kh, w] * ...      ->     conv[...] += data[n, rc, h + kh - 1, w]
     """
     dropped: dict[Any, tuple[Any, list[int]]] = {}
+    results = {b for stage in nests.stages for b in stage.written} & set(nests.params)
     for stage in nests.stages:
         if isinstance(stage, Stage):
             source = _padded_source(stage)
-            if source is not None and _covers(given.get(source[0]), source[1], stage):
+            if source is None or source[0] in results:
+                continue
+            if _covers(given.get(source[0]), source[1], stage):
                 dropped[stage.written[0]] = source
     opaque = [b for stage in nests.stages if not isinstance(stage, Stage) for b in stage.buffers]
     for buffer in (*given, *nests.params, *opaque):

@@ -231,12 +231,17 @@ class _Rewriter:
         self.layouts = {place.physical: place.layout for place in places.values()}
         self.valid = [*loops.spatial_valid, *loops.reduction_valid]
         self.padded_vars = {v for c in self.valid for v in _vars_of(c)}
+        self.read_outside: set[Any] = set()
+        """Padded reduction axes that lead out of a buffer; callbacks of TVM cannot raise."""
 
     def run(self) -> Stage:
-        """Return the rewritten stage."""
+        """Return the rewritten stage; raise _CannotPad where a reduction has to stay whole."""
         stage = self.stage
         init = self._statement(stage.init) if stage.init is not None else None
-        body = self._masked(self._statement(stage.body))
+        body = self._statement(stage.body)
+        if self.read_outside:
+            raise _CannotPad(self.read_outside)
+        body = self._masked(body)
         stores: list[Any] = []
         loads: list[Any] = []
         tvm_ffi.structural_walk(
@@ -309,17 +314,18 @@ class _Rewriter:
     def _guarded(self, load: Any, place: Placement, indices: list[Any]) -> Any:
         """Load only where valid, if the padding of the loops leads outside of the buffer."""
         new = self._at(place, indices)
-        outside = any(
-            not self.padded_vars.isdisjoint(_vars_of(index))
-            and not is_within(index, extent, self.bounds)
-            for index, extent in zip(indices, place.layout.physical_shape, strict=True)
-        )
+        extents = place.layout.physical_shape
+        outside = {
+            var
+            for index, extent in zip(indices, extents, strict=True)
+            if not is_within(index, extent, self.bounds)
+            for var in self.padded_vars & _vars_of(index)
+        }
         if not outside:
             return new
-        reduced = {axis.var for axis in self.stage.reduction} & self.loops.padded
-        reduced &= {var for index in load.indices for var in _vars_of(index)}
-        if reduced:
-            raise _CannotPad(reduced)
+        for axis in self.stage.reduction:
+            if axis.var in self.loops.padded and outside & _vars_of(self.loops.values[axis.var]):
+                self.read_outside.add(axis.var)
         involved = {var for index in indices for var in _vars_of(index)}
         conditions = [c for c in self.valid if not involved.isdisjoint(_vars_of(c))]
         return tirx.if_then_else(tirx.all(*conditions), new, _zero(new))
