@@ -15,6 +15,8 @@ from tilewright.frontends.onnx.ops import (  # noqa: F401
     reduction,
     reshaping,
     resize,
+    sampling,
     sequences,
+    signal,
     sources,
 )
