@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from tilewright.errors import ModuleError
+from tilewright.runtime.buffers import ReusedBuffer
 from tilewright.runtime.library import Context, Library, read_description
 
-ALIGNMENT_BYTES = 64
 THREADS_VARIABLE = "TILEWRIGHT_NUM_THREADS"
 
 
@@ -54,13 +54,12 @@ def default_threads() -> int:
     return int(text)
 
 
-def empty_aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return an uninitialised array whose data starts at a multiple of 64 bytes."""
-    dtype = np.dtype(dtype)
-    size_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    raw = np.empty(size_bytes + ALIGNMENT_BYTES, dtype=np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT_BYTES
-    return raw[start : start + size_bytes].view(dtype).reshape(shape)
+@dataclass(frozen=True, slots=True)
+class _Thread:
+    """What a module keeps for one calling thread."""
+
+    context: Context
+    outputs: tuple[ReusedBuffer, ...]
 
 
 class Module:
@@ -129,11 +128,12 @@ class Module:
     def profile(self, inputs: Mapping[str, Any], rounds: int = 10) -> list[CallTime]:
         """Time every operator call, in order: the median over `rounds` runs after one warm-up."""
         arrays = [self._check_array(*pair) for pair in self._paired(self._check_names(inputs))]
-        results = self._allocate_outputs()
+        thread = self._thread()
+        results = [buffer.take() for buffer in thread.outputs]
         clock = (ctypes.c_double * (len(self._calls) + 1))()
         times = []
         for _ in range(rounds + 1):
-            self._context().run(_addresses(arrays), _addresses(results), clock)
+            thread.context.run(_addresses(arrays), _addresses(results), clock)
             times.append(np.diff(np.frombuffer(clock, dtype=np.float64)))
         medians = np.median(times[1:], axis=0)
         return [
@@ -143,18 +143,19 @@ class Module:
 
     def _run(self, arrays: list[Any]) -> list[np.ndarray]:
         checked = [self._check_array(*pair) for pair in self._paired(arrays)]
-        results = self._allocate_outputs()
-        self._context().run(_addresses(checked), _addresses(results))
+        thread = self._thread()
+        results = [buffer.take() for buffer in thread.outputs]
+        thread.context.run(_addresses(checked), _addresses(results))
         return results
 
-    def _context(self) -> Context:
-        context = getattr(self._local, "context", None)
-        if context is None:
-            context = self._local.context = Context(self._library, self.threads)
-        return context
-
-    def _allocate_outputs(self) -> list[np.ndarray]:
-        return [empty_aligned(spec.shape, _dtype(spec.dtype)) for spec in self.outputs]
+    def _thread(self) -> _Thread:
+        thread = getattr(self._local, "thread", None)
+        if thread is None:
+            thread = self._local.thread = _Thread(
+                Context(self._library, self.threads),
+                tuple(ReusedBuffer(spec.shape, _dtype(spec.dtype)) for spec in self.outputs),
+            )
+        return thread
 
     def _paired(self, arrays: list[Any]) -> zip[tuple[TensorSpec, Any]]:
         return zip(self.inputs, arrays, strict=True)

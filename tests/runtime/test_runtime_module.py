@@ -12,7 +12,8 @@ import pytest
 from tests.programs import copy_program, mlp_reference
 from tilewright.compiler.package import package
 from tilewright.errors import ModuleError
-from tilewright.runtime.module import Module, default_threads, empty_aligned
+from tilewright.runtime.buffers import empty_aligned
+from tilewright.runtime.module import Module, default_threads
 
 _RTOL, _ATOL = 1e-4, 1e-4  # float32 sums of 48 products
 
