@@ -97,6 +97,7 @@ class Module:
         entry = self.description["entries"][0]
         self.inputs = tuple(_spec(item) for item in entry["inputs"])
         self.outputs = tuple(_spec(item) for item in entry["outputs"])
+        self._input_dtypes = {spec.name: _dtype(spec.dtype) for spec in self.inputs}
         self._calls = entry["calls"]
         self._library = Library(path)
         self._local = threading.local()
@@ -172,6 +173,12 @@ class Module:
 
     def _check_array(self, spec: TensorSpec, value: Any) -> np.ndarray:
         array = np.asarray(value)
+        if (
+            array.dtype == self._input_dtypes[spec.name]
+            and array.shape == spec.shape
+            and array.flags.c_contiguous
+        ):
+            return array
         if array.shape != spec.shape or array.dtype.name != spec.dtype:
             raise ModuleError(
                 f"input '{spec.name}' is {array.dtype.name} {list(array.shape)}, but the module "
@@ -194,8 +201,12 @@ def _dtype(name: str) -> np.dtype:
         return np.dtype(name)
     except TypeError:
         # numpy learns bfloat16 and its like from ml_dtypes.
-        import ml_dtypes
-
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise ModuleError(
+                f"the module uses {name}, which needs: pip install ml_dtypes"
+            ) from None
         return np.dtype(getattr(ml_dtypes, name))
 
 
