@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -185,16 +186,32 @@ def _plain(value: Any) -> Any:
 @contextlib.contextmanager
 def _errors(debug: bool) -> Iterator[None]:
     """Turn an error meant for a person into one line and an exit status."""
-    try:
-        yield
-    except TilewrightError as error:
-        if debug:
-            raise
-        line = " ".join(part.strip() for part in str(error).splitlines() if part.strip())
-        print(f"error: {line}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("interrupted", file=sys.stderr)
-        raise typer.Exit(_INTERRUPTED) from None
+    with _Interrupts() as interrupts:
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            if debug or not (interrupts.seen or isinstance(error, TilewrightError)):
+                raise
+            if interrupts.seen:
+                print("interrupted", file=sys.stderr)
+                raise typer.Exit(_INTERRUPTED) from None
+            line = " ".join(part.strip() for part in str(error).splitlines() if part.strip())
+            print(f"error: {line}", file=sys.stderr)
+            raise typer.Exit(1) from None
+
+
+class _Interrupts:
+    """Remembers Ctrl-C: TVM turns a KeyboardInterrupt in a Python callback into another error."""
+
+    seen = False
+
+    def __enter__(self) -> _Interrupts:
+        self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, _number: int, _frame: object) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
