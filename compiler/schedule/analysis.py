@@ -12,6 +12,7 @@ from tvm.ir import TensorLoad
 from tilewright.compiler.schedule.expressions import (
     Expr,
     Linear,
+    children,
     conjuncts,
     dtype_of,
     flat_index,
@@ -128,8 +129,10 @@ class PadStage:
 
 
 def read_pad(stage: Stage) -> PadStage | None:
-    """Return the stage as a pad, or None if it is not one."""
+    """Return the stage as a pad (a copy is one without bounds), or None if it is not one."""
     value = stage.value
+    if isinstance(value, TensorLoad) and not stage.reduction:
+        return PadStage(stage, value, tirx.const(0, dtype_of(value)), {})
     if getattr(getattr(value, "op", None), "name", "").endswith("if_then_else"):
         condition, inside, outside = value.args
     elif isinstance(value, tirx.Select):
@@ -247,7 +250,7 @@ def find_anchor(stages: tuple[Stage, ...], max_lanes: int) -> Anchor | None:
     reductions = [stage for stage in stages if stage.reduction]
     if len(reductions) != 1:
         return None
-    stage = reductions[0]
+    stage = _split_grouped_axes(reductions[0])
     update = split_update(stage)
     if update is None or not stage.spatial or not _is_product(update[1]):
         return None
@@ -260,6 +263,61 @@ def find_anchor(stages: tuple[Stage, ...], max_lanes: int) -> Anchor | None:
             return None
         accesses.append(access)
     return _assign_roles(stage, update, tuple(accesses), lanes)
+
+
+def _split_grouped_axes(stage: Stage) -> Stage:
+    """Split spatial axes v that loads use as v // c (groups), so that all offsets are linear.
+
+    The vector axis stays whole; it is cut into vectors anyway.
+    """
+    for position, axis in enumerate(stage.spatial[:-1]):
+        group = _divisor(stage.value, axis.var)
+        if group is None or axis.extent % group or not 1 < group < axis.extent:
+            continue
+        outer = Axis(tirx.Var(f"{axis.name}_group", dtype_of(axis.var)), axis.extent // group)
+        inner = Axis(tirx.Var(f"{axis.name}_member", dtype_of(axis.var)), group)
+        at = {axis.var: outer.var * group + inner.var}
+        analyzer = sym.Analyzer()
+        for new in (*stage.axes, outer, inner):
+            analyzer.bind(new.var, range_from_zero(new.extent))
+
+        def simpler(expr: Expr, at: dict = at, analyzer: sym.Analyzer = analyzer) -> Expr:
+            return _simplify_indices(substitute(expr, at), analyzer)
+
+        return _split_grouped_axes(
+            Stage(
+                stage.name,
+                (*stage.spatial[:position], outer, inner, *stage.spatial[position + 1 :]),
+                stage.reduction,
+                stage.buffer,
+                tuple(simpler(index) for index in stage.indices),
+                simpler(stage.value),
+                stage.init,
+            )
+        )
+    return stage
+
+
+def _divisor(expr: Expr, variable: Any) -> int | None:
+    """Return c if `variable // c` occurs in an expression."""
+    if isinstance(expr, tirx.FloorDiv) and isinstance(expr.b, tirx.IntImm):
+        form = linear_form(expr.a, [variable], sym.Analyzer())
+        if form is not None and form.of(variable) == 1 and len(form.coefficients) == 1:
+            return int(expr.b)
+    for part in children(expr):
+        found = _divisor(part, variable)
+        if found is not None:
+            return found
+    return None
+
+
+def _simplify_indices(expr: Expr, analyzer: sym.Analyzer) -> Expr:
+    def leaf(node: Expr) -> Expr | None:
+        if not isinstance(node, TensorLoad):
+            return None
+        return tirx.BufferLoad(node.source, [analyzer.simplify(i) for i in node.indices])
+
+    return rebuild(expr, leaf) if loads_in(expr) else analyzer.simplify(expr)
 
 
 def _is_product(term: Expr) -> bool:

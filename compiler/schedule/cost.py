@@ -131,7 +131,7 @@ def padding_can_be_clipped(anchor: Anchor, longest: int) -> bool:
         anchor: what is computed.
         longest: steps of the window along the innermost row axis that may be written out.
     """
-    padded = [access for access in anchor.accesses if access.pad is not None]
+    padded = [a for a in anchor.accesses if a.pad is not None and a.pad.bounds]
     stage = anchor.stage
     if not padded:
         return False
@@ -168,7 +168,7 @@ def window_reductions(anchor: Anchor) -> tuple[int, ...]:
     """Return the reduction axes that slide along the innermost padded row axis."""
     found = set()
     for access in anchor.accesses:
-        if access.pad is None:
+        if access.pad is None or not access.pad.bounds:
             continue
         for clip in read_clips(access, anchor) or []:
             if anchor.rows and clip.spatial == anchor.rows[-1]:

@@ -14,6 +14,7 @@ from tilewright.compiler.schedule.expressions import (
     dtype_of,
     flat_index,
     linear_form,
+    range_from_zero,
     substitute,
 )
 from tilewright.errors import InvalidScheduleError
@@ -88,6 +89,9 @@ def read_through(access: Access, anchor: Anchor) -> Access:
         flat_index(pad.source.source, indices), {vector: vector * anchor.lanes + lane}
     )
     variables = [*(axis.var for axis in stage.axes), lane]
+    for axis in stage.axes:
+        analyzer.bind(axis.var, range_from_zero(axis.extent))
+    analyzer.bind(lane, range_from_zero(anchor.lanes))
     offset = linear_form(flat, variables, analyzer)
     if offset is None:
         raise InvalidScheduleError(f"data behind pad {pad.stage.name!r} is not linear in the axes")

@@ -25,6 +25,7 @@ from tilewright.compiler.schedule.expressions import (
     loads_in,
     range_from_zero,
     rebuild,
+    shape_of,
     substitute,
 )
 from tilewright.compiler.schedule.micro_kernel import (
@@ -96,7 +97,7 @@ class KernelBuilder:
         self.index_dtype = dtype_of(self.stage.spatial[-1].var)
         self.declared: list[Any] = []
         self._flat: dict[Any, Any] = {}
-        at = next(i for i, s in enumerate(stages) if s is anchor.stage)
+        at = next(i for i, s in enumerate(stages) if s.buffer.same_as(anchor.stage.buffer))
         self.producers = {s.buffer: s for s in stages[:at]}
         self.after = list(stages[at + 1 :])
         self.stages = list(stages)
@@ -165,13 +166,15 @@ class KernelBuilder:
         return stage is self.stage or self._axis_map(stage) is not None
 
     def _axis_map(self, stage: Stage) -> dict[int, int] | None:
-        """Return stage axis position -> anchor axis position, if each output is one anchor output.
+        """Return stage axis position -> dimension of the anchor's buffer that it indexes.
 
-        Both must have the same axes, up to order and axes of extent 1 (mapped to -1).
+        None unless each output is made of one anchor output: the same axes, up to order and
+        axes of extent 1 (mapped to -1).
         """
         producers = {s.buffer: s for s in self.after if s is not stage}
         value = inline_loads(stage.value, producers)
         uses = [load for load in loads_in(value) if load.source.same_as(self.stage.buffer)]
+        shape = shape_of(self.stage.buffer)
         mapping: dict[int, int] | None = None
         for load in uses:
             this: dict[int, int] = {}
@@ -179,7 +182,7 @@ class KernelBuilder:
                 found = [i for i, a in enumerate(stage.spatial) if a.var.same_as(index)]
                 if found:
                     this[found[0]] = position
-                elif self.stage.spatial[position].extent != 1:
+                elif shape[position] != 1:
                     return None
             if mapping is not None and mapping != this:
                 return None
@@ -189,7 +192,7 @@ class KernelBuilder:
         for i, axis in enumerate(stage.spatial):
             if i not in mapping and axis.extent != 1:
                 return None
-            if i in mapping and self.stage.spatial[mapping[i]].extent != axis.extent:
+            if i in mapping and shape[mapping[i]] != axis.extent:
                 return None
         return {i: mapping.get(i, -1) for i in range(len(stage.spatial))}
 
@@ -208,7 +211,13 @@ class KernelBuilder:
 
     def _resolve(self, access: Access) -> tuple[Access, list[Clip]]:
         """Read through a pad where its border can be skipped."""
-        if access.pad is None or not self.plan.clip_pad:
+        if access.pad is None:
+            return access, []
+        if not access.pad.bounds:
+            through = read_through(access, self.anchor)
+            # A copy that turns lanes around (a transpose) is worth its memory.
+            return (through if through.vector == access.vector else access), []
+        if not self.plan.clip_pad:
             return access, []
         clips = read_clips(access, self.anchor)
         if clips is None:
@@ -469,7 +478,7 @@ class KernelBuilder:
 
     def _inlined(self, stage: Stage) -> Expr:
         if stage is self.stage:
-            return tirx.BufferLoad(stage.buffer, [axis.var for axis in stage.spatial])
+            return tirx.BufferLoad(stage.buffer, list(stage.indices))
         return inline_loads(stage.value, self.inlined | self._cheap_producers())
 
     def _cheap_producers(self) -> dict[Any, Stage]:
@@ -504,14 +513,14 @@ class KernelBuilder:
         analyzer = sym.Analyzer()
         first, count = geometry.stored_lanes
         values = geometry.axis_values(row, column, lane + first)
-        if stage is self.stage:
-            at = {axis.var: v for axis, v in zip(stage.spatial, values, strict=True)}
-        else:
+        at = {axis.var: v for axis, v in zip(self.stage.spatial, values, strict=True)}
+        if stage is not self.stage:
+            cells = [substitute(index, at) for index in self.stage.indices]
             mapping = self._axis_map(stage)
             assert mapping is not None
             zero = constant_like(0, self.index_dtype)
             at = {
-                axis.var: values[mapping[i]] if mapping[i] >= 0 else zero
+                axis.var: cells[mapping[i]] if mapping[i] >= 0 else zero
                 for i, axis in enumerate(stage.spatial)
             }
         analyzer.bind(lane, range_from_zero(count))
