@@ -1,0 +1,488 @@
+"""Schedule functions without reductions: arithmetic, broadcasts, transposes, copies, gathers.
+
+All stages are inlined into those that write outputs. The domain of an output is cut where a
+condition on its axes changes (pieces of a concatenation, borders of a pad), so that conditions
+vanish; each piece is a nest with vectors along its innermost axis, or, where a load has its unit
+stride along another axis, with square tiles transposed in registers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from typing import Any
+
+from tvm import sym, tirx
+from tvm.ir import Call, TensorLoad
+
+from tilewright.compiler.schedule.analysis import Axis, Stage, inline_loads, read_stages
+from tilewright.compiler.schedule.expressions import (
+    Expr,
+    children,
+    dtype_of,
+    linear_form,
+    loads_in,
+    range_from_zero,
+    rebuild,
+    substitute,
+)
+from tilewright.compiler.schedule.micro_kernel import constant_like, sequence
+from tilewright.compiler.schedule.register_transpose import transpose_rows
+from tilewright.compiler.schedule.vector_nest import (
+    Access,
+    Kernel,
+    Loop,
+    Nest,
+    serial,
+    serial_nest,
+    tasks,
+    vector,
+    vector_width,
+)
+from tilewright.compiler.targets import Target
+from tilewright.errors import InvalidScheduleError
+
+# A call such as exp or erf becomes a polynomial of about this many operations.
+_CALL_COST = 16
+# More boxes than this are more code than the conditions are worth.
+_MAX_BOXES = 64
+# Parallel loops are split into about this many tasks, enough to balance any number of cores.
+_TASKS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ElementwiseDecisions:
+    """How a function without reductions becomes loops.
+
+    Attributes:
+        lanes: elements of a vector for 4-byte data; wider data gets fewer.
+        parallel_work: element operations from which threads are woken.
+        transpose: transpose tiles in registers where a load needs it.
+    """
+
+    lanes: int
+    parallel_work: int = 1 << 15
+    transpose: bool = True
+
+    def __post_init__(self) -> None:
+        if self.lanes < 1 or self.lanes & (self.lanes - 1):
+            raise InvalidScheduleError(f"lanes must be a power of two, found {self.lanes}")
+
+    def to_json(self) -> str:
+        """Return one line of JSON that `from_json` reads back."""
+        return json.dumps({"kind": "elementwise", **asdict(self)}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> ElementwiseDecisions:
+        """Read decisions back.
+
+        Raises:
+            InvalidScheduleError: the text holds other fields or another kind.
+        """
+        values = json.loads(text)
+        if values.pop("kind", None) != "elementwise" or set(values) != set(cls.__slots__):
+            raise InvalidScheduleError(f"not decisions of an element-wise operator: {text}")
+        return cls(**values)
+
+
+def default_elementwise_decisions(func: tirx.PrimFunc, target: Target) -> ElementwiseDecisions:
+    """Return the decisions of the untuned path."""
+    del func  # the same for all: these functions are bound by memory
+    return ElementwiseDecisions(target.lanes("float32"))
+
+
+def schedule_elementwise(
+    func: tirx.PrimFunc, target: Target, decisions: ElementwiseDecisions | None = None
+) -> tirx.PrimFunc:
+    """Return vectorised, parallel loops for a function without reductions.
+
+    A function that is not a sequence of blocks with one store each is returned as it is.
+    """
+    stages = read_stages(func)
+    if stages is None or not all(stage.spatial for stage in stages):
+        return func
+    chosen = decisions or default_elementwise_decisions(func, target)
+    kernel = Kernel(func)
+    producers = {stage.buffer: stage for stage in stages}
+    bodies = []
+    for stage in stages:
+        if any(stage.buffer.same_as(param) for param in func.params):
+            others = {b: s for b, s in producers.items() if s is not stage}
+            value = inline_loads(stage.value, others)
+            bodies.append(emit_elementwise(kernel, replace(stage, value=value), chosen))
+    return kernel.finish(sequence(bodies))
+
+
+def emit_elementwise(kernel: Kernel, stage: Stage, decisions: ElementwiseDecisions) -> tirx.Stmt:
+    """Return the loops of one stage without reduction, which reads only buffers in memory."""
+    return sequence(
+        [
+            _emit_box(
+                kernel, box, decisions, box.work * operations(box.value) >= decisions.parallel_work
+            )
+            for box in cut(stage)
+        ]
+    )
+
+
+def operations(expr: Expr) -> int:
+    """Return about how many vector operations an expression costs."""
+    own = _CALL_COST if isinstance(expr, Call) else 1
+    if isinstance(expr, TensorLoad):
+        return 1
+    return own + sum(operations(part) for part in children(expr))
+
+
+# -- boxes -----------------------------------------------------------------------------------
+
+
+def cut(stage: Stage) -> list[Stage]:
+    """Cut a stage's domain into boxes in which its conditions are constant.
+
+    Axes of a box start at 0; its indices and value are shifted. A condition over several axes is
+    cut along the axis with the largest step first. Conditions that are not linear stay.
+    """
+    done: list[Stage] = []
+    open_boxes = [stage]
+    while open_boxes:
+        box = open_boxes.pop()
+        points = _cut_points(box) if len(done) + len(open_boxes) < _MAX_BOXES else None
+        if points is None:
+            done.append(box)
+            continue
+        position, starts = points
+        axis = box.spatial[position]
+        edges = [0, *starts, axis.extent]
+        for first, end in zip(edges, edges[1:], strict=False):
+            open_boxes.append(_restrict(box, position, first, end))
+    return done
+
+
+def _cut_points(box: Stage) -> tuple[int, list[int]] | None:
+    """Return (axis position, where to cut) for the first condition that varies in the box."""
+    for term in _conditions(box.value):
+        form = linear_form(
+            term.a - term.b, [axis.var for axis in box.spatial], _analyzer(box.spatial)
+        )
+        if form is None or not form.coefficients:
+            continue
+        largest = max(form.coefficients, key=lambda var: abs(form.coefficients[var]))
+        position = next(i for i, a in enumerate(box.spatial) if a.var.same_as(largest))
+        step, extent = form.of(largest), box.spatial[position].extent
+        others = [
+            form.of(axis.var) * (axis.extent - 1)
+            for i, axis in enumerate(box.spatial)
+            if i != position
+        ]
+        low = form.constant + sum(min(0, other) for other in others)
+        high = form.constant + sum(max(0, other) for other in others)
+        signs = (
+            [_outcome(term, step * at + low, step * at + high) for at in range(extent)]
+            if extent <= 1 << 16
+            else []
+        )
+        starts = [at for at in range(1, len(signs)) if signs[at] is not signs[at - 1]]
+        if starts:
+            return position, starts
+    return None
+
+
+def _outcome(term: Expr, low: int, high: int) -> bool | None:
+    """Return what `difference (op) 0` is for differences in [low, high]; None if it varies."""
+    tests = {
+        tirx.LT: lambda d: d < 0,
+        tirx.LE: lambda d: d <= 0,
+        tirx.GT: lambda d: d > 0,
+        tirx.GE: lambda d: d >= 0,
+    }
+    test = tests[type(term)]
+    return test(low) if test(low) == test(high) else None
+
+
+def _conditions(expr: Expr) -> list[Expr]:
+    """Return the comparisons of indices that if_then_else and Select test, outermost first."""
+    found: list[Expr] = []
+
+    def comparisons(condition: Expr) -> None:
+        if isinstance(condition, tirx.LT | tirx.LE | tirx.GT | tirx.GE):
+            if dtype_of(condition.a).startswith("int") and not loads_in(condition):
+                found.append(condition)
+        elif isinstance(condition, tirx.And | tirx.Or | tirx.Not):
+            for part in children(condition):
+                comparisons(part)
+
+    def visit(node: Expr) -> None:
+        if isinstance(node, tirx.Select):
+            comparisons(node.condition)
+        elif isinstance(node, Call) and str(getattr(node.op, "name", "")).endswith("if_then_else"):
+            comparisons(node.args[0])
+        for part in children(node):
+            visit(part)
+
+    visit(expr)
+    return found
+
+
+def _analyzer(axes: Sequence[Axis]) -> sym.Analyzer:
+    analyzer = sym.Analyzer()
+    for axis in axes:
+        analyzer.bind(axis.var, range_from_zero(axis.extent))
+    return analyzer
+
+
+def _restrict(box: Stage, position: int, first: int, end: int) -> Stage:
+    old = box.spatial[position]
+    axis = Axis(tirx.Var(old.name, dtype_of(old.var)), end - first)
+    spatial = (*box.spatial[:position], axis, *box.spatial[position + 1 :])
+    at = {old.var: axis.var + constant_like(first, axis.var)}
+    analyzer = _analyzer(spatial)
+    return replace(
+        box,
+        spatial=spatial,
+        indices=tuple(analyzer.simplify(substitute(index, at)) for index in box.indices),
+        value=_simplify_conditions(substitute(box.value, at), analyzer),
+    )
+
+
+def _simplify_conditions(value: Expr, analyzer: sym.Analyzer) -> Expr:
+    """Resolve conditions that the analyzer decides; arithmetic on data is not touched."""
+
+    def leaf(node: Expr) -> Expr | None:
+        if isinstance(node, tirx.Select):
+            condition, yes, no = node.condition, node.true_value, node.false_value
+        elif isinstance(node, Call) and str(getattr(node.op, "name", "")).endswith("if_then_else"):
+            condition, yes, no = node.args
+        else:
+            return None
+        condition = analyzer.simplify(condition)
+        if isinstance(condition, tirx.IntImm):
+            return rebuild(yes if int(condition) else no, leaf)
+        yes, no = rebuild(yes, leaf), rebuild(no, leaf)
+        if isinstance(node, tirx.Select):
+            return tirx.Select(condition, yes, no)
+        return tirx.if_then_else(condition, yes, no)
+
+    return rebuild(value, leaf)
+
+
+# -- one box ---------------------------------------------------------------------------------
+
+
+def _emit_box(
+    kernel: Kernel, box: Stage, decisions: ElementwiseDecisions, parallel: bool
+) -> tirx.Stmt:
+    axes = [axis for axis in box.spatial if axis.extent > 1]
+    nest = Nest(kernel, [], box.spatial, box.value, (box.buffer, box.indices))
+    if not axes:
+        return _store(nest, [], [])
+    loops = nest.loops()
+    bits = _bits(dtype_of(box.value), *(str(load.source.dtype) for load in loads_in(box.value)))
+    lanes = max(1, decisions.lanes * 32 // max(bits, 8))
+    if decisions.transpose:
+        tile = _transposed_axis(nest, loops, decisions.lanes)
+        if tile is not None:
+            return _emit_transposed(nest, loops, tile, decisions.lanes, parallel)
+    *outer, inner = _with_chunks(loops, lanes, parallel)
+    return _around(
+        outer, nest.dtype, parallel, lambda values: _emit_row(nest, loops, values, inner, lanes)
+    )
+
+
+def _bits(*dtypes: str) -> int:
+    return max(int("".join(c for c in name if c.isdigit()) or 8) for name in dtypes)
+
+
+def _with_chunks(loops: list[Loop], lanes: int, parallel: bool) -> list[Any]:
+    """Give the innermost loop an outer part where the loops around it are too few for threads."""
+    *outer, inner = loops
+    around = prod(loop.extent for loop in outer)
+    if not parallel or around >= _TASKS // 4:
+        return [*outer, _Span(inner.extent, None)]
+    unit = 4 * lanes
+    chunks = max(1, min(_TASKS // around, inner.extent // (8 * unit)))
+    if chunks == 1:
+        return [*outer, _Span(inner.extent, None)]
+    size = -(-inner.extent // (chunks * unit)) * unit
+    count = -(-inner.extent // size)
+    return [
+        *outer,
+        Loop((Axis(tirx.Var("chunk", dtype_of(inner.last)), count),)),
+        _Span(size, inner.extent),
+    ]
+
+
+@dataclass(frozen=True)
+class _Span:
+    """A stretch of the innermost loop: `size` elements, starting at a chunk of `total`."""
+
+    size: int
+    total: int | None
+
+
+def _around(loops: Sequence[Loop], dtype: str, parallel: bool, body: Any) -> tirx.Stmt:
+    """Return loops: the outermost ones as one parallel loop of tasks, the rest serial inside."""
+    if not parallel:
+        return serial_nest(loops, dtype, body)
+    count, split = 1, 0
+    while split < len(loops) and count < _TASKS:
+        count *= loops[split].extent
+        split += 1
+
+    def inside(values: list[Expr]) -> tirx.Stmt:
+        return serial_nest(loops[split:], dtype, lambda rest: body([*values, *rest]))
+
+    return tasks(loops[:split], dtype, True, inside)
+
+
+def _emit_row(
+    nest: Nest, loops: list[Loop], values: list[Expr], span: _Span, lanes: int
+) -> tirx.Stmt:
+    """Return the vectors along the innermost loop."""
+    dtype = nest.dtype
+    if span.total is None:
+        return _row(nest, loops, values, constant_like(0, dtype), span.size, lanes)
+    *outer, chunk = values
+    # The last chunk is moved back to end with the axis; what it shares is stored twice.
+    limit = constant_like(span.total - span.size, dtype)
+    start = tirx.Var("start", dtype)
+    first = tirx.min(chunk * constant_like(span.size, dtype), limit)
+    body = _row(nest, loops, outer, start, span.size, lanes)
+    return sequence([tirx.Bind(start, first), body])
+
+
+def _row(
+    nest: Nest, loops: list[Loop], values: list[Expr], start: Expr, extent: int, lanes: int
+) -> tirx.Stmt:
+    dtype = nest.dtype
+    width = vector_width(extent, lanes)
+
+    def at(offset: Expr) -> tirx.Stmt:
+        return vector(
+            width, dtype, lambda lane: _store(nest, loops, [*values, start + offset + lane])
+        )
+
+    size = constant_like(width, dtype)
+    body = serial("vector", extent // width, dtype, lambda index: at(index * size))
+    if extent % width:
+        return sequence([body, at(constant_like(extent - width, dtype))])
+    return body
+
+
+def _store(nest: Nest, loops: list[Loop], values: list[Expr]) -> tirx.Stmt:
+    store = nest.store
+    assert store is not None
+    offset = nest.at(loops, values, store)
+    return tirx.BufferStore(store.buffer, nest.value_at(loops, values), [offset])
+
+
+# -- transposes ------------------------------------------------------------------------------
+
+
+def _transposed_axis(nest: Nest, loops: list[Loop], lanes: int) -> int | None:
+    """Return which loop has the unit stride of a load that the innermost loop strides through.
+
+    Both loops must fill a tile, and data must be 4 bytes wide.
+    """
+    store, inner = nest.store, loops[-1]
+    if store is None or store.form is None or store.form.of(inner.last) != 1:
+        return None
+    if inner.extent < lanes or lanes < 4:
+        return None
+    for _, access in nest.loads():
+        if not _strides(access, inner) or _bits(str(access.buffer.dtype)) != 32:
+            continue
+        for position, loop in enumerate(loops[:-1]):
+            if access.form is not None and access.form.of(loop.last) == 1 and loop.extent >= lanes:
+                return position
+    return None
+
+
+def _strides(access: Access, loop: Loop) -> bool:
+    return access.form is not None and access.form.of(loop.last) not in (0, 1)
+
+
+def _emit_transposed(
+    nest: Nest, loops: list[Loop], position: int, lanes: int, parallel: bool
+) -> tirx.Stmt:
+    """Walk tiles of `lanes` x `lanes` over the innermost loop and the one at `position`."""
+    dtype = nest.dtype
+    row, column = loops[position], loops[-1]
+    row_tiles, column_tiles = -(-row.extent // lanes), -(-column.extent // lanes)
+    outer = [loop for i, loop in enumerate(loops[:-1]) if i != position]
+    tiles = [
+        Loop((Axis(tirx.Var("row_tile", dtype), row_tiles),)),
+        Loop((Axis(tirx.Var("column_tile", dtype), column_tiles),)),
+    ]
+
+    def start(tile: Expr, loop: Loop) -> Expr:
+        first = tile * constant_like(lanes, dtype)
+        if loop.extent % lanes:
+            first = tirx.min(first, constant_like(loop.extent - lanes, dtype))
+        return first
+
+    def body(values: list[Expr]) -> tirx.Stmt:
+        *around, row_tile, column_tile = values
+        first_row, first_column = tirx.Var("row", dtype), tirx.Var("column", dtype)
+
+        def at(row_value: Expr, column_value: Expr) -> list[Expr]:
+            return [*around[:position], row_value, *around[position:], column_value]
+
+        return sequence(
+            [
+                tirx.Bind(first_row, start(row_tile, row)),
+                tirx.Bind(first_column, start(column_tile, column)),
+                _tile(nest, loops, at, first_row, first_column, position, lanes),
+            ]
+        )
+
+    return _around([*outer, *tiles], dtype, parallel, body)
+
+
+def _tile(
+    nest: Nest,
+    loops: list[Loop],
+    at: Any,
+    first_row: Expr,
+    first_column: Expr,
+    position: int,
+    lanes: int,
+) -> tirx.Stmt:
+    """Transpose every load that needs it, then compute and store row by row."""
+    dtype = nest.dtype
+    row = loops[position]
+    statements: list[tirx.Stmt] = []
+    buffers: dict[Any, Any] = {}
+    for load, access in nest.loads():
+        tileable = _strides(access, loops[-1]) and access.form.of(row.last) == 1
+        if not tileable or _bits(str(access.buffer.dtype)) != 32:
+            continue
+        vectors = []
+        for lane in range(lanes):
+            column = first_column + constant_like(lane, dtype)
+            base = nest.at(loops, at(first_row, column), access)
+            ramp = tirx.Ramp(base, constant_like(1, dtype), lanes)
+            vectors.append(tirx.BufferLoad(access.buffer, [ramp]))
+        shuffles, buffer = transpose_rows(vectors, str(access.buffer.dtype))
+        statements += shuffles
+        buffers[load] = buffer
+
+    def store(step: int) -> tirx.Stmt:
+        def lane_body(lane: Expr) -> tirx.Stmt:
+            values = at(first_row + constant_like(step, dtype), first_column + lane)
+
+            def replaced(load: TensorLoad) -> Expr | None:
+                if load not in buffers:
+                    return None
+                return tirx.BufferLoad(buffers[load], [constant_like(step * lanes, dtype) + lane])
+
+            assert nest.store is not None
+            offset = nest.at(loops, values, nest.store)
+            return tirx.BufferStore(
+                nest.store.buffer, nest.value_at(loops, values, replaced), [offset]
+            )
+
+        return vector(lanes, dtype, lane_body)
+
+    return sequence([*statements, *(store(step) for step in range(lanes))])
