@@ -167,7 +167,7 @@ def _place_weights(
         if tensor.data is None or index not in used:
             continue
         raw = tensor.data.reshape(-1).view(np.uint8)
-        same = by_content.setdefault((raw.size, zlib.crc32(raw)), [])
+        same = by_content.setdefault((raw.size, zlib.crc32(raw.data)), [])
         offset = next((at for at, other in same if np.array_equal(raw, other)), None)
         if offset is None:
             offset = end

@@ -122,9 +122,15 @@ def link(kernels: bytes | None, entry: str, extra_flags: Sequence[str] = ()) -> 
             inputs.append(work / "kernels.o")
         run_c_compiler(
             [
-                *(*_COMPILE_FLAGS, f"-I{source_dir}", *_LINK_FLAGS, *extra_flags),
-                *(f"-Wl,--version-script={work / 'exports.map'}", *inputs),
-                *("-lm", "-o", work / "module.so"),
+                *_COMPILE_FLAGS,
+                f"-I{source_dir}",
+                *_LINK_FLAGS,
+                *extra_flags,
+                f"-Wl,--version-script={work / 'exports.map'}",
+                *inputs,
+                "-lm",
+                "-o",
+                work / "module.so",
             ]
         )
         return (work / "module.so").read_bytes()
@@ -174,7 +180,7 @@ def _write_parts(
         raw = data.reshape(-1).view(np.uint8)
         file.write(gap)
         file.write(raw.data)
-        payload_crc = zlib.crc32(raw, zlib.crc32(gap, payload_crc))
+        payload_crc = zlib.crc32(raw.data, zlib.crc32(gap, payload_crc))
         position = offset + raw.size
     rest = bytes(weights_bytes - position)
     file.write(rest)

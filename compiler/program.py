@@ -164,18 +164,18 @@ def _check_tensors(program: Program) -> None:
         if any(extent < 0 for extent in tensor.shape):
             raise CompileError(f"{where} has a negative extent in {tensor.shape}")
         if tensor.alias_of is not None:
-            _check_alias(program, index, where)
+            _check_alias(program, index, tensor.alias_of, where)
         if (tensor.data is not None) != (tensor.kind == "constant" and tensor.alias_of is None):
             raise CompileError(f"{where}: constants have data, and no other tensor does")
         if tensor.data is not None:
-            _check_data(tensor, where)
+            _check_data(tensor, tensor.data, where)
 
 
-def _check_alias(program: Program, index: int, where: str) -> None:
+def _check_alias(program: Program, index: int, alias_of: int, where: str) -> None:
     tensor = program.tensors[index]
-    if not 0 <= tensor.alias_of < index:
-        raise CompileError(f"{where} is an alias of {tensor.alias_of}, which is not before it")
-    owner = program.tensors[tensor.alias_of]
+    if not 0 <= alias_of < index:
+        raise CompileError(f"{where} is an alias of {alias_of}, which is not before it")
+    owner = program.tensors[alias_of]
     kinds = {owner.kind, tensor.kind}
     if (
         len(kinds) > 1 and kinds != {"output", "intermediate"}
@@ -186,8 +186,7 @@ def _check_alias(program: Program, index: int, where: str) -> None:
         )
 
 
-def _check_data(tensor: Tensor, where: str) -> None:
-    data = tensor.data
+def _check_data(tensor: Tensor, data: np.ndarray, where: str) -> None:
     if tuple(data.shape) != tuple(tensor.shape) or data.dtype.name != tensor.dtype:
         raise CompileError(
             f"{where} is {tensor.dtype} {list(tensor.shape)}, but its data is "

@@ -135,7 +135,7 @@ class Module:
         times = []
         for _ in range(rounds + 1):
             thread.context.run(_addresses(arrays), _addresses(results), clock)
-            times.append(np.diff(np.frombuffer(clock, dtype=np.float64)))
+            times.append(np.diff(np.array(clock)))
         medians = np.median(times[1:], axis=0)
         return [
             CallTime(call["label"], call["kernel"], float(seconds))
