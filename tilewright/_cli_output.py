@@ -161,8 +161,7 @@ def _print_module(result: Mapping[str, Any]) -> None:
     console.print(_signature(entry["inputs"], entry["outputs"]))
     for key, value in result.items():
         if key not in ("kind", "size_bytes", "target", "entries"):
-            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            console.print(f"{key.replace('_', ' ')}: {text}", markup=False)
+            console.print(f"{key.replace('_', ' ')}: {_text(value)}", markup=False)
 
 
 def _signature(inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> Table:
@@ -182,6 +181,12 @@ def _table(*columns: str) -> Table:
 
 def _row(table: Table, *cells: str) -> None:
     table.add_row(*(Text(cell) for cell in cells))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _shape(shape: Sequence[Any]) -> str:
