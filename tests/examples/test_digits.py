@@ -1,5 +1,7 @@
 """The committed digit classifier and the split that it is judged on."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,3 +31,14 @@ def test_committed_model_is_small_and_knows_the_held_out_digits():
     _, (images, labels) = load_split()
     found = [session.run(None, {"image": x[None]})[0].argmax() for x in images]
     assert np.mean(np.array(found) == labels) > 0.99
+
+
+def test_demo_agrees_with_onnx_runtime_on_every_image():
+    demo = MODEL.with_name("demo.py")
+    done = subprocess.run(
+        [sys.executable, str(demo)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "both give the same answer on every image" in done.stdout
+    assert done.stdout.count("538/540 right") == 2
+    assert len(done.stdout.split("next, try\n")[1].splitlines()) == 3
