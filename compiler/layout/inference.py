@@ -8,6 +8,7 @@ data takes the data's layout). Dimensions that only one of the two has stay whol
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 from tvm import tirx
@@ -47,7 +48,21 @@ def infer_layouts(nests: Nests, given: Mapping[Any, Layout]) -> Layouts:
         pass
     for buffer in nests.intermediates:
         layouts.setdefault(buffer, Layout(shape_of(buffer)))
+    for stage in stages:
+        if len(stage.stores) > 1 and not any(b in given for b in stage.written):
+            _leave_unpadded(stage, layouts)
     return layouts
+
+
+def _leave_unpadded(stage: Stage, layouts: Layouts) -> None:
+    """Keep logical what a stage with several results writes, rather than pad it.
+
+    An argmax has no neutral value for padded lanes.
+    """
+    layout = layouts[stage.written[0]]
+    if prod(layout.physical_shape) != prod(layout.shape):
+        for buffer in stage.written:
+            layouts[buffer] = Layout(layout.shape)
 
 
 def _from_readers(stages: Sequence[Stage], layouts: Layouts) -> bool:

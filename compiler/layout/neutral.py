@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.ir import TensorLoad
 from tvm.sym import Analyzer
 
-from tilewright.compiler.layout.primitives import Layout
+from tilewright.compiler.layout.primitives import Layout, Pad
 
 _ODD_FUNCTIONS = frozenset(
     {"abs", "fabs", "asin", "asinh", "atan", "atanh", "ceil", "erf", "floor", "nearbyint"}
@@ -77,5 +77,12 @@ def _reads_padding(load: Any, layouts: Mapping[Any, Layout], analyzer: Analyzer)
     layout = layouts.get(load.source)
     if layout is None:
         return False
-    _, conditions = layout.unmap_with_conditions(load.indices)
-    return any(analyzer.can_prove(tirx.Not(condition)) for condition in conditions)
+    index = tuple(load.indices)
+    for step, shape in reversed(layout.steps):
+        index, conditions = step.unmap_index(index, shape)
+        # what is outside of a StoreAt's host is its guest, not padding
+        if isinstance(step, Pad) and any(
+            analyzer.can_prove(tirx.Not(condition)) for condition in conditions
+        ):
+            return True
+    return False

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from tvm import tirx
 
 from tilewright.compiler.layout.border import border_stages, interior_view, read_through_borders
+from tilewright.compiler.layout.guests import guest_layouts
 from tilewright.compiler.layout.inference import infer_layouts
 from tilewright.compiler.layout.nest import (
     Nests,
@@ -53,11 +54,15 @@ def rewrite(
             follow the parameters.
         buffers: layouts of intermediates by name, where they are not to follow.
 
+    A layout with `StoreAt` names its guest as the function's parameter is named; the guest is then
+    read from the host, and is no parameter of the result.
+
     Raises:
         LayoutError: a layout does not fit its buffer, or a stage cannot write through it.
     """
     nests = read_nests(func)
     given = _given_layouts(nests, layouts, buffers or {})
+    guests = guest_layouts(nests, given)
     nests = read_through_borders(nests, given)
     index_dtype = _index_dtype(nests)
     chosen = infer_layouts(nests, given)
@@ -66,6 +71,8 @@ def rewrite(
         buffer: _place(buffer, layout, buffer in results, index_dtype)
         for buffer, layout in chosen.items()
     }
+    for guest, (host, layout) in guests.items():
+        places[guest] = Placement(layout, places[host].physical, layout, (), guest, None)
     statements = []
     for stage in nests.stages:
         if not isinstance(stage, Stage):
@@ -76,7 +83,7 @@ def rewrite(
             statements.append(build_stage(border, index_dtype))
     return build_function(
         func,
-        [places[param].physical for param in nests.params],
+        [places[param].physical for param in nests.params if param not in guests],
         [places[buffer].physical for buffer in nests.intermediates],
         [place.view for place in places.values() if place.view is not None],
         statements,

@@ -228,7 +228,9 @@ class _Rewriter:
         self.bounds = loops.bounds
         self.written = set(stage.written)
         self.store_index = [axis.var for axis in loops.axes if axis.kind == SPATIAL]
-        self.layouts = {place.physical: place.layout for place in places.values()}
+        self.layouts = {  # a guest shares the buffer of its host, whose layout counts
+            p.physical: p.layout for b, p in places.items() if not p.target.same_as(b)
+        }
         self.valid = [*loops.spatial_valid, *loops.reduction_valid]
         self.padded_vars = {v for c in self.valid for v in _vars_of(c)}
         self.read_outside: set[Any] = set()
@@ -373,13 +375,18 @@ class _Rewriter:
             self._refuse_padding("its body is not of the form C = C + value")
         old, value = (combined.a, combined.b) if accumulators[0] else (combined.b, combined.a)
         value = self._zero_outside(value, self.loops.spatial_valid)
-        identity = _zero(value) if isinstance(combined, tirx.Add) else self.stage.init.value
         if isinstance(combined, tirx.Add):
             value = self._zero_outside(value, self.loops.reduction_valid)
         elif self.loops.reduction_valid:
-            value = tirx.Select(tirx.all(*self.loops.reduction_valid), value, identity)
+            value = tirx.Select(tirx.all(*self.loops.reduction_valid), value, self._identity())
         combined = type(combined)(old, value)
         return tirx.BufferStore(body.buffer, combined, list(body.indices))
+
+    def _identity(self) -> Any:
+        """Return the value that a reduction starts from, which is neutral to it."""
+        if not isinstance(self.stage.init, tirx.BufferStore):
+            self._refuse_padding("it does not say what its reduction starts from")
+        return self.stage.init.value
 
     def _zero_outside(self, value: Any, conditions: list[Any]) -> Any:
         needed = [c for c in conditions if not vanishes(value, c, self.layouts, self.bounds)]

@@ -18,6 +18,7 @@ from tvm import relax, s_tir  # noqa: E402
 from tvm.script import tirx as T  # noqa: E402
 
 from tilewright.compiler.layout.primitives import (  # noqa: E402
+    Crop,
     Fuse,
     Layout,
     Pad,
@@ -545,6 +546,12 @@ def test_argmax_over_blocked_channels():
     check(func, {0: blocked((2, 6, 3), 1, 4)}, lambda a: a.argmax(1))
 
 
+def test_argmax_with_a_padded_output():
+    func = fused(lambda a: op.argmax(a, 2), (2, 6, 3))
+    layouts = {0: blocked((2, 6, 3), 1, 4), 1: blocked((2, 6), 1, 4)}
+    check(func, layouts, lambda a: a.argmax(2))
+
+
 def _softmax(axis):
     def reference(a):
         e = np.exp(a - a.max(axis, keepdims=True))
@@ -685,6 +692,49 @@ def test_matmul_under_random_layouts(a, b, c):
     check(func, {0: a, 1: b, 2: c}, lambda x, y: x @ y)
 
 
+# --- tensors inside of others -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [8, 6])
+def test_bias_that_is_stored_inside_the_weight(rows):
+    func = fused(lambda a, b, c: op.add(op.matmul(a, b), c), (5, rows), (rows, 10), (1, 10))
+    columns = (Pad(1, 0, 6), Split(1, (2, 8)))
+    layout = Layout((rows, 10), (StoreAt(0, "p2"), *columns, Reorder((1, 0, 2))))
+    new = rewrite(func, {1: layout})
+    assert [param.name for param in new.params] == ["p0", "p1", "T_add_intermediate"]
+    a, b, c, out = whole_numbers(func)
+    packed = layout.transform(b, guests={"p2": c[0]})
+    result = run(new, [a, packed, np.full_like(out, np.nan)])[-1]
+    np.testing.assert_array_equal(result, a @ b + c)
+
+
+def test_guest_in_the_padding_of_a_reduction_does_not_count():
+    func = fused(lambda a, b, c: op.add(op.matmul(a, b), c), (3, 5), (5, 4), (4,))
+    stored = Layout((5, 4), (StoreAt(0, "p2"), Pad(0, 0, 2), Split(0, (2, 4))))
+    new = rewrite(func, {0: blocked((3, 5), 1, 4), 1: stored})
+    assert "k_o, k_i in" in new.script()
+    a, b, c, out = whole_numbers(func)
+    arrays = [blocked((3, 5), 1, 4).transform(a), stored.transform(b, guests={"p2": c})]
+    result = run(new, [*arrays, np.full_like(out, np.nan)])[-1]
+    np.testing.assert_array_equal(result, a @ b + c)
+
+
+@pytest.mark.parametrize(
+    ("guest", "layouts", "message"),
+    [
+        ("bias", {}, "store_at names 'bias', which is not one other parameter"),
+        ("T_add", {}, "'T_add' cannot be stored inside 'p1'"),
+        ("p0", {}, r"tensor 'p0' has shape \[3, 5\], expected \[4\]"),
+        ("p2", {2: Layout((4,))}, "'p2' cannot be stored inside 'p1'"),
+    ],
+)
+def test_guests_that_do_not_fit_raise(guest, layouts, message):
+    func = fused(lambda a, b, c: op.add(op.matmul(a, b), c), (3, 5), (5, 4), (4,))
+    guest = func.params[-1].name if guest == "T_add" else guest
+    with pytest.raises(LayoutError, match=message.replace("T_add", func.params[-1].name)):
+        rewrite(func, {1: Layout((5, 4), (StoreAt(0, guest),)), **layouts})
+
+
 # --- what the rewriter leaves alone, and refuses ----------------------------------------------
 
 
@@ -774,7 +824,7 @@ def test_statements_that_are_not_normal_cannot_write_padding():
             {},
             "cannot write 'compute_intermediate' through",
         ),
-        ({1: Layout((2, 6), (StoreAt(1, "b"),))}, {}, "repeats or drops elements"),
+        ({1: Layout((2, 6), (Crop(1, 0, 1),))}, {}, "repeats or drops elements"),
     ],
 )
 def test_layouts_that_do_not_fit_raise(layouts, buffers, message):
@@ -783,7 +833,22 @@ def test_layouts_that_do_not_fit_raise(layouts, buffers, message):
         rewrite(func, layouts, buffers=buffers)
 
 
-def test_padded_argmax_raises():
-    func = fused(lambda a: op.argmax(a, 2), (2, 6, 3))
-    with pytest.raises(LayoutError, match="cannot be padded: it writes several values"):
-        rewrite(func, {1: blocked((2, 6), 1, 4)})
+@T.prim_func(s_tir=True)
+def two_results(
+    a: T.Buffer((6,), "float32"), b: T.Buffer((6,), "float32"), c: T.Buffer((6,), "float32")
+):
+    with T.sblock("root"):
+        for i in range(6):
+            with T.sblock("both"):
+                vi = T.axis.spatial(6, i)
+                b[vi] = a[vi] + T.float32(1)
+                c[vi] = a[vi] - T.float32(1)
+
+
+def test_block_with_two_results_needs_one_layout_without_padding():
+    half = blocked((6,), 0, 3)
+    check(two_results, {1: half, 2: half}, lambda a: (a + 1, a - 1), outputs=2)
+    with pytest.raises(LayoutError, match="writes 'b' and 'c' in one loop nest"):
+        rewrite(two_results, {1: half})
+    with pytest.raises(LayoutError, match="'both' cannot be padded: it writes several values"):
+        rewrite(two_results, {1: blocked((6,), 0, 4), 2: blocked((6,), 0, 4)})
