@@ -430,10 +430,8 @@ class Fold(Primitive):
     def transform(self, array: np.ndarray, fill: Any, guests: Mapping[str, Any]) -> np.ndarray:
         tiles, size = array.shape[self.dim : self.dim + 2]
         out = np.empty(self.output_shape(array.shape), array.dtype)
-        everything = (slice(None),) * self.dim
         for tile in range(tiles):
-            start = tile * self.stride
-            out[(*everything, slice(start, start + size))] = array[(*everything, tile)]
+            _sliced(out, self.dim, tile * self.stride, size)[...] = array.take(tile, self.dim)
         return out
 
     def untransform(self, array: np.ndarray, shape: Shape) -> np.ndarray:

@@ -59,7 +59,8 @@ def _is_zero(value: Any, layouts: Mapping[Any, Layout], analyzer: Analyzer) -> b
     if isinstance(value, tvm.ir.Call) and isinstance(value.op, tvm.ir.Op):
         name = value.op.name.rpartition(".")[2]
         if name == "if_then_else":
-            return _choice_is_zero(*value.args, layouts, analyzer)
+            condition, then, other = value.args
+            return _choice_is_zero(condition, then, other, layouts, analyzer)
         return name in _ODD_FUNCTIONS and zero(value.args[0])
     return False
 
