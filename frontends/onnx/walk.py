@@ -206,7 +206,9 @@ class Scope:
         inner = self._child({**self.opsets, **opsets}, parent=None)
         absent = [None] * (len(body.input) - len(inputs))
         inner.values.update(zip(body.input, [*inputs, *absent], strict=False))
-        return inner.run(nodes, list(body.output)[: len(node.output)])
+        names = zip(body.output, node.output, strict=False)
+        results = iter(inner.run(nodes, [formal for formal, actual in names if actual]))
+        return [next(results) if actual else None for actual in node.output]
 
 
 def needed_nodes(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:

@@ -8,7 +8,7 @@ from functools import partial
 from tvm import relax, te, tirx
 
 from tilewright.frontends.onnx.node import NodeContext
-from tilewright.frontends.onnx.ops.elementwise import clip
+from tilewright.frontends.onnx.ops.elementwise import cast, clip
 from tilewright.frontends.onnx.registry import register
 from tilewright.frontends.onnx.values import Value
 
@@ -63,13 +63,14 @@ def _elu(op: NodeContext, data: Value, alpha: float, gamma: float) -> Value:
 @register("Celu")
 def celu(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__Celu.html"""
-    data, alpha = op.input(0), op.attr("alpha")
+    given, alpha = op.input(0), op.attr("alpha")
+    data = cast(op, given, "float32") if given.dtype in ("float16", "bfloat16") else given
     one = op.scalar(1, data.dtype)
     scaled = op.call(R.exp, op.call(R.divide, data, op.scalar(alpha, data.dtype)))
     scaled = op.call(R.multiply, op.call(R.subtract, scaled, one), op.scalar(alpha, data.dtype))
     zero = op.scalar(0, data.dtype)
     low = op.call(R.minimum, zero, scaled)
-    return op.call(R.add, op.call(R.maximum, data, zero), low)
+    return cast(op, op.call(R.add, op.call(R.maximum, data, zero), low), given.dtype)
 
 
 @register("ThresholdedRelu")
@@ -112,14 +113,23 @@ def _hard_sigmoid(op: NodeContext, data: Value, alpha: float, beta: float) -> Va
 
 @register("Softplus")
 def softplus(op: NodeContext) -> Value:
-    """https://onnx.ai/onnx/operators/onnx__Softplus.html, as max(x, 0) + log(1 + exp(-|x|))."""
+    """https://onnx.ai/onnx/operators/onnx__Softplus.html"""
     return _softplus(op, op.input(0))
 
 
 def _softplus(op: NodeContext, data: Value) -> Value:
+    """Compute max(x, 0) + log1p(exp(-|x|)).
+
+    log1p is the quotient of Kahan (HP-15C manual, 1982), exact where 1 + t rounds.
+    """
+    one, zero = op.scalar(1, data.dtype), op.scalar(0, data.dtype)
     small = op.call(R.exp, op.call(R.negative, op.call(R.abs, data)))
-    log = op.call(R.log, op.call(R.add, small, op.scalar(1, data.dtype)))
-    return op.call(R.add, op.call(R.maximum, data, op.scalar(0, data.dtype)), log)
+    rounded = op.call(R.add, small, one)
+    kept = op.call(R.subtract, rounded, one)
+    lost = op.call(R.equal, kept, zero)
+    quotient = op.call(R.divide, small, op.call(R.where, lost, one, kept))
+    log = op.call(R.multiply, op.call(R.log, rounded), quotient)
+    return op.call(R.add, op.call(R.maximum, data, zero), op.call(R.where, lost, small, log))
 
 
 @register("Softsign")

@@ -11,7 +11,7 @@ from tvm import relax, te, tirx
 
 from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.registry import register
-from tilewright.frontends.onnx.values import Value, dtype_of_onnx
+from tilewright.frontends.onnx.values import Value, dtype_of_onnx, numpy_dtype
 
 R = relax.op
 
@@ -104,7 +104,7 @@ def identity(op: NodeContext) -> Any:
 
 
 @register("Dropout")
-@register("Dropout", 12)
+@register("Dropout", 12, shape_inputs=(1, 2))
 def dropout(op: NodeContext) -> Any:
     """https://onnx.ai/onnx/operators/onnx__Dropout.html (inference; training is unsupported)."""
     for name in ("ratio", "seed"):
@@ -193,11 +193,23 @@ def _scalar(value: Value) -> float | None:
 def modulo(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__Mod.html (fmod=1 takes the sign of the dividend)."""
     left, right = op.input(0), op.input(1)
-    if not op.attr("fmod"):
-        return op.call(R.floor_mod, left, right)
-    if left.dtype in FLOATS:
-        return broadcast_te(op, lambda a, b: tirx.fmod(a, b), "fmod", left, right)
-    return broadcast_te(op, lambda a, b: tirx.truncmod(a, b), "truncmod", left, right)
+    towards_zero = bool(op.attr("fmod"))
+    if left.dtype not in FLOATS:
+        if not towards_zero:
+            return op.call(R.floor_mod, left, right)
+        return broadcast_te(op, tirx.truncmod, "truncmod", left, right)
+    dtype = left.dtype
+
+    def remainder(a: Any, b: Any) -> Any:
+        whole = tirx.trunc(a / b) if towards_zero else tirx.floor(a / b)
+        # An infinite divisor leaves the dividend, or is the result if floored from another sign.
+        crossed = tirx.all(tirx.const(not towards_zero, "bool"), a * b < tirx.const(0, dtype))
+        endless = tirx.Select(crossed, b, a)
+        finite = tirx.abs(a) < tirx.const(np.inf, dtype)
+        special = tirx.all(tirx.abs(b) == tirx.const(np.inf, dtype), finite)
+        return tirx.Select(special, endless, a - whole * b)
+
+    return broadcast_te(op, remainder, "mod", left, right)
 
 
 def broadcast_te(op: NodeContext, function: Callable[..., Any], name: str, *values: Value) -> Value:
@@ -224,9 +236,29 @@ def _aligned(tensor: te.Tensor, indices: tuple[Any, ...]) -> list[Any]:
 
 @register("BitShift")
 def bit_shift(op: NodeContext) -> Value:
-    """https://onnx.ai/onnx/operators/onnx__BitShift.html"""
-    function = R.left_shift if op.attr("direction") == "LEFT" else R.right_shift
-    return op.call(function, op.input(0), op.input(1))
+    """https://onnx.ai/onnx/operators/onnx__BitShift.html
+
+    A shift by the width of the type or more, or by a negative number (undefined for the
+    processor), shifts everything out: 0, or the sign for a signed right shift.
+    """
+    left = op.attr("direction") == "LEFT"
+    data, count = op.input(0), op.input(1)
+    bits = 8 * numpy_dtype(data.dtype).itemsize
+
+    def shift(value: Any, by: Any) -> Any:
+        limit = tirx.const(bits, count.dtype)
+        inside = by < limit
+        if "u" not in count.dtype:
+            inside = tirx.all(by >= tirx.const(0, count.dtype), inside)
+        safe = tirx.Select(inside, by, tirx.const(0, count.dtype))
+        zero = tirx.const(0, data.dtype)
+        if left:
+            return tirx.Select(inside, (value << safe).astype(data.dtype), zero)
+        ones = zero if "u" in data.dtype else tirx.const(-1, data.dtype)
+        gone = tirx.Select(value < zero, ones, zero)
+        return tirx.Select(inside, (value >> safe).astype(data.dtype), gone)
+
+    return broadcast_te(op, shift, "bit_shift", data, count)
 
 
 @register("IsInf")
@@ -304,3 +336,11 @@ def cast(op: NodeContext, data: Value, dtype: str) -> Value:
     if dtype == "bool":
         return op.call(R.not_equal, data, op.scalar(0, data.dtype))
     return op.call(R.astype, data, dtype)
+
+
+@register("Binarizer", domain="ai.onnx.ml")
+def binarizer(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx_aionnxml_Binarizer.html"""
+    data = op.input(0)
+    above = op.call(R.greater, data, op.scalar(op.attr("threshold"), data.dtype))
+    return op.call(R.astype, above, data.dtype)

@@ -137,10 +137,7 @@ def scatter_nd(op: NodeContext) -> Value:
         indices = op.call(
             R.floor_mod, indices, constant(np.array(data.shape[:depth], indices.dtype))
         )
-    axes = [indices.rank - 1, *range(indices.rank - 1)]
-    first = constant(indices.data.transpose(axes)) if indices.data is not None else None
-    moved = first or op.call(R.permute_dims, indices, axes)
-    return op.call(R.scatter_nd, data, moved, updates, _REDUCTIONS[reduction])
+    return op.call(R.scatter_nd, data, indices, updates, _REDUCTIONS[reduction])
 
 
 def _scatter_by_map(op: NodeContext, data: Value, indices: np.ndarray, updates: Value) -> Value:
@@ -185,11 +182,9 @@ def _one_hot(indices: te.Tensor, values: te.Tensor, depth: int, axis: int) -> te
     shape = [*indices.shape[:axis], depth, *indices.shape[axis:]]
 
     def element(*place: Any) -> Any:
-        index = indices(*place[:axis], *place[axis + 1 :])
-        if "float" in index.dtype:
-            index = index.astype("int32")
+        index = indices(*place[:axis], *place[axis + 1 :]).astype("int64")
         wrapped = tirx.Select(index < 0, index + depth, index)
-        hit = wrapped == place[axis].astype(index.dtype)
+        hit = wrapped == place[axis].astype("int64")
         return tirx.if_then_else(hit, values(1), values(0))
 
     return te.compute(shape, element, name="one_hot")
@@ -221,3 +216,51 @@ def cumulative(op: NodeContext) -> Value:
         data = op.call(R.flip, data, axis)
     result = op.call(function, data, axis=axis, dtype=data.dtype, exclusive=exclusive)
     return op.call(R.flip, result, axis) if reverse else result
+
+
+@register("TensorScatter", 24)
+def tensor_scatter(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__TensorScatter.html
+
+    Every element asks which update, if any, lands on it, so nothing is written twice.
+    """
+    cache, update, places = op.input(0), op.input(1), op.optional(2)
+    axis, circular = op.attr("axis") % cache.rank, op.attr("mode") == "circular"
+    if places is None:
+        places = constant(np.zeros(cache.shape[0], np.int64))
+    return op.te(_tensor_scatter, cache, update, places, axis, circular, name="tensor_scatter")
+
+
+def _tensor_scatter(
+    cache: te.Tensor, update: te.Tensor, places: te.Tensor, axis: int, circular: bool
+) -> te.Tensor:
+    extent, length = int(cache.shape[axis]), int(update.shape[axis])
+
+    def element(*at: Any) -> Any:
+        row = at[axis] - places(at[0]).astype("int32")
+        row = tirx.floormod(row, extent) if circular else row
+        source = list(at)
+        source[axis] = tirx.max(tirx.min(row, length - 1), 0)
+        return tirx.if_then_else(tirx.all(row >= 0, row < length), update(*source), cache(*at))
+
+    return te.compute(cache.shape, element, name="tensor_scatter")
+
+
+@register("Compress", 9)
+def compress(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__Compress.html (condition known when compiling)."""
+    data, axis = op.input(0), op.attr("axis")
+    places = np.flatnonzero(op.data(1))
+    if axis is None:
+        data, axis = reshape_to(op, data, (data.size,)), 0
+    return op.te(_gather, data, constant(places.astype(np.int64)), axis % data.rank, name="gather")
+
+
+@register("ArrayFeatureExtractor", domain="ai.onnx.ml")
+def array_feature_extractor(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx_aionnxml_ArrayFeatureExtractor.html"""
+    data, indices = op.input(0), op.input(1)
+    flat = reshape_to(op, indices, (indices.size,))
+    if data.rank == 1:
+        data = reshape_to(op, data, (1, data.size))
+    return op.call(R.take, data, flat, axis=data.rank - 1, mode="wrap")

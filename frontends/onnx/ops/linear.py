@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
-from tvm import relax
+from tvm import relax, te, tirx
 
 from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.registry import register
@@ -51,3 +54,35 @@ def scaled(op: NodeContext, value: Value, factor: float) -> Value:
     if value.data is not None:
         return constant((value.data * factor).astype(value.data.dtype))
     return op.call(R.multiply, value, op.scalar(factor, value.dtype))
+
+
+@register("Det", 11)
+def determinant(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__Det.html: expanded along rows, so for small matrices."""
+    data = op.input(0)
+    size = data.shape[-1]
+    if size > _LARGEST_DETERMINANT:
+        op.fail(f"matrices of {size} rows; supported are up to {_LARGEST_DETERMINANT}")
+    lead = data.shape[:-2]
+    rows = op.call(R.reshape, data, (math.prod(lead), size, size))
+    return op.call(R.reshape, op.te(_determinant, rows, name="det"), lead)
+
+
+_LARGEST_DETERMINANT = 4
+
+
+def _determinant(data: te.Tensor) -> te.Tensor:
+    """Expand along rows (Laplace): exact for small matrices, no division."""
+    size = int(data.shape[1])
+
+    def minor(n: Any, row: int, columns: tuple[int, ...]) -> Any:
+        if row == size:
+            return tirx.const(1, data.dtype)
+        total = None
+        for place, column in enumerate(columns):
+            rest = columns[:place] + columns[place + 1 :]
+            term = data(n, row, column) * minor(n, row + 1, rest)
+            total = term if total is None else total - term if place % 2 else total + term
+        return total
+
+    return te.compute((data.shape[0],), lambda n: minor(n, 0, tuple(range(size))), name="det")

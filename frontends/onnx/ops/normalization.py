@@ -208,3 +208,23 @@ def lp_normalization(op: NodeContext) -> Value:
     zero = op.scalar(0, data.dtype)
     safe = op.call(R.where, op.call(R.equal, norm, zero), op.scalar(1, data.dtype), norm)
     return op.call(R.divide, data, safe)
+
+
+@register("LRN")
+def local_response_normalization(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__LRN.html
+
+    The sum of squares over neighbouring channels is a product with a constant band matrix.
+    """
+    data, size = op.input(0), op.attr("size")
+    alpha, beta, bias = op.attr("alpha"), op.attr("beta"), op.attr("bias")
+    channels = data.shape[1]
+    before, after = (size - 1) // 2, size - 1 - (size - 1) // 2
+    row, column = np.indices((channels, channels))
+    band = (column >= row - before) & (column <= row + after)
+    flat = op.call(R.reshape, data, (data.shape[0], channels, math.prod(data.shape[2:])))
+    weights = constant((band * (alpha / size)).astype(data.dtype))
+    total = op.call(R.matmul, weights, op.call(R.multiply, flat, flat))
+    total = op.call(R.add, total, op.scalar(bias, data.dtype))
+    divisor = op.call(R.power, total, op.scalar(beta, data.dtype))
+    return op.call(R.reshape, op.call(R.divide, flat, divisor), data.shape)

@@ -205,6 +205,15 @@ def bit_cast(op: NodeContext) -> Value:
     data, dtype = op.input(0), dtype_of_onnx(op.attr("to"))
     if dtype == data.dtype:
         return data
+    if "bool" in (dtype, data.dtype):
+        # A boolean is one byte that holds 0 or 1.
+        wide = data if data.dtype != "int8" else bit_cast_to(op, data, "uint8")
+        return cast(op, cast(op, wide, "uint8"), dtype)
+    return bit_cast_to(op, data, dtype)
+
+
+def bit_cast_to(op: NodeContext, data: Value, dtype: str) -> Value:
+    """Read the bits of a tensor as another type."""
 
     def compute(source: te.Tensor) -> te.Tensor:
         return te.compute(

@@ -221,7 +221,8 @@ def space_to_depth(op: NodeContext) -> Value:
     data, block = op.input(0), op.attr("blocksize")
     n, c, h, w = data.shape
     split_up = op.call(R.reshape, data, (n, c, h // block, block, w // block, block))
-    moved = op.call(R.permute_dims, split_up, [0, 3, 5, 1, 2, 4])
+    axes = [0, 3, 5, 1, 2, 4] if op.attr("mode", "DCR") == "DCR" else [0, 1, 3, 5, 2, 4]
+    moved = op.call(R.permute_dims, split_up, axes)
     return op.call(R.reshape, moved, (n, c * block**2, h // block, w // block))
 
 
@@ -236,7 +237,9 @@ def pad_attributes(op: NodeContext) -> Value:
 def pad_inputs(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__Pad.html"""
     value = op.optional(2)
-    fill = 0 if value is None else op.data(2).reshape(()).item()
+    fill: Any = 0 if value is None else value
+    if value is not None and value.data is not None:
+        fill = value.data.reshape(()).item()
     return _pad(op, op.ints(1) or (), fill, op.ints(3))
 
 
@@ -255,8 +258,10 @@ def _pad(op: NodeContext, widths: Sequence[int], fill: float, axes: Sequence[int
         return data
     if mode == "constant":
         pairs = [width for pair in zip(before, after, strict=True) for width in pair]
-        if data.dtype == "float32":
+        if data.dtype == "float32" and not isinstance(fill, Value):
             return op.call(R.nn.pad, data, pairs, "constant", fill)
+        if isinstance(fill, Value):
+            fill = reshape_to(op, fill, ())
         return op.te(_pad_constant, data, before, after, fill, name="pad")
     if mode not in ("edge", "reflect", "wrap"):
         op.fail(f"mode {mode!r}")
@@ -264,9 +269,10 @@ def _pad(op: NodeContext, widths: Sequence[int], fill: float, axes: Sequence[int
 
 
 def _pad_constant(
-    data: te.Tensor, before: Sequence[int], after: Sequence[int], fill: float
+    data: te.Tensor, before: Sequence[int], after: Sequence[int], fill: Any
 ) -> te.Tensor:
     shape = [int(n) + b + a for n, b, a in zip(data.shape, before, after, strict=True)]
+    border = fill() if isinstance(fill, te.Tensor) else tirx.const(fill, data.dtype)
 
     def element(*indices: Any) -> Any:
         places = [index - b for index, b in zip(indices, before, strict=True)]
@@ -275,7 +281,7 @@ def _pad_constant(
             for place, n, b, a in zip(places, data.shape, before, after, strict=True)
             if b or a
         ]
-        return tirx.if_then_else(tirx.all(*inside), data(*places), tirx.const(fill, data.dtype))
+        return tirx.if_then_else(tirx.all(*inside), data(*places), border)
 
     return te.compute(shape, element, name="pad")
 

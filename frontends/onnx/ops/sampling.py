@@ -301,8 +301,8 @@ def _col2im(
 def max_unpool(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__MaxUnpool.html
 
-    Indices count in the tensor that the attributes imply; a larger ``output_shape`` leaves zeros
-    around it in memory order.
+    Indices count in the tensor that the attributes imply; a larger ``output_shape`` adds zeros at
+    its ends.
     """
     data, indices, shape = op.input(0), op.input(1), op.ints(2)
     kernel = op.attr("kernel_shape")
@@ -313,13 +313,15 @@ def max_unpool(op: NodeContext) -> Value:
         (data.shape[2 + axis] - 1) * strides[axis] - pads[axis] - pads[rank + axis] + kernel[axis]
         for axis in range(rank)
     ]
-    full = list(shape) if shape else [*data.shape[:2], *implied]
-    total, count = math.prod(full), data.size
-    flat_data = op.call(R.reshape, data, (count,))
-    flat_indices = op.call(R.reshape, indices, (count,))
+    total, count = math.prod([*data.shape[:2], *implied]), data.size
     empty = op.call(R.full, (total,), op.scalar(0, data.dtype), data.dtype)
-    filled = op.call(R.scatter_elements, empty, flat_indices, flat_data, 0)
-    return op.call(R.reshape, filled, tuple(full))
+    places = op.call(R.reshape, indices, (count,))
+    filled = op.call(R.scatter_elements, empty, places, op.call(R.reshape, data, (count,)), 0)
+    result = op.call(R.reshape, filled, (*data.shape[:2], *implied))
+    widths = [0, 0, 0, 0]
+    for extent, wanted in zip(implied, shape[2:] if shape else implied, strict=True):
+        widths += [0, wanted - extent]
+    return op.call(R.nn.pad, result, widths) if any(widths) else result
 
 
 @register("MaxRoiPool")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from typing import Any
 
 import numpy as np
@@ -75,3 +76,83 @@ def eye_like(op: NodeContext) -> Value:
     data, offset, to = op.input(0), op.attr("k"), op.attr("dtype", None)
     dtype = data.dtype if to is None else dtype_of_onnx(to)
     return constant(np.eye(*data.shape, k=offset).astype(numpy_dtype(dtype)))
+
+
+@register("HannWindow", 17, shape_inputs=(0,))
+@register("HammingWindow", 17, shape_inputs=(0,))
+@register("BlackmanWindow", 17, shape_inputs=(0,))
+def window(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__HannWindow.html: a sum of cosines."""
+    size, periodic = int(op.data(0).reshape(())), bool(op.attr("periodic"))
+    dtype = numpy_dtype(dtype_of_onnx(op.attr("output_datatype")))
+    angle = 2 * np.pi * np.arange(size) / max(1, size if periodic else size - 1)
+    terms = _WINDOW_TERMS[op.node.op_type]
+    return constant(sum(a * np.cos(k * angle) for k, a in enumerate(terms)).astype(dtype))
+
+
+_WINDOW_TERMS = {
+    "HannWindow": (0.5, -0.5),
+    "HammingWindow": (25 / 46, -21 / 46),
+    "BlackmanWindow": (0.42, -0.5, 0.08),
+}
+
+
+@register("RandomNormal", foldable=False)
+@register("RandomUniform", foldable=False)
+def random(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__RandomNormal.html (drawn once, when compiling)."""
+    return _draw(op, tuple(op.attr("shape")), dtype_of_onnx(op.attr("dtype")))
+
+
+@register("RandomNormalLike", foldable=False)
+@register("RandomUniformLike", foldable=False)
+def random_like(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__RandomNormalLike.html (drawn once, when compiling)."""
+    data, to = op.input(0), op.attr("dtype", None)
+    return _draw(op, data.shape, data.dtype if to is None else dtype_of_onnx(to))
+
+
+def _draw(op: NodeContext, shape: tuple[int, ...], dtype: str) -> Value:
+    """Draw from the generator that the node's seed, or its name, starts."""
+    seed = op.attr("seed", None)
+    bits = zlib.crc32(op.label.encode()) if seed is None else zlib.crc32(np.float32(seed).tobytes())
+    generator = np.random.default_rng(bits)
+    if "Normal" in op.node.op_type:
+        drawn = generator.normal(op.attr("mean"), op.attr("scale"), shape)
+    else:
+        drawn = generator.uniform(op.attr("low"), op.attr("high"), shape)
+    return constant(drawn.astype(numpy_dtype(dtype)))
+
+
+@register("AffineGrid", 20, shape_inputs=(1,))
+def affine_grid(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__AffineGrid.html: a constant grid times theta."""
+    theta, size, align = op.input(0), op.ints(1) or (), bool(op.attr("align_corners"))
+    extents = size[2:]
+    axes = [np.linspace(-1, 1, n) if align else (2 * np.arange(n) + 1) / n - 1 for n in extents]
+    # The last dimension runs x, y, z, 1, while the axes run (z,) y, x.
+    places = [grid.ravel() for grid in np.meshgrid(*axes, indexing="ij")][::-1]
+    base = np.stack([*places, np.ones(math.prod(extents))]).astype(theta.dtype)
+    product = op.call(R.matmul, theta, constant(base))
+    moved = op.call(R.permute_dims, product, [0, 2, 1])
+    return op.call(R.reshape, moved, (size[0], *extents, len(extents)))
+
+
+@register("MelWeightMatrix", 17, shape_inputs=(0, 1, 2, 3, 4))
+def mel_weight_matrix(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__MelWeightMatrix.html: triangles on the mel scale."""
+    bins, points, rate, low, high = (op.data(index).reshape(()).item() for index in range(5))
+    dtype = numpy_dtype(dtype_of_onnx(op.attr("output_datatype")))
+    spectrum = points // 2 + 1
+    ends = 2595 * np.log10(1 + np.array([low, high]) / 700)
+    mels = np.arange(bins + 2) * (ends[1] - ends[0]) / (bins + 2) + ends[0]
+    edges = ((points + 1) * 700 * (10 ** (mels / 2595) - 1) // rate).astype(np.int64)
+    matrix = np.zeros((spectrum, bins))
+    for index in range(bins):
+        left, centre, right = edges[index : index + 3]
+        rise = np.arange(left, centre + 1)
+        matrix[rise, index] = 1 if left == centre else (rise - left) / (centre - left)
+        fall = np.arange(centre, right)
+        if right > centre:
+            matrix[fall, index] = (right - fall) / (right - centre)
+    return constant(matrix.astype(dtype))
