@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import tvm
 from tvm.tirx import PrimFunc
 
+from tilewright.compiler.layout.choices import operator_choices
 from tilewright.compiler.layout.propagation import (
+    DECISIONS_ATTRIBUTE,
     Conversion,
     LayoutPlan,
     apply_layouts,
@@ -23,8 +26,9 @@ from tilewright.compiler.passes.canonicalize import CanonicalizeOps
 from tilewright.compiler.passes.fold_batch_norm import FoldBatchNorm
 from tilewright.compiler.passes.lower_conv_transpose import LowerConvTranspose
 from tilewright.compiler.program import Program, TensorSpec
-from tilewright.compiler.schedule import schedule
+from tilewright.compiler.schedule import decisions_from_json, schedule
 from tilewright.compiler.targets import Target
+from tilewright.compiler.tasks import Tuned, as_lookup, tuned_choices
 from tilewright.errors import CompileError, TilewrightError
 
 Progress = Callable[[str], None]
@@ -61,6 +65,7 @@ def lower(
     outputs: Sequence[TensorSpec],
     target: Target,
     *,
+    tuned: Tuned | None = None,
     dump_ir: Path | None = None,
     progress: Progress = lambda _stage: None,
 ) -> Lowered:
@@ -70,6 +75,7 @@ def lower(
         mod: one function "main" on static shapes, with constants inline.
         inputs, outputs: what the caller passes and gets, parallel to main's.
         target: the processor to build for.
+        tuned: decisions by key of the task, or a function that finds them.
         dump_ir: folder for the numbered stages as text, made where it is missing.
         progress: called with the name of each stage.
 
@@ -77,17 +83,13 @@ def lower(
         CompileError: an operator cannot be lowered; the message names it.
     """
     dump = _Dumper(dump_ir)
-    progress("graph passes")
-    dump("imported", mod)
-    for graph_pass in graph_passes():
-        mod = graph_pass(mod)
-        dump(str(graph_pass.info.name), mod)
-    mod = legalize_and_fuse(mod)
-    dump("fused", mod)
-    program = read_program(mod, inputs, outputs)
+    program = fuse(mod, inputs, outputs, dump, progress)
 
     progress("layouts")
-    plan = choose_layouts(program, target)
+    choices_of = operator_choices
+    if tuned is not None:
+        choices_of = partial(tuned_choices, lookup=as_lookup(tuned))
+    plan = choose_layouts(program, target, choices_of)
     program, conversions = apply_layouts(program, plan)
     dump("layouts", tvm.IRModule(_named(program.kernels)))
 
@@ -97,12 +99,33 @@ def lower(
     return Lowered(program, plan, conversions)
 
 
+def fuse(
+    mod: tvm.IRModule,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    dump: Callable[[str, tvm.IRModule], None] = lambda _stage, _mod: None,
+    progress: Progress = lambda _stage: None,
+) -> Program:
+    """Return the program of fused operators on logical shapes, not scheduled yet."""
+    progress("graph passes")
+    dump("imported", mod)
+    for graph_pass in graph_passes():
+        mod = graph_pass(mod)
+        dump(str(graph_pass.info.name), mod)
+    mod = legalize_and_fuse(mod)
+    dump("fused", mod)
+    return read_program(mod, inputs, outputs)
+
+
 def schedule_kernels(kernels: Mapping[str, PrimFunc], target: Target) -> dict[str, PrimFunc]:
-    """Schedule every kernel with its default decisions."""
+    """Schedule every kernel by the decisions that it carries, else by the default ones."""
     scheduled = {}
     for name, func in kernels.items():
+        attributes = func.attrs
+        text = attributes.get(DECISIONS_ATTRIBUTE) if attributes else None
+        decisions = None if text is None else decisions_from_json(str(text))
         try:
-            scheduled[name] = schedule(func, target)
+            scheduled[name] = schedule(func, target, decisions)
         except TilewrightError as error:
             raise CompileError(f"kernel '{name}' cannot be scheduled: {error}") from error
     return scheduled

@@ -8,6 +8,7 @@ packed here, in numpy; nothing is packed at run time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,18 +17,17 @@ from tvm.tirx import PrimFunc
 
 from tilewright.compiler.access import blocks, find_contraction
 from tilewright.compiler.layout.assignment import assign
-from tilewright.compiler.layout.choices import (
-    Choice,
-    Operator,
-    conversion_seconds,
-    image_layout,
-    operator_choices,
-    source_param,
-)
+from tilewright.compiler.layout.choices import Choice, Operator, operator_choices
+from tilewright.compiler.layout.contraction_choices import source_param
+from tilewright.compiler.layout.costs import conversion_seconds
+from tilewright.compiler.layout.formats import image_layout
 from tilewright.compiler.layout.primitives import Layout, pack_constant
 from tilewright.compiler.layout.rewrite import rewrite
 from tilewright.compiler.program import Call, Program, Tensor
 from tilewright.compiler.targets import Target
+
+DECISIONS_ATTRIBUTE = "tilewright.decisions"
+"""Attribute of a rewritten PrimFunc: JSON of the decisions that its schedule is to follow."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,25 @@ class LayoutPlan:
     proven: bool
 
 
-def choose_layouts(program: Program, target: Target) -> LayoutPlan:
-    """Choose one layout choice per call so that estimated time of the whole graph is least."""
-    operators = _operators(program, target)
+def choose_layouts(
+    program: Program,
+    target: Target,
+    choices_of: Callable[[Operator, Target], tuple[Choice, ...]] = operator_choices,
+) -> LayoutPlan:
+    """Choose one layout choice per call so that the time of the whole graph is least.
+
+    Args:
+        program: unscheduled, on logical shapes.
+        target: the processor to choose for.
+        choices_of: gives an operator's choices with their estimated or measured seconds.
+    """
+    operators = operators_of(program, target)
     tables: dict[tuple, tuple[Choice, ...]] = {}
     choices: list[tuple[Choice, ...]] = []
     for call, operator in zip(program.calls, operators, strict=True):
         key = (call.kernel, operator.constants, operator.images)
         if key not in tables:
-            tables[key] = operator_choices(operator, target)
+            tables[key] = choices_of(operator, target)
         choices.append(tables[key])
     nodes, edges = _problem(program, choices)
     result = assign(nodes, edges)
@@ -65,7 +75,8 @@ def choose_layouts(program: Program, target: Target) -> LayoutPlan:
     return LayoutPlan(chosen, result.cost, result.proven)
 
 
-def _operators(program: Program, target: Target) -> list[Operator]:
+def operators_of(program: Program, target: Target) -> list[Operator]:
+    """Return the operator of every call, in the order of `Program.calls`."""
     images = _image_tensors(program, target)
     return [
         Operator(
@@ -84,7 +95,7 @@ def _image_tensors(program: Program, target: Target) -> frozenset[int]:
     candidates = {
         index
         for index, tensor in enumerate(program.tensors)
-        if tensor.kind != "constant" and image_layout(tensor.shape, target) is not None
+        if tensor.kind != "constant" and image_layout(tensor.shape, "B", target) is not None
     }
     for call in program.calls:
         func = program.kernels[call.kernel]
@@ -233,13 +244,22 @@ class _Applier:
         self.conversions.append(Conversion(tensor.name, before, layout, seconds))
         return target
 
-    def _kernel(self, name: str, func: PrimFunc, layouts: tuple[Layout, ...]) -> str:
+    def _kernel(
+        self,
+        name: str,
+        func: PrimFunc,
+        layouts: tuple[Layout, ...],
+        decisions: str | None = None,
+    ) -> str:
         key = (name, layouts)
         if key not in self.rewritten:
             taken = sum(1 for known, _ in self.rewritten if known == name)
             unique = f"{name}_v{taken}" if taken else name
             changed = {p: layout for p, layout in enumerate(layouts) if layout.primitives}
-            self.kernels[unique] = rewrite(func, changed) if changed else func
+            func = rewrite(func, changed) if changed else func
+            if decisions is not None:
+                func = func.with_attr(DECISIONS_ATTRIBUTE, decisions)
+            self.kernels[unique] = func
             self.rewritten[key] = unique
         return self.rewritten[key]
 
@@ -253,7 +273,12 @@ class _Applier:
             old = self.program.tensors[tensor]
             new = replace(old, shape=layout.physical_shape)
             writes.append(self._define(tensor, layout, new))
-        kernel = self._kernel(call.kernel, self.program.kernels[call.kernel], choice.layouts)
+        kernel = self._kernel(
+            call.kernel,
+            self.program.kernels[call.kernel],
+            choice.layouts,
+            choice.decisions,
+        )
         self.calls.append(replace(call, kernel=kernel, args=(*reads, *writes)))
 
 
