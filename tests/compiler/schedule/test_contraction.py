@@ -1,0 +1,221 @@
+"""Contractions: every class of shape computes the reference, and the code is a register tile."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from tests.compiler.schedule.te_workloads import (
+    Workload,
+    batch_matmul,
+    conv2d,
+    machine_code,
+    matmul,
+    run,
+)
+from tilewright.compiler.schedule import decisions_from_json, default_decisions
+from tilewright.compiler.schedule.contraction import ContractionDecisions, schedule_contraction
+from tilewright.compiler.targets import Target, parse_target
+from tilewright.errors import InvalidScheduleError
+
+NATIVE = parse_target("native")
+AVX2 = parse_target("x86-64-v3")
+# Sums of at most a few hundred products of normal numbers, in float32.
+TOLERANCE = {"rtol": 2e-5, "atol": 1e-4}
+
+
+def conv_reference(arrays, stride, pad, dilation):
+    """Direct convolution in float64 on blocked arrays, plus bias, residual and ReLU."""
+    data, weight, bias, *residual = (array.astype("float64") for array in arrays[:-1])
+    n = data.shape[0]
+    o, _, kernel, _, _, lanes = weight.shape
+    before, after = pad
+    image = np.pad(data, ((0, 0), (0, 0), (before, after), (before, after), (0, 0)))
+    oh, ow = arrays[-1].shape[2:4]
+    out = np.zeros((n, o, oh, ow, lanes)) + bias[None, :, None, None, :]
+    for y in range(kernel):
+        for x in range(kernel):
+            window = image[
+                :,
+                :,
+                y * dilation : y * dilation + (oh - 1) * stride + 1 : stride,
+                x * dilation : x * dilation + (ow - 1) * stride + 1 : stride,
+            ]
+            out += np.einsum("ncyxb,ocbl->noyxl", window, weight[:, :, y, x])
+    return np.maximum(out + (residual[0] if residual else 0), 0)
+
+
+CONVOLUTIONS = {
+    "3x3 padded, three kinds of tile": {"size": (9, 50), "kernel": 3, "pad": (1, 1)},
+    "3x3 on 7x7": {"size": (7, 7), "kernel": 3, "pad": (1, 1)},
+    "3x3 stride 2, uneven pad": {"size": (13, 11), "kernel": 3, "stride": 2, "pad": (0, 1)},
+    "3x3 dilated by 2": {"size": (9, 12), "kernel": 3, "pad": (2, 2), "dilation": 2},
+    "5x5 with a padded copy": {"size": (9, 13), "kernel": 5, "pad": (2, 2)},
+    "1x1, rows fused": {"size": (7, 13), "kernel": 1},
+    "1x1 stride 2": {"size": (9, 14), "kernel": 1, "stride": 2},
+    "1x1 on one pixel": {"size": (1, 1), "kernel": 1},
+    "residual": {"size": (7, 14), "kernel": 3, "pad": (1, 1), "residual": True},
+}
+
+
+@pytest.mark.parametrize("target", [NATIVE, AVX2], ids=["native", "avx2"])
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_convolution_matches_reference(case, target):
+    options = CONVOLUTIONS[case]
+    lanes = target.lanes("float32")
+    workload = conv2d(2, 2 * lanes, outputs=3 * lanes, lanes=lanes, **options)
+    arrays = workload.arrays()
+    result = run(schedule_contraction(workload.func, target), arrays, target)
+    want = conv_reference(
+        arrays, options.get("stride", 1), options.get("pad", (0, 0)), options.get("dilation", 1)
+    )
+    np.testing.assert_allclose(result, want, **TOLERANCE)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_first_layer_reads_few_channels(channels):
+    workload = conv2d(1, channels, (20, 30), 32, 7, 2, (3, 3), input_block=1)
+    arrays = workload.arrays()
+    result = run(schedule_contraction(workload.func, NATIVE), arrays, NATIVE)
+    np.testing.assert_allclose(result, conv_reference(arrays, 2, (3, 3), 1), **TOLERANCE)
+
+
+@pytest.mark.parametrize("target", [NATIVE, AVX2], ids=["native", "avx2"])
+@pytest.mark.parametrize(
+    "shape", [(1, 40, 50), (1, 64, 250), (50, 33, 48), (197, 20, 17), (37, 16, 5)]
+)
+def test_matmul_with_awkward_extents_matches_numpy(shape, target):
+    workload = matmul(*shape, lanes=target.lanes("float32"))
+    arrays = workload.arrays()
+    result = run(schedule_contraction(workload.func, target), arrays, target)
+    data, weight, bias, _ = (array.astype("float64") for array in arrays)
+    unpacked = weight.transpose(1, 0, 2).reshape(shape[1], -1)[:, : shape[2]]
+    np.testing.assert_allclose(result, np.maximum(data @ unpacked + bias, 0), **TOLERANCE)
+
+
+def test_costly_epilogue_is_fused():
+    workload = matmul(30, 40, 50, activation="sigmoid")
+    arrays = workload.arrays()
+    result = run(schedule_contraction(workload.func, NATIVE), arrays, NATIVE)
+    data, weight, bias, _ = (array.astype("float64") for array in arrays)
+    product = data @ weight.transpose(1, 0, 2).reshape(40, -1)[:, :50] + bias
+    np.testing.assert_allclose(result, 1 / (1 + np.exp(-product)), **TOLERANCE)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("shape", [(3, 49, 32, 49), (2, 5, 7, 33)])
+def test_batch_matmul_with_two_runtime_operands_matches_numpy(shape, transposed):
+    workload = batch_matmul(*shape, transposed=transposed)
+    arrays = workload.arrays()
+    result = run(schedule_contraction(workload.func, NATIVE), arrays, NATIVE)
+    left, right, _ = (array.astype("float64") for array in arrays)
+    want = left @ (right.transpose(0, 2, 1) if transposed else right)
+    np.testing.assert_allclose(result, want, **TOLERANCE)
+
+
+VARIATIONS = [
+    {"row_tile": (1, 5), "column_vectors": 2},
+    {"row_tile": (1, 28), "column_vectors": 1, "row_block": 1000},
+    {"row_tile": (2, 7), "column_vectors": 1, "clip_pad": False},
+    {"row_block": 5, "unroll": 3},
+    {"unroll": 4, "chains": 2, "row_tile": (1, 3)},
+    {"reduction_order": (3, 1, 2, 0)},
+    {"clip_pad": False, "reduction_order": (0, 3, 1, 2)},
+]
+
+
+@pytest.mark.parametrize("change", VARIATIONS, ids=str)
+def test_any_valid_decisions_compute_the_same(change):
+    workload = conv2d(2, 32, (7, 17), 48, 3, 1, (1, 1))
+    decisions = dataclasses.replace(default_decisions(workload.func, NATIVE), **change)
+    arrays = workload.arrays()
+    result = run(schedule_contraction(workload.func, NATIVE, decisions), arrays, NATIVE)
+    np.testing.assert_allclose(result, conv_reference(arrays, 1, (1, 1), 1), **TOLERANCE)
+
+
+def test_comparison_notices_a_wrong_weight():
+    workload = conv2d(1, 16, (7, 7), 16, 3, 1, (1, 1))
+    arrays = workload.arrays()
+    result = run(schedule_contraction(workload.func, NATIVE), arrays, NATIVE)
+    arrays[1][0, 0, 1, 1, 3, 4] += 0.01
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(result, conv_reference(arrays, 1, (1, 1), 1), **TOLERANCE)
+
+
+INVALID = [
+    ({"row_tile": (1, 60), "column_vectors": 4}, "exceed twice the"),
+    ({"reduction_order": (0, 1)}, "has 4 reduction axes, reduction_order has 2"),
+    ({"fused_rows": 2}, "cannot be walked as one"),
+    ({"clip_pad": True, "row_tile": (2, 7)}, "only clipped for tiles within one row"),
+    ({"unroll": 3, "chains": 2}, "not a multiple of chains"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), INVALID)
+def test_decisions_that_do_not_fit_are_refused(change, message):
+    workload = conv2d(1, 32, (7, 7), 32, 3, 1, (1, 1))
+    decisions = dataclasses.replace(default_decisions(workload.func, NATIVE), **change)
+    with pytest.raises(InvalidScheduleError, match=message):
+        schedule_contraction(workload.func, NATIVE, decisions)
+
+
+def test_clipping_without_padding_is_refused():
+    workload = conv2d(1, 32, (7, 7), 32, 1)
+    decisions = dataclasses.replace(default_decisions(workload.func, NATIVE), clip_pad=True)
+    with pytest.raises(InvalidScheduleError, match="no padding that can be clipped"):
+        schedule_contraction(workload.func, NATIVE, decisions)
+
+
+def test_decisions_validate_themselves():
+    with pytest.raises(InvalidScheduleError, match="at least 1"):
+        ContractionDecisions((1, 0), 1, 1, 1, (0,))
+    with pytest.raises(InvalidScheduleError, match="not an order"):
+        ContractionDecisions((1, 1), 1, 1, 1, (0, 2))
+
+
+def test_decisions_round_trip_through_json():
+    decisions = default_decisions(conv2d(1, 32, (7, 7), 32, 3, 1, (1, 1)).func, NATIVE)
+    assert decisions_from_json(decisions.to_json()) == decisions
+    with pytest.raises(InvalidScheduleError, match="unknown kind"):
+        decisions_from_json('{"kind":"magic"}')
+    with pytest.raises(InvalidScheduleError, match="not contraction decisions"):
+        ContractionDecisions.from_json('{"kind":"contraction"}')
+
+
+def _multiply_adds(workload: Workload, target: Target) -> tuple[list[str], list[str]]:
+    """Return the lines of the innermost loop with most multiply-adds, and those that spill."""
+    text = machine_code(schedule_contraction(workload.func, target), target)
+    blocks = re.split(r"^\.L\w+:", text, flags=re.MULTILINE)
+    body = max(blocks, key=lambda block: block.count("vfmadd")).splitlines()
+    fused = [line for line in body if "vfmadd" in line]
+    spills = [line for line in body if re.search(r"vmovups.*%[yz]mm\d+, .*\(%rsp\)", line)]
+    return fused, spills
+
+
+@pytest.mark.parametrize(
+    ("name", "register"), [("x86-64-v4", "%zmm"), ("x86-64-v3", "%ymm")], ids=["avx512", "avx2"]
+)
+def test_inner_loop_keeps_a_full_tile_in_registers(name, register):
+    target = parse_target(name)
+    workload = matmul(56, 64, 64, lanes=target.lanes("float32"))
+    fused, spills = _multiply_adds(workload, target)
+    assert len(fused) >= 12
+    assert all(register in line for line in fused)
+    assert not spills
+
+
+def test_model_prefers_tiles_that_divide():
+    decisions = default_decisions(conv2d(1, 64, (56, 56), 64, 3, 1, (1, 1)).func, NATIVE)
+    assert 56 % decisions.row_tile[1] == 0
+    rows = default_decisions(matmul(197, 192, 768).func, parse_target("x86-64-v4")).row_tile
+    assert 10 <= rows[1] <= 28
+
+
+def test_tasks_divide_over_the_cores():
+    workload = conv2d(1, 64, (56, 56), 64, 3, 1, (1, 1))
+    target = dataclasses.replace(NATIVE, cores=4)
+    script = schedule_contraction(workload.func, target).script()
+    tasks = int(re.search(r"for task in T\.parallel\((\d+)\)", script).group(1))
+    assert tasks >= 4
+    assert -(-tasks // 4) * 4 <= 1.15 * tasks
