@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from typing import Any
 
 import tvm
 import tvm_ffi
-from tvm import s_tir, tirx
+from tvm import tirx
 from tvm.ir import Range, TensorLoad
 
 from tilewright.compiler.layout.indexing import linear_terms
@@ -17,37 +16,6 @@ from tilewright.compiler.layout.kinds import Pad, Reorder, extent_change
 from tilewright.compiler.layout.nest import SPATIAL, Axis, Nests, Stage, loads_of, shape_of
 from tilewright.compiler.layout.primitives import Layout
 from tilewright.compiler.layout.stage import Placement, dimension_names
-
-Border = Sequence[tuple[int, int]]
-
-
-def interior_view(physical: tirx.Buffer, border: Border, index_dtype: str) -> tuple[Any, Any]:
-    """Return a view of a buffer without its border, and the MatchBufferRegion that makes it.
-
-    TensorIR schedules a block only if it is the one writer of a buffer. The border is written by
-    other blocks, so the producer of the interior gets a buffer of its own in the same memory.
-    """
-    shape = shape_of(physical)
-    inner = [n - before - after for n, (before, after) in zip(shape, border, strict=True)]
-    strides = [prod(shape[i + 1 :]) for i in range(len(shape))]
-    offset = sum(before * s for (before, _), s in zip(border, strides, strict=True))
-
-    def number(value: int) -> Any:
-        return tirx.IntImm(index_dtype, value)
-
-    view = tirx.decl_buffer(
-        [number(n) for n in inner],
-        physical.dtype,
-        f"{physical.name}_interior",
-        strides=[number(s) for s in strides],
-        elem_offset=number(offset),
-        scope=physical.scope(),
-    )
-    ranges = [
-        Range.from_min_extent(number(before), number(n))
-        for n, (before, _) in zip(inner, border, strict=True)
-    ]
-    return view, s_tir.MatchBufferRegion(view, tirx.BufferRegion(physical, ranges))
 
 
 def border_stages(stage: Stage, places: Mapping[Any, Placement], index_dtype: str) -> list[Stage]:

@@ -240,12 +240,9 @@ def build_function(
     original: tirx.PrimFunc,
     params: Sequence[tirx.Buffer],
     intermediates: Sequence[tirx.Buffer],
-    views: Sequence[Any],
     statements: Sequence[tirx.Stmt],
 ) -> tirx.PrimFunc:
-    """Return a PrimFunc with one root block; `views` are its MatchBufferRegions."""
+    """Return a PrimFunc with one root block."""
     body = statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))
-    root = s_tir.SBlock(
-        [], [], [], "root", body, alloc_buffers=list(intermediates), match_buffers=list(views)
-    )
+    root = s_tir.SBlock([], [], [], "root", body, alloc_buffers=list(intermediates))
     return tirx.PrimFunc(list(params), s_tir.SBlockRealize([], True, root), attrs=original.attrs)

@@ -11,7 +11,7 @@ Indices are simplified with the known extents.
 
 Invariant: padding holds zeros in every buffer, parameters included. A stage writes a zero to each
 padded lane unless its value is zero there anyway; the zeros of a border are written by stages of
-their own, named ``<block>_border``, and the block itself writes a view of the interior.
+their own, named ``<block>_border``, and the block itself writes at an offset.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 
 from tvm import tirx
 
-from tilewright.compiler.layout.border import border_stages, interior_view, read_through_borders
+from tilewright.compiler.layout.border import border_stages, read_through_borders
 from tilewright.compiler.layout.guests import guest_layouts
 from tilewright.compiler.layout.inference import infer_layouts
 from tilewright.compiler.layout.nest import (
@@ -66,13 +66,9 @@ def rewrite(
     nests = read_through_borders(nests, given)
     index_dtype = _index_dtype(nests)
     chosen = infer_layouts(nests, given)
-    results = {b for stage in nests.stages for b in stage.written} & set(nests.params)
-    places = {
-        buffer: _place(buffer, layout, buffer in results, index_dtype)
-        for buffer, layout in chosen.items()
-    }
+    places = {buffer: _place(buffer, layout, index_dtype) for buffer, layout in chosen.items()}
     for guest, (host, layout) in guests.items():
-        places[guest] = Placement(layout, places[host].physical, layout, (), guest, None)
+        places[guest] = Placement(layout, places[host].physical, layout, (), is_guest=True)
     statements = []
     for stage in nests.stages:
         if not isinstance(stage, Stage):
@@ -85,7 +81,6 @@ def rewrite(
         func,
         [places[param].physical for param in nests.params if param not in guests],
         [places[buffer].physical for buffer in nests.intermediates],
-        [place.view for place in places.values() if place.view is not None],
         statements,
     )
 
@@ -125,15 +120,12 @@ def _index_dtype(nests: Nests) -> str:
     return "int64"
 
 
-def _place(buffer: tirx.Buffer, layout: Layout, is_result: bool, index_dtype: str) -> Placement:
+def _place(buffer: tirx.Buffer, layout: Layout, index_dtype: str) -> Placement:
     """Return the physical buffer of a logical one; the logical one itself if they are equal."""
     simple = layout.simplify()
     if not simple.primitives:
-        return Placement(simple, buffer, simple, ((0, 0),) * len(layout.shape), buffer, None)
+        return Placement(simple, buffer, simple, ((0, 0),) * len(layout.shape))
     extents = [tirx.IntImm(index_dtype, extent) for extent in simple.physical_shape]
     physical = tirx.decl_buffer(extents, buffer.dtype, buffer.name, scope=buffer.scope())
     core, border = split_border(simple)
-    if is_result and core.is_invertible and any(map(any, border)):
-        target, view = interior_view(physical, border, index_dtype)
-        return Placement(simple, physical, core, border, target, view)
-    return Placement(simple, physical, core, border, physical, None)
+    return Placement(simple, physical, core, border)

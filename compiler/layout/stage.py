@@ -36,16 +36,14 @@ class Placement:
         physical: the buffer of ``layout.physical_shape``.
         core: the layout without the border.
         border: the padding around the core, per physical dimension.
-        target: what its producer writes: a view of the interior, or `physical` itself.
-        view: the MatchBufferRegion that makes `target`, where it is a view.
+        is_guest: it lies inside another tensor, whose buffer `physical` is.
     """
 
     layout: Layout
     physical: tirx.Buffer
     core: Layout
     border: tuple[tuple[int, int], ...]
-    target: tirx.Buffer
-    view: Any | None
+    is_guest: bool = False
 
     @property
     def is_logical(self) -> bool:
@@ -228,9 +226,7 @@ class _Rewriter:
         self.bounds = loops.bounds
         self.written = set(stage.written)
         self.store_index = [axis.var for axis in loops.axes if axis.kind == SPATIAL]
-        self.layouts = {  # a guest shares the buffer of its host, whose layout counts
-            p.physical: p.layout for b, p in places.items() if not p.target.same_as(b)
-        }
+        self.layouts = {p.physical: p.layout for p in places.values() if not p.is_guest}
         self.valid = [*loops.spatial_valid, *loops.reduction_valid]
         self.padded_vars = {v for c in self.valid for v in _vars_of(c)}
         self.read_outside: set[Any] = set()
@@ -276,23 +272,20 @@ class _Rewriter:
 
     def _store(self, store: Any, mutator: Any) -> Any:
         value = mutator.mutate(store.value)
-        target = self.places[store.buffer].target
-        return tirx.BufferStore(target, value, self._target_index(store.buffer))
+        physical = self.places[store.buffer].physical
+        return tirx.BufferStore(physical, value, self._target_index(store.buffer))
 
     def _target_index(self, buffer: Any) -> list[Any]:
-        place = self.places[buffer]
-        if place.view is not None:
-            return self.store_index
-        moved = zip(self.store_index, place.border, strict=True)
+        moved = zip(self.store_index, self.places[buffer].border, strict=True)
         return [index + before if before else index for index, (before, _) in moved]
 
     def _load(self, load: Any, mutator: Any) -> Any:
         place = self.places[load.source]
         if load.source in self.written:
-            return tirx.BufferLoad(place.target, self._target_index(load.source))
+            return tirx.BufferLoad(place.physical, self._target_index(load.source))
         logical = [mutator.mutate(index) for index in load.indices]
         if not self.valid:
-            return self._at(place, self._map(place.layout, logical))
+            return tirx.BufferLoad(place.physical, self._map(place.layout, logical))
         valid = tirx.all(*self.valid)
         with self.analyzer.constraint_scope(valid), self.bounds.constraint_scope(valid):
             indices = self._map(place.layout, logical)
@@ -303,19 +296,9 @@ class _Rewriter:
         # an axis of extent 1 may stand in the way: (ci + r) // 16 for r in [0, 1)
         return [self.bounds.simplify(i) if _has_division(i) else i for i in indices]
 
-    def _at(self, place: Placement, indices: list[Any]) -> Any:
-        """Load from the view where the stage before it wrote the view, and the index is inside."""
-        if place.view is None:
-            return tirx.BufferLoad(place.physical, indices)
-        inner = [
-            self.analyzer.simplify(index - before)
-            for index, (before, _) in zip(indices, place.border, strict=True)
-        ]
-        return tirx.BufferLoad(place.target, inner)
-
     def _guarded(self, load: Any, place: Placement, indices: list[Any]) -> Any:
         """Load only where valid, if the padding of the loops leads outside of the buffer."""
-        new = self._at(place, indices)
+        new = tirx.BufferLoad(place.physical, indices)
         extents = place.layout.physical_shape
         outside = {
             var
