@@ -89,8 +89,14 @@ def _is_strided(access: BlockAccess, buffer: tirx.Var, indices: Sequence[tirx.Ex
         return True
     if access.extents[axis] == 1:
         return False
-    steps = [_step(index, axis) for index in indices]
-    return any(step != 0 for step in steps[:-1]) or steps[-1] not in (0, 1)
+    stride, moved = 1, 0
+    for extent, index in zip(reversed(shape_of(buffer)), reversed(indices), strict=True):
+        step = _step(index, axis)
+        if step is None:
+            return True
+        moved += step * stride
+        stride *= extent
+    return moved not in (0, 1)
 
 
 def _step(index: tirx.Expr, axis: tirx.Var) -> int | None:
