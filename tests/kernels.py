@@ -42,6 +42,6 @@ def run_kernel(
             shape, 77, np.dtype("bool" if param.dtype == "bool" else str(param.dtype))
         )
         outputs.append(garbage)
-    arguments = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in [*inputs, *outputs]]
+    arguments = [tvm.runtime.tensor(np.asarray(a, order="C")) for a in [*inputs, *outputs]]
     compile_kernel(func, target)[0]["main"](*arguments)
     return [argument.numpy() for argument in arguments[len(inputs) :]]

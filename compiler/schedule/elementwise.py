@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -155,7 +156,7 @@ def cut(stage: Stage) -> list[Stage]:
         position, starts = points
         axis = box.spatial[position]
         edges = [0, *starts, axis.extent]
-        for first, end in zip(edges, edges[1:], strict=False):
+        for first, end in pairwise(edges):
             open_boxes.append(_restrict(box, position, first, end))
     return done
 

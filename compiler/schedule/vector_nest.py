@@ -1,4 +1,4 @@
-"""Emit the loops of one stage with its innermost axis in vectors: shared by the memory-bound classes.
+"""Emit the loops of one stage with its innermost axis in vectors.
 
 A `Kernel` owns the flat view of every buffer. A `Nest` is one stage under some loops: neighbouring
 axes that every access walks with one stride are fused, and addresses are rebuilt from linear
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import tvm
 from tvm import sym, tirx
 from tvm.ir import TensorLoad
 
@@ -32,6 +33,18 @@ from tilewright.compiler.schedule.expressions import (
 )
 from tilewright.compiler.schedule.micro_kernel import constant_like, sequence
 
+# Larger buffers would not stay in the first-level cache anyway, and stacks are not endless.
+_MAX_LOCAL_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, eq=False)
+class KeptDim:
+    """A dimension of a private buffer: `extent` elements from index `first` on (None is 0)."""
+
+    dim: int
+    extent: int
+    first: Expr | None = None
+
 
 class Kernel:
     """The buffers of a function under construction, each seen as one-dimensional."""
@@ -39,10 +52,10 @@ class Kernel:
     def __init__(self, func: tirx.PrimFunc) -> None:
         self.func = func
         self.declared: list[tirx.Stmt] = []
-        self._views: dict[Any, tuple[Any, tuple[int, ...]]] = {}
+        self._views: dict[Any, tuple[Any, tuple[KeptDim, ...]]] = {}
 
-    def view(self, buffer: Any) -> tuple[Any, tuple[int, ...]]:
-        """Return the flat buffer behind `buffer`, and which of its dimensions index it."""
+    def view(self, buffer: Any) -> tuple[Any, tuple[KeptDim, ...]]:
+        """Return the flat buffer behind `buffer`, and the dimensions that index it."""
         if buffer not in self._views:
             size = max(1, prod(shape_of(buffer)))
             flat = tirx.decl_buffer((size,), str(buffer.dtype), f"{buffer.name}_flat", layout=None)
@@ -50,15 +63,20 @@ class Kernel:
                 self.declared.append(tirx.DeclBuffer(flat, data=tirx.buffer_data(buffer)))
             else:
                 self.declared.append(tirx.AllocBuffer(flat))
-            self._views[buffer] = (flat, tuple(range(len(buffer.shape))))
+            kept = tuple(KeptDim(dim, extent) for dim, extent in enumerate(shape_of(buffer)))
+            self._views[buffer] = (flat, kept)
         return self._views[buffer]
 
-    def keep_privately(self, buffer: Any, dims: Sequence[int], local: bool) -> tirx.Stmt:
-        """Store only some dimensions of `buffer`, the others being fixed; return its allocation."""
-        size = max(1, prod(shape_of(buffer)[dim] for dim in dims))
-        scope = "local" if local else "global"
+    def keep_privately(self, buffer: Any, dims: Sequence[KeptDim]) -> tirx.Stmt:
+        """Store only parts of some dimensions of `buffer`; return the allocation."""
+        size = max(1, prod(dim.extent for dim in dims))
+        wide = size * tvm.DataType(str(buffer.dtype)).bits // 8 > _MAX_LOCAL_BYTES
         flat = tirx.decl_buffer(
-            (size,), str(buffer.dtype), f"{buffer.name}_row", scope=scope, layout=None
+            (size,),
+            str(buffer.dtype),
+            f"{buffer.name}_row",
+            scope="global" if wide else "local",
+            layout=None,
         )
         self._views[buffer] = (flat, tuple(dims))
         return tirx.AllocBuffer(flat)
@@ -66,10 +84,10 @@ class Kernel:
     def address(self, buffer: Any, indices: Sequence[Expr]) -> tuple[Any, Expr]:
         """Return (flat buffer, offset in elements) of one element."""
         flat, dims = self.view(buffer)
-        shape = shape_of(buffer)
         offset: Expr = 0
         for dim in dims:
-            offset = offset * shape[dim] + indices[dim]
+            index = indices[dim.dim]
+            offset = offset * dim.extent + (index if dim.first is None else index - dim.first)
         return flat, offset
 
     def finish(self, body: tirx.Stmt) -> tirx.PrimFunc:
