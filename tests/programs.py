@@ -42,6 +42,14 @@ def matmul_kernel(rows: int, inner: int, columns: int, parallel: bool = True) ->
     return schedule.mod["main"]
 
 
+def huge_workspace_kernel(shape: tuple[int, ...]) -> PrimFunc:
+    """Return a kernel that needs a workspace of 4 GiB."""
+    data = te.placeholder(shape, name="data")
+    huge = te.compute((1 << 30,), lambda i: data(*[0] * len(shape)) + i, name="huge")
+    result = te.compute(shape, lambda *index: huge[index[0]], name="result")
+    return te.create_prim_func([data, result])
+
+
 def mlp_program(batch: int = 6, seed: int = 0) -> tuple[Program, tuple[np.ndarray, ...]]:
     """Return relu(x @ w1) @ w2 + x reshaped, and (w1, w2): parallel kernels with workspaces."""
     rng = np.random.default_rng(seed)

@@ -100,6 +100,11 @@ def test_driver_passes_and_sources_compile_without_warnings(tmp_path, native, mo
     assert _run(tmp_path / "driver", tmp_path / "m.so")[:2] == (0, "ok\n")
 
 
+def test_nothing_is_allocated_after_the_first_runs(tmp_path, mlp):
+    _build(Path(__file__).with_name("no_malloc.c"), tmp_path / "no_malloc", "-rdynamic", *_STRICT)
+    assert _run(tmp_path / "no_malloc", mlp[0])[:2] == (0, "1 then 0\n")
+
+
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_runtime_is_clean_under_sanitizers(tmp_path, native, monkeypatch, sanitizer):
     flags = (f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-g", "-O1")

@@ -1,7 +1,9 @@
 """Loading and running modules from Python."""
 
+import dataclasses
 import gc
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -9,7 +11,7 @@ import threading
 import numpy as np
 import pytest
 
-from tests.programs import copy_program, mlp_reference
+from tests.programs import copy_program, huge_workspace_kernel, mlp_reference
 from tilewright.compiler.package import package
 from tilewright.errors import ModuleError
 from tilewright.runtime.buffers import empty_aligned
@@ -192,6 +194,23 @@ def test_number_of_threads_comes_from_the_environment(monkeypatch):
 def test_threads_below_one_are_refused(plus_one):
     with pytest.raises(ModuleError, match="threads is 0"):
         Module(plus_one, threads=0)
+
+
+def test_a_kernel_that_gets_no_memory_is_named(tmp_path, native):
+    program = copy_program((4,))
+    program = dataclasses.replace(program, kernels={"plus_one": huge_workspace_kernel((4,))})
+    package(program, native, tmp_path / "m.so")
+    module = Module(tmp_path / "m.so", threads=2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as statm:
+        used_bytes = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used_bytes + (2 << 30), hard))
+    try:
+        for _ in range(2):
+            with pytest.raises(ModuleError, match=r"operator 'plus_one' failed: out of memory"):
+                module(np.zeros(4, np.float32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def test_missing_file_is_named(tmp_path):
