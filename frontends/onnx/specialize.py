@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import onnx
 
-import tilewright.frontends.onnx.ops  # noqa: F401  registers the converters
 from tilewright.frontends.onnx.registry import find_converter
+from tilewright.frontends.onnx.walk import captured_names
 
 # Operators that shape arithmetic consists of: what they compute is shape-like if their inputs are.
 _ARITHMETIC = frozenset(
@@ -66,6 +66,7 @@ def shape_inputs(model: onnx.ModelProto) -> tuple[str, ...]:
         producer = producers.get(name)
         if producer is not None and producer.op_type in _ARITHMETIC and not producer.domain:
             wanted += [item for item in producer.input if item]
+            wanted += captured_names(producer)
     known = {tensor.name for tensor in model.graph.initializer}
     return tuple(
         item.name

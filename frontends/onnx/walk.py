@@ -23,7 +23,7 @@ from tilewright.frontends.onnx.values import Value, constant
 # node never gets there, so the model is at fault.
 _REJECTIONS = (
     ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, RuntimeError,
-    tvm.error.InternalError,
+    AssertionError, tvm.error.InternalError,
 )  # fmt: skip
 _NAMES_SHOWN = 5
 _MAX_DEPTH = 32
@@ -219,11 +219,11 @@ def needed_nodes(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> lis
         if wanted.intersection(node.output):
             kept.append(node)
             wanted.update(node.input)
-            wanted.update(_captured(node))
+            wanted.update(captured_names(node))
     return kept[::-1]
 
 
-def _captured(node: onnx.NodeProto) -> set[str]:
+def captured_names(node: onnx.NodeProto) -> set[str]:
     """Return every name used inside the subgraphs of a node."""
     names: set[str] = set()
     for attribute in node.attribute:
@@ -231,7 +231,7 @@ def _captured(node: onnx.NodeProto) -> set[str]:
             names.update(output.name for output in attribute.g.output)
             for inner in attribute.g.node:
                 names.update(inner.input)
-                names.update(_captured(inner))
+                names.update(captured_names(inner))
     return names
 
 

@@ -186,7 +186,9 @@ def softmax_flattened(op: NodeContext) -> Value:
 @register("LogSoftmax", 13)
 def softmax(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__Softmax.html"""
-    return op.call(_softmax_of(op), op.input(0), op.attr("axis"))
+    given = op.input(0)
+    data = cast(op, given, "float32") if given.dtype in ("float16", "bfloat16") else given
+    return cast(op, op.call(_softmax_of(op), data, op.attr("axis")), given.dtype)
 
 
 def _softmax_of(op: NodeContext):

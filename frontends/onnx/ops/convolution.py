@@ -8,6 +8,7 @@ import numpy as np
 from tvm import relax, te, tirx, topi
 
 from tilewright.frontends.onnx.node import NodeContext
+from tilewright.frontends.onnx.ops.elementwise import cast
 from tilewright.frontends.onnx.ops.window import Window, read_window
 from tilewright.frontends.onnx.registry import register
 from tilewright.frontends.onnx.values import Value, constant
@@ -39,8 +40,9 @@ def conv(op: NodeContext) -> Value:
         padding=window.padding,
         dilation=window.dilations,
         groups=groups,
+        out_dtype="float32" if data.dtype in ("float16", "bfloat16") else data.dtype,
     )
-    return with_bias(op, result, bias)
+    return with_bias(op, cast(op, result, data.dtype), bias)
 
 
 def conv_te(op: NodeContext, data: Value, weight: Value, window: Window, groups: int) -> Value:

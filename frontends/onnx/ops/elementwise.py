@@ -246,10 +246,9 @@ def bit_shift(op: NodeContext) -> Value:
     bits = 8 * numpy_dtype(data.dtype).itemsize
 
     def shift(value: Any, by: Any) -> Any:
-        limit = tirx.const(bits, count.dtype)
-        inside = by < limit
-        if "u" not in count.dtype:
-            inside = tirx.all(by >= tirx.const(0, count.dtype), inside)
+        # As int64: TVM's simplifier fails on comparisons of unsigned numbers with constants.
+        wide = by.astype("int64")
+        inside = tirx.all(wide >= 0, wide < bits)
         safe = tirx.Select(inside, by, tirx.const(0, count.dtype))
         zero = tirx.const(0, data.dtype)
         if left:

@@ -9,6 +9,7 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from tilewright.frontends.onnx.node import NodeContext
+from tilewright.frontends.onnx.ops.elementwise import cast
 from tilewright.frontends.onnx.registry import register
 from tilewright.frontends.onnx.values import Value, constant
 
@@ -18,7 +19,14 @@ R = relax.op
 @register("MatMul")
 def matmul(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__MatMul.html"""
-    return op.call(R.matmul, op.input(0), op.input(1))
+    return product(op, op.input(0), op.input(1))
+
+
+def product(op: NodeContext, left: Value, right: Value) -> Value:
+    """Multiply matrices; 16-bit floats are accumulated in float32."""
+    if left.dtype in ("float16", "bfloat16"):
+        return cast(op, op.call(R.matmul, left, right, out_dtype="float32"), left.dtype)
+    return op.call(R.matmul, left, right)
 
 
 @register("Gemm")
@@ -32,7 +40,7 @@ def gemm(op: NodeContext) -> Value:
     alpha, beta, bias = op.attr("alpha"), op.attr("beta"), op.optional(2)
     if alpha != 1 and right.data is not None and right.dtype.startswith("float"):
         right, alpha = constant(right.data * np.asarray(alpha, right.dtype)), 1
-    result = op.call(R.matmul, left, right)
+    result = product(op, left, right)
     result = scaled(op, result, alpha)
     if bias is None or beta == 0:
         return result

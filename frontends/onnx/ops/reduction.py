@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tvm import relax
+from tvm import relax, te, tirx
 
 from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.ops.elementwise import FLOATS, cast
@@ -62,12 +62,42 @@ def _total(op: NodeContext, data: Value, axes: list[int]) -> Value:
     return op.call(R.sum, data, axis=axes, keepdims=True) if axes else data
 
 
-def _largest(op: NodeContext, data: Value, axes: list[int]) -> Value:
+def _extreme(op: NodeContext, data: Value, axes: list[int], largest: bool) -> Value:
+    """Take the largest or smallest element.
+
+    Not relax.op.max for floats: it starts from the lowest finite number, so that the maximum of
+    a row of -inf (a masked row of attention) would be finite.
+    """
     if not axes:
         return data
     if data.dtype == "bool":
-        return cast(op, _largest(op, cast(op, data, "uint8"), axes), "bool")
-    return op.call(R.max, data, axis=axes, keepdims=True)
+        return cast(op, _extreme(op, cast(op, data, "uint8"), axes, largest), "bool")
+    if data.dtype not in FLOATS:
+        return op.call(R.max if largest else R.min, data, axis=axes, keepdims=True)
+    return op.te(
+        _float_extreme, data, axes, largest, name="reduce_max" if largest else "reduce_min"
+    )
+
+
+def _float_extreme(data: te.Tensor, axes: list[int], largest: bool) -> te.Tensor:
+    start = -np.inf if largest else np.inf
+    reducer = te.comm_reducer(
+        lambda x, y: tirx.max(x, y) if largest else tirx.min(x, y),
+        lambda dtype: tirx.const(start, dtype),
+        name="extreme",
+    )
+    reduced = {axis: te.reduce_axis((0, data.shape[axis]), f"r{axis}") for axis in axes}
+    shape = [1 if axis in reduced else extent for axis, extent in enumerate(data.shape)]
+
+    def element(*at: Any) -> Any:
+        places = [reduced.get(axis, index) for axis, index in enumerate(at)]
+        return reducer(data(*places), axis=list(reduced.values()))
+
+    return te.compute(shape, element, name="reduce_extreme")
+
+
+def _largest(op: NodeContext, data: Value, axes: list[int]) -> Value:
+    return _extreme(op, data, axes, largest=True)
 
 
 @register("ReduceSum", shape_inputs=(1,))
@@ -86,14 +116,7 @@ def reduce_max(op: NodeContext) -> Value:
 def reduce_min(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__ReduceMin.html"""
 
-    def smallest(op: NodeContext, data: Value, axes: list[int]) -> Value:
-        if not axes:
-            return data
-        if data.dtype == "bool":
-            return cast(op, smallest(op, cast(op, data, "uint8"), axes), "bool")
-        return op.call(R.min, data, axis=axes, keepdims=True)
-
-    return _reduce(op, smallest)
+    return _reduce(op, lambda op, data, axes: _extreme(op, data, axes, largest=False))
 
 
 @register("ReduceProd", shape_inputs=(1,))
