@@ -2,6 +2,8 @@
 
 The padding of every tensor holds zeros. So ``data * weight`` and ``max(x + bias, 0)`` are zero in a
 padded lane by themselves, and ``exp(x)`` is not: a stage that computes it must select.
+
+Values outside of the padding are taken to be finite: zero times infinity would not be zero.
 """
 
 from __future__ import annotations

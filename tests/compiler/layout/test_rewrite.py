@@ -851,3 +851,20 @@ def test_block_with_two_results_needs_one_layout_without_padding():
         rewrite(two_results, {1: half})
     with pytest.raises(LayoutError, match="'both' cannot be padded: it writes several values"):
         rewrite(two_results, {1: blocked((6,), 0, 4), 2: blocked((6,), 0, 4)})
+
+
+def test_dimensions_that_are_not_bound_raise():
+    n = tvm.tirx.Var("n", "int64")
+    a, b = (tvm.tirx.decl_buffer((n,), "float32", name) for name in "ab")
+    root = s_tir.SBlock([], [], [], "root", tvm.tirx.BufferStore(b, tvm.tirx.const(1.0), [0]))
+    func = tvm.tirx.PrimFunc([a, b], s_tir.SBlockRealize([], True, root))
+    with pytest.raises(
+        LayoutError, match=r"'a' has the shape \[n\]; layouts need constant extents"
+    ):
+        rewrite(func, {0: Layout((4,))})
+
+
+def test_lowered_function_raises():
+    func = tvm.tirx.PrimFunc([], tvm.tirx.Evaluate(0))
+    with pytest.raises(LayoutError, match="has no root block"):
+        rewrite(func, {})
