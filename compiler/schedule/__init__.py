@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from tvm import tirx
 
@@ -12,6 +12,16 @@ from tilewright.compiler.schedule.contraction import (
     ContractionDecisions,
     default_contraction,
     schedule_contraction,
+)
+from tilewright.compiler.schedule.elementwise import (
+    ElementwiseDecisions,
+    default_elementwise_decisions,
+    schedule_elementwise,
+)
+from tilewright.compiler.schedule.reduction import (
+    ReductionDecisions,
+    default_reduction_decisions,
+    schedule_reduction,
 )
 from tilewright.compiler.schedule.window import (
     WindowDecisions,
@@ -24,6 +34,8 @@ from tilewright.errors import InvalidScheduleError
 __all__ = [
     "ContractionDecisions",
     "Decisions",
+    "ElementwiseDecisions",
+    "ReductionDecisions",
     "WindowDecisions",
     "classify",
     "decisions_from_json",
@@ -31,10 +43,20 @@ __all__ = [
     "schedule",
 ]
 
-Decisions: TypeAlias = ContractionDecisions | WindowDecisions
-_KINDS: dict[str, type[ContractionDecisions] | type[WindowDecisions]] = {
+Decisions: TypeAlias = (
+    ContractionDecisions | WindowDecisions | ReductionDecisions | ElementwiseDecisions
+)
+_KINDS: dict[str, Any] = {
     "contraction": ContractionDecisions,
     "window": WindowDecisions,
+    "reduction": ReductionDecisions,
+    "elementwise": ElementwiseDecisions,
+}
+_SCHEDULERS: dict[str, Any] = {
+    "contraction": schedule_contraction,
+    "window": schedule_window,
+    "reduction": schedule_reduction,
+    "elementwise": schedule_elementwise,
 }
 
 
@@ -51,27 +73,25 @@ def schedule(
     Raises:
         InvalidScheduleError: the decisions do not fit the function.
     """
-    from tilewright.compiler.schedule.elementwise import schedule_elementwise
-    from tilewright.compiler.schedule.reduction import schedule_reduction
-
-    schedulers = {
-        "contraction": schedule_contraction,
-        "window": schedule_window,
-        "reduction": schedule_reduction,
-        "elementwise": schedule_elementwise,
-    }
-    return schedulers[classify(func, target.lanes("float32"))](func, target, decisions)
+    kind = classify(func, target.lanes("float32"))
+    if decisions is not None and not isinstance(decisions, _KINDS[kind]):
+        raise InvalidScheduleError(
+            f"{type(decisions).__name__} do not fit a function of class {kind!r}"
+        )
+    return _SCHEDULERS[kind](func, target, decisions)
 
 
-def default_decisions(func: tirx.PrimFunc, target: Target) -> Decisions | None:
-    """Return what the analytical model chooses, or None for a class without choices."""
+def default_decisions(func: tirx.PrimFunc, target: Target) -> Decisions:
+    """Return what the analytical model of the operator's class chooses."""
     stages = read_stages(func)
     anchor = None if stages is None else find_anchor(stages, target.lanes("float32"))
-    if stages is None or anchor is None:
-        return None
-    if anchor.kind == "window":
-        return default_window(anchor, target)
-    return default_contraction(anchor, stages, target)
+    if stages is not None and anchor is not None:
+        if anchor.kind == "window":
+            return default_window(anchor, target)
+        return default_contraction(anchor, stages, target)
+    if classify(func, target.lanes("float32")) == "reduction":
+        return default_reduction_decisions(func, target)
+    return default_elementwise_decisions(func, target)
 
 
 def decisions_from_json(text: str) -> Decisions:

@@ -103,21 +103,21 @@ def default_window(anchor: Anchor, target: Target) -> WindowDecisions:
     slides = window_reductions(anchor) if clip else sliding_reductions(anchor)
     steps = prod(anchor.stage.reduction[position].extent for position in slides)
     written_out = slides if steps <= _LONGEST_WINDOW else ()
-    vectors = min(2, column_vectors(anchor))
-    most = min(_TILE, target.vector_registers - 2) // vectors
+    # Each accumulator wants its data in a register too (measured with AVX2: 14 rows spill).
+    most = min(_TILE, target.vector_registers // 2)
     if written_out:
-        most = max(4, min(most, _WRITTEN_OUT // (steps * vectors)))
+        most = max(4, min(most, _WRITTEN_OUT // steps))
     extent = row_extents(anchor, 1)[1]
     tile = _even_tile(extent, most)
     rows = [anchor.stage.spatial[position].extent for position in anchor.rows]
     tiles = prod(rows[:-1]) * tile_count(extent, tile)
     outer = prod(anchor.stage.spatial[position].extent for position in anchor.batch)
-    outer *= tile_count(column_vectors(anchor), vectors)
+    outer *= column_vectors(anchor)
     wanted = tile_count(_TASKS_PER_CORE * target.cores, outer)
     blocks = max(wanted, prod(rows[:-2])) if target.cores > 1 else 1
     return WindowDecisions(
         row_tile=tile,
-        column_vectors=vectors,
+        column_vectors=1,
         row_block=tile_count(tiles, blocks),
         written_out=written_out,
         clip_pad=clip,
