@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import tvm
+import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.tirx import PrimFunc
-from tvm.tirx.stmt import AttrStmt, DeclBuffer, Return, SeqStmt
+from tvm.tirx.stmt import AllocBuffer, AttrStmt, DeclBuffer, Return, SeqStmt
 
 from tilewright.compiler.passes.vector_math import LowerVectorMath
 from tilewright.compiler.targets import Target
@@ -26,6 +27,8 @@ from tilewright.errors import CompileError
 KERNEL_PREFIX = "tw_kernel_"
 
 _CPU_DEVICE_TYPE = 1
+# What TVM raises when a pass or LLVM cannot do something.
+_REFUSALS = (tvm.error.InternalError, RuntimeError, ValueError, TypeError)
 
 
 def build_object(kernels: Mapping[str, PrimFunc], target: Target) -> bytes:
@@ -35,14 +38,27 @@ def build_object(kernels: Mapping[str, PrimFunc], target: Target) -> bytes:
         CompileError: TVM or LLVM refused a kernel.
     """
     try:
-        module = _generate(kernels, target)
-        with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
-            path = Path(folder, "kernels.o")
-            module.write_to_file(str(path), "o")
-            return path.read_bytes()
-    except (tvm.error.InternalError, RuntimeError, ValueError, TypeError) as error:
-        names = ", ".join(kernels)
-        raise CompileError(f"code generation failed for kernels {names}: {error}") from error
+        return _object_bytes(kernels, target)
+    except _REFUSALS as error:
+        raise CompileError(_explain(kernels, target, error)) from error
+
+
+def _object_bytes(kernels: Mapping[str, PrimFunc], target: Target) -> bytes:
+    module = _generate(kernels, target)
+    with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
+        path = Path(folder, "kernels.o")
+        module.write_to_file(str(path), "o")
+        return path.read_bytes()
+
+
+def _explain(kernels: Mapping[str, PrimFunc], target: Target, error: Exception) -> str:
+    """Say which kernel it was: TVM's errors do not, and all are compiled together."""
+    for name, func in kernels.items():
+        try:
+            _object_bytes({name: func}, target)
+        except _REFUSALS as own_error:
+            return f"code generation failed for kernel {name}: {own_error}"
+    return f"code generation failed for kernels {', '.join(kernels)} together: {error}"
 
 
 def assembly(kernels: Mapping[str, PrimFunc], target: Target) -> str:
@@ -112,11 +128,32 @@ def _lowering() -> tvm.ir.transform.Sequential:
             t.SkipAssert(),
             t.FP8StorageLegalize(),
             t.BF16StorageLegalize(),
+            KeepLocalBuffers(),
             t.LowerTVMBuiltin(),
             LowerVectorMath(),
             t.LowerIntrin(),
         ]
     )
+
+
+@tirx.transform.prim_func_pass(opt_level=0)
+class KeepLocalBuffers:
+    """Leave buffers of scope "local" on the stack, where LLVM turns them into registers.
+
+    LowerTVMBuiltin would take them from the heap, in every step of the loop around them.
+    """
+
+    def transform_function(
+        self, func: PrimFunc, _module: tvm.IRModule, _context: tvm.transform.PassContext
+    ) -> PrimFunc:
+        """Rewrite one function."""
+
+        def keep(statement: AllocBuffer) -> AllocBuffer:
+            if statement.buffer.scope() != "local":
+                return statement
+            return AllocBuffer(statement.buffer, {"disable_lower_builtin": tirx.IntImm("bool", 1)})
+
+        return func.with_body(tvm_ffi.structural_map(func.body, (AllocBuffer, keep)))
 
 
 @tirx.transform.prim_func_pass(opt_level=0)

@@ -199,12 +199,14 @@ def test_compiler_output_is_in_the_error(tmp_path):
 
 
 def test_codegen_failure_names_the_kernel(native, monkeypatch):
-    def fail(*_):
-        raise ValueError("LLVM said no")
+    def fail(kernels, _):
+        if "bad" in kernels:
+            raise ValueError("LLVM said no")
 
-    monkeypatch.setattr("tilewright.compiler.codegen._generate", fail)
-    with pytest.raises(CompileError, match="code generation failed for kernels mm: LLVM said no"):
-        build_object({"mm": matmul_kernel(2, 2, 2)}, native)
+    monkeypatch.setattr("tilewright.compiler.codegen._object_bytes", fail)
+    kernels = {name: matmul_kernel(2, 2, 2) for name in ("good", "bad")}
+    with pytest.raises(CompileError, match="code generation failed for kernel bad: LLVM said no"):
+        build_object(kernels, native)
 
 
 class TestProgramChecks:
