@@ -4,6 +4,7 @@ import numpy as np
 import tvm
 from tvm import s_tir, tirx
 
+from tilewright.compiler.codegen import KeepLocalBuffers
 from tilewright.compiler.passes.vector_math import LowerVectorMath
 from tilewright.compiler.targets import Target, parse_target
 
@@ -19,6 +20,7 @@ def compile_kernel(
     lowering, *_ = s_tir.pipeline.default_s_tir_pipeline()
     module = lowering(module)
     for final in (
+        KeepLocalBuffers(),
         tirx.transform.LowerTVMBuiltin(),
         LowerVectorMath(),
         tirx.transform.LowerIntrin(),

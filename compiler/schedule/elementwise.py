@@ -334,7 +334,7 @@ def _around(loops: Sequence[Loop], dtype: str, parallel: bool, body: Any) -> tir
     def inside(values: list[Expr]) -> tirx.Stmt:
         return serial_nest(loops[split:], dtype, lambda rest: body([*values, *rest]))
 
-    return tasks(loops[:split], dtype, True, inside)
+    return tasks(loops[:split], dtype, count, inside)
 
 
 def _emit_row(
@@ -454,7 +454,7 @@ def _tile(
     dtype = nest.dtype
     row = loops[position]
     statements: list[tirx.Stmt] = []
-    buffers: dict[Any, Any] = {}
+    buffers: dict[Any, list[Any]] = {}
     for load, access in nest.loads():
         tileable = _strides(access, loops[-1]) and access.form.of(row.last) == 1
         if not tileable or _bits(str(access.buffer.dtype)) != 32:
@@ -465,9 +465,8 @@ def _tile(
             base = nest.at(loops, at(first_row, column), access)
             ramp = tirx.Ramp(base, constant_like(1, dtype), lanes)
             vectors.append(tirx.BufferLoad(access.buffer, [ramp]))
-        shuffles, buffer = transpose_rows(vectors, str(access.buffer.dtype))
+        shuffles, buffers[load] = transpose_rows(vectors, str(access.buffer.dtype))
         statements += shuffles
-        buffers[load] = buffer
 
     def store(step: int) -> tirx.Stmt:
         def lane_body(lane: Expr) -> tirx.Stmt:
@@ -476,7 +475,7 @@ def _tile(
             def replaced(load: TensorLoad) -> Expr | None:
                 if load not in buffers:
                     return None
-                return tirx.BufferLoad(buffers[load], [constant_like(step * lanes, dtype) + lane])
+                return tirx.BufferLoad(buffers[load][step], [lane])
 
             assert nest.store is not None
             offset = nest.at(loops, values, nest.store)

@@ -50,6 +50,8 @@ from tilewright.compiler.schedule.vector_nest import (
 from tilewright.compiler.targets import Target
 from tilewright.errors import InvalidScheduleError
 
+# Rows are split into about this many tasks, enough to balance any number of cores.
+_TASKS = 64
 _COMBINERS = {tirx.Add: 0, tirx.Mul: 1, tirx.Max: None, tirx.Min: None}
 
 
@@ -259,15 +261,15 @@ class _RowKernel:
         accesses = [access for stage in stages for access in stage.nest.accesses]
         pinned = set().union(*(stage.nest.pinned() for stage in stages))
         row_loops = fuse([a for a in row_axes if a.extent > 1], accesses, pinned)
-        parallel = self.work >= self.decisions.parallel_work
+        count = _TASKS if self.work >= self.decisions.parallel_work else 1
 
         if chunk is None or lane is None:
 
             def row(values: list[Expr]) -> tirx.Stmt:
                 bodies = [self._emit_stage(s, row_loops, values) for s in stages]
-                return sequence([*allocations, *bodies])
+                return sequence(bodies)
 
-            return tasks(row_loops, self.dtype, parallel, row)
+            return tasks(row_loops, self.dtype, count, row, allocations)
 
         axis, start = chunk
         number = Loop((Axis(tirx.Var("chunk", self.dtype), -(-axis.extent // lane.extent)),))
@@ -282,9 +284,9 @@ class _RowKernel:
             at = [*others, *([start.var] if begin else [])]
             bodies = [self._emit_stage(s, [*row_loops, *begin], at) for s in stages]
             bind = [tirx.Bind(start.var, first)] if begin else []
-            return sequence([*bind, *allocations, *bodies])
+            return sequence([*bind, *bodies])
 
-        return tasks([*row_loops, number], self.dtype, parallel, rows)
+        return tasks([*row_loops, number], self.dtype, count, rows, allocations)
 
     def _allocate(self, lane: Axis | None, chunk: tuple[Axis, Axis] | None) -> list[tirx.Stmt]:
         allocations = []

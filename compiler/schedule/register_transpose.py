@@ -10,11 +10,12 @@ from tilewright.compiler.schedule.expressions import Expr
 from tilewright.compiler.schedule.micro_kernel import local_buffer
 
 
-def transpose_rows(rows: list[Expr], dtype: str) -> tuple[list[tirx.Stmt], Any]:
-    """Return statements that transpose n vectors of n lanes, and the buffer that holds the result.
+def transpose_rows(rows: list[Expr], dtype: str) -> tuple[list[tirx.Stmt], list[Any]]:
+    """Return statements that transpose n vectors of n lanes, and the buffers of the result rows.
 
-    Row r of the result is at [r * n, (r + 1) * n). Every step is one two-input shuffle of x86:
-    32-bit and 64-bit unpacks within groups of four lanes, then moves of whole groups.
+    Every step is one two-input shuffle of x86: 32-bit and 64-bit unpacks within groups of four
+    lanes, then moves of whole groups. Each vector has a buffer of its own, as TVM takes local
+    buffers of 1 KiB from the heap.
 
     Args:
         rows: vectors of n elements, n a power of two, at least 4.
@@ -26,19 +27,20 @@ def transpose_rows(rows: list[Expr], dtype: str) -> tuple[list[tirx.Stmt], Any]:
 
     def shuffled(pairs: list[tuple[Expr, Expr, list[int]]]) -> list[Expr]:
         nonlocal stage
-        buffer = local_buffer(f"transpose_{stage}", lanes * lanes, dtype)
-        stage += 1
-        statements.append(tirx.AllocBuffer(buffer))
+        buffers.clear()
         results = []
         for row, (a, b, order) in enumerate(pairs):
-            at = [tirx.Ramp(tirx.const(row * lanes, "int32"), tirx.const(1, "int32"), lanes)]
+            buffer = local_buffer(f"transposed_{stage}_{row}", lanes, dtype)
+            buffers.append(buffer)
+            at = [tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), lanes)]
             indices = [tirx.const(index, "int32") for index in order]
+            statements.append(tirx.AllocBuffer(buffer))
             statements.append(tirx.BufferStore(buffer, tirx.Shuffle([a, b], indices), at))
             results.append(tirx.BufferLoad(buffer, at))
-        last.append(buffer)
+        stage += 1
         return results
 
-    last: list[Any] = []
+    buffers: list[Any] = []
     low32, high32 = (
         _unpack(lanes, [0, lanes, 1, lanes + 1]),
         _unpack(lanes, [2, lanes + 2, 3, lanes + 3]),
@@ -60,7 +62,7 @@ def transpose_rows(rows: list[Expr], dtype: str) -> tuple[list[tirx.Stmt], Any]:
     columns = shuffled(quads)
     groups = lanes // 4
     if groups == 1:
-        return statements, last[-1]
+        return statements, buffers
     even = _groups([0, 2], groups) if groups == 4 else _groups([0], groups)
     odd = _groups([1, 3], groups) if groups == 4 else _groups([1], groups)
     if groups == 4:
@@ -83,7 +85,7 @@ def transpose_rows(rows: list[Expr], dtype: str) -> tuple[list[tirx.Stmt], Any]:
             a, b = columns[column], columns[4 + column]
             final[column], final[4 + column] = (a, b, even), (a, b, odd)
     shuffled(final)
-    return statements, last[-1]
+    return statements, buffers
 
 
 def _unpack(lanes: int, pattern: list[int]) -> list[int]:

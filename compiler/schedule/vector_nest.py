@@ -345,17 +345,24 @@ def serial_nest(
 
 
 def tasks(
-    loops: Sequence[Loop], dtype: str, parallel: bool, body: Callable[[list[Expr]], tirx.Stmt]
+    loops: Sequence[Loop],
+    dtype: str,
+    count: int,
+    body: Callable[[list[Expr]], tirx.Stmt],
+    scratch: Sequence[tirx.Stmt] = (),
 ) -> tirx.Stmt:
-    """Return one (parallel) loop over all `loops`, which decodes their values."""
-    total = prod(loop.extent for loop in loops)
-    if not parallel or total == 1:
-        return serial_nest(loops, dtype, body)
+    """Return loops over all `loops`, as `count` parallel tasks if that is more than one.
 
-    def inside(task: Expr) -> tirx.Stmt:
+    Each task walks a contiguous part of the steps and has its own `scratch` allocations.
+    """
+    total = prod(loop.extent for loop in loops)
+    if count <= 1 or total == 1:
+        return sequence([*scratch, serial_nest(loops, dtype, body)])
+
+    def step(number: Expr) -> tirx.Stmt:
         binds: list[tirx.Stmt] = []
         values: list[Expr] = []
-        rest: Expr = task
+        rest: Expr = number
         for position, loop in reversed(list(enumerate(loops))):
             variable = tirx.Var(str(loop.last.name), dtype)
             extent = constant_like(loop.extent, dtype)
@@ -366,4 +373,21 @@ def tasks(
             rest = tirx.floordiv(rest, extent)
         return sequence([*binds, body(values)])
 
-    return _for("task", total, dtype, tirx.ForKind.PARALLEL, inside)
+    size = -(-total // min(count, total))
+    number = -(-total // size)
+    if size == 1:
+        return _for(
+            "task", total, dtype, tirx.ForKind.PARALLEL, lambda t: sequence([*scratch, step(t)])
+        )
+
+    def inside(task: Expr) -> tirx.Stmt:
+        variable = tirx.Var("step", dtype)
+        first = task * constant_like(size, dtype)
+        extent: Expr = constant_like(size, dtype)
+        if total % size:
+            extent = tirx.min(extent, constant_like(total, dtype) - first)
+        zero = constant_like(0, dtype)
+        loop = tirx.For(variable, zero, extent, tirx.ForKind.SERIAL, step(first + variable))
+        return sequence([*scratch, loop])
+
+    return _for("task", number, dtype, tirx.ForKind.PARALLEL, inside)
