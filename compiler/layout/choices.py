@@ -48,7 +48,7 @@ def _reduction_choices(
     """Pooling and sums over the spatial dimensions keep the channels, so vectors stay whole."""
     points = max(access.points for access in accesses)
     logical = operator.logical()
-    seconds = costs.seconds(operator, logical, target, points, costs.LOGICAL_SHARE)
+    seconds = costs.seconds(operator, logical, target, points, costs.PLANAR_WINDOW_SHARE)
     found = [Choice("L", tuple(logical), seconds)]
     out_shape = operator.shapes[operator.output]
     if not operator.images or not all(_keeps_channels(access, out_shape) for access in accesses):

@@ -41,12 +41,13 @@ def contraction_choices(
     """Return the choices of an operator around the contraction `anchor`, all-logical first."""
     operands = _operands(operator, accesses, anchor)
     logical = operator.logical()
-    seconds = costs.seconds(operator, logical, target, anchor.points, costs.LOGICAL_SHARE)
+    columns = _columns(anchor, operands)
+    is_window = _is_convolution(operator, anchor, operands, columns) and not columns
+    share = costs.PLANAR_WINDOW_SHARE if is_window else costs.PLANAR_SHARE
+    seconds = costs.seconds(operator, logical, target, anchor.points, share)
     plain = Choice("L", tuple(logical), seconds)
     if operands.weight is None or operands.weight not in operator.constants:
         return [plain]
-    in_data, in_weight = operands.data_load.variables(), operands.weight_load.variables()
-    columns = [v for v in anchor.spatial if v in in_weight and v not in in_data]
     if _is_convolution(operator, anchor, operands, columns):
         if columns:
             return [plain, *_dense(operator, anchor, operands, columns[0], target)]
@@ -54,6 +55,11 @@ def contraction_choices(
     if len(columns) == 1:
         return [plain, *_matmul(operator, anchor, operands, columns[0], target)]
     return [plain]
+
+
+def _columns(anchor: BlockAccess, operands: _Product) -> list[tirx.Var]:
+    in_data, in_weight = operands.data_load.variables(), operands.weight_load.variables()
+    return [v for v in anchor.spatial if v in in_weight and v not in in_data]
 
 
 def weight_and_data(

@@ -35,8 +35,11 @@ PLANAR_DATA_SHARE = 0.6
 WINDOW_SHARE = 0.4
 """Depthwise convolution and pooling on channels innermost."""
 
-LOGICAL_SHARE = 0.1
-"""Anything that reduces over planes."""
+PLANAR_SHARE = 0.35
+"""A contraction whose data and result are planes or plain matrices."""
+
+PLANAR_WINDOW_SHARE = 0.03
+"""Depthwise convolution, pooling and other reductions over planes."""
 
 STRIDED_PENALTY = 6.0
 """How many times longer a copy takes whose vectors are gathered element by element."""

@@ -1,9 +1,8 @@
 """Give every tensor of a program a layout, and rewrite its kernels to match.
 
-The operators and views of a program form a graph; each operator has its table of layout choices,
-each edge the price of a conversion. `assign` picks one choice per operator for the whole graph;
-what then still disagrees becomes an explicit conversion, one per tensor and layout. Weights are
-packed here, in numpy; nothing is packed at run time.
+Each operator has its table of layout choices; a strategy picks one per operator for the whole
+graph. What then still disagrees becomes an explicit conversion, one per tensor and layout. Weights
+are packed here, in numpy; nothing is packed at run time.
 """
 
 from __future__ import annotations
@@ -11,18 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 from tvm import te
 from tvm.tirx import PrimFunc
 
 from tilewright.compiler.access import blocks, find_contraction
-from tilewright.compiler.layout.assignment import assign
 from tilewright.compiler.layout.choices import Choice, Operator, operator_choices
 from tilewright.compiler.layout.contraction_choices import source_param
 from tilewright.compiler.layout.costs import conversion_seconds
 from tilewright.compiler.layout.formats import image_layout
 from tilewright.compiler.layout.primitives import Layout, pack_constant
 from tilewright.compiler.layout.rewrite import rewrite
+from tilewright.compiler.layout.strategies import LayoutProblem, Strategy, assign_globally
 from tilewright.compiler.program import Call, Program, Tensor
 from tilewright.compiler.targets import Target
 
@@ -53,6 +51,7 @@ def choose_layouts(
     program: Program,
     target: Target,
     choices_of: Callable[[Operator, Target], tuple[Choice, ...]] = operator_choices,
+    strategy: Strategy = assign_globally,
 ) -> LayoutPlan:
     """Choose one layout choice per call so that the time of the whole graph is least.
 
@@ -60,19 +59,20 @@ def choose_layouts(
         program: unscheduled, on logical shapes.
         target: the processor to choose for.
         choices_of: gives an operator's choices with their estimated or measured seconds.
+        strategy: how to choose; the others are for comparison.
     """
     operators = operators_of(program, target)
-    tables: dict[tuple, tuple[Choice, ...]] = {}
-    choices: list[tuple[Choice, ...]] = []
+    known: dict[tuple, tuple[Choice, ...]] = {}
+    tables: list[tuple[Choice, ...]] = []
     for call, operator in zip(program.calls, operators, strict=True):
         key = (call.kernel, operator.constants, operator.images)
-        if key not in tables:
-            tables[key] = choices_of(operator, target)
-        choices.append(tables[key])
-    nodes, edges = _problem(program, choices)
-    result = assign(nodes, edges)
-    chosen = tuple(table[result.choice[f"call{index}"]] for index, table in enumerate(choices))
-    return LayoutPlan(chosen, result.cost, result.proven)
+        if key not in known:
+            known[key] = choices_of(operator, target)
+        tables.append(known[key])
+    problem = LayoutProblem(program, tuple(operators), tuple(tables))
+    indices, proven = strategy(problem)
+    chosen = tuple(table[index] for table, index in zip(tables, indices, strict=True))
+    return LayoutPlan(chosen, problem.cost(indices), proven)
 
 
 def operators_of(program: Program, target: Target) -> list[Operator]:
@@ -124,44 +124,6 @@ def _image_tensors(program: Program, target: Target) -> frozenset[int]:
                 changed = True
     # The caller's own tensors stay logical; an operator may still read them so.
     return frozenset(images)
-
-
-def _problem(
-    program: Program, choices: list[tuple[Choice, ...]]
-) -> tuple[dict[str, list[float]], dict[tuple[str, str], np.ndarray]]:
-    nodes = {
-        f"call{index}": [choice.seconds for choice in table] for index, table in enumerate(choices)
-    }
-    nodes["logical"] = [0.0]
-    edges: dict[tuple[str, str], np.ndarray] = {}
-    producers: dict[int, tuple[int, int]] = {}
-
-    def add_edge(a: str, b: str, table: np.ndarray) -> None:
-        edges[(a, b)] = edges[(a, b)] + table if (a, b) in edges else table
-
-    def layouts_of(index: int, position: int) -> list[Layout]:
-        return [choice.layouts[position] for choice in choices[index]]
-
-    def connect(tensor: int, reader: str, wanted: list[Layout]) -> None:
-        maker = producers.get(tensor)
-        shape, dtype = program.tensors[tensor].shape, program.tensors[tensor].dtype
-        have = [Layout(shape)] if maker is None else layouts_of(*maker)
-        price = conversion_seconds(shape, dtype)
-        table = np.array([[0.0 if a == b else price for b in wanted] for a in have])
-        add_edge("logical" if maker is None else f"call{maker[0]}", reader, table)
-
-    for index, call in enumerate(program.calls):
-        for position, tensor in enumerate(call.args[: len(call.args) - call.n_outputs]):
-            if program.tensors[tensor].kind != "constant":
-                connect(tensor, f"call{index}", layouts_of(index, position))
-        for offset, tensor in enumerate(call.writes):
-            producers[tensor] = (index, len(call.args) - call.n_outputs + offset)
-    views = [t.alias_of for t in program.tensors if t.alias_of is not None]
-    for tensor in [*program.outputs, *views]:
-        if tensor in producers:
-            connect(tensor, "logical", [Layout(program.tensors[tensor].shape)])
-    edges.pop(("logical", "logical"), None)
-    return nodes, edges
 
 
 def apply_layouts(program: Program, plan: LayoutPlan) -> tuple[Program, tuple[Conversion, ...]]:
