@@ -1,0 +1,1 @@
+"""The processes that build and time candidates, apart from the tuner, so that they may die."""

@@ -1,0 +1,122 @@
+"""What the tuner knows of a task as plain data: for people, for transfer, for the cost model."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import tvm
+from tvm.tirx import PrimFunc
+
+from tilewright.compiler.access import blocks, find_contraction
+from tilewright.compiler.layout.operator import Operator
+from tilewright.compiler.schedule.analysis import Anchor, classify, find_anchor, read_stages
+from tilewright.compiler.schedule.cost import (
+    column_vectors,
+    padding_can_be_clipped,
+    row_extents,
+    window_reductions,
+)
+from tilewright.compiler.schedule.padding import fusable_rows
+from tilewright.compiler.schedule.window import sliding_reductions
+from tilewright.compiler.targets import Target
+from tilewright.compiler.tasks import Task
+
+# Longest window along a row whose padding the schedulers can clip.
+_LONGEST_WINDOW = 7
+
+
+def describe(task: Task) -> dict[str, Any]:
+    """Return what a record says of its task.
+
+    Keys: name; blocks (names of the stages in order), shapes and dtypes of the parameters,
+    constants, images and outputs (positions and count), macs (of the contraction, else 0).
+    """
+    operator = task.operator
+    accesses = blocks(operator.func)
+    anchor = find_contraction(accesses)
+    stages = read_stages(operator.func) or ()
+    return {
+        "name": task.name,
+        "blocks": [_without_number(stage.name) for stage in stages],
+        "shapes": [list(shape) for shape in operator.shapes],
+        "dtypes": [str(param.ty.dtype) for param in operator.func.params],
+        "constants": sorted(operator.constants),
+        "images": sorted(operator.images),
+        "outputs": operator.n_outputs,
+        "macs": 0 if anchor is None else anchor.points,
+        "axes": [] if anchor is None else _axes(stages),
+    }
+
+
+def _axes(stages: Any) -> list[int]:
+    """Return the extents of the largest reduction: what a similar task has in other numbers."""
+    reductions = [stage for stage in stages if stage.reduction]
+    if not reductions:
+        return []
+    largest = max(reductions, key=lambda stage: stage.work)
+    return [axis.extent for axis in largest.axes]
+
+
+def _without_number(name: str) -> str:
+    return name.rstrip("0123456789").rstrip("_")
+
+
+def task_request(task: Task) -> dict[str, Any]:
+    """Return a task as plain data for the building process."""
+    operator = task.operator
+    return {
+        "key": task.key,
+        "func": tvm.ir.save_json(operator.func),
+        "constants": sorted(operator.constants),
+        "images": sorted(operator.images),
+        "n_outputs": operator.n_outputs,
+    }
+
+
+def moved_bytes(operator: Operator) -> int:
+    """Return the bytes of all parameters."""
+    return sum(
+        prod(shape) * max(1, tvm.DataType(str(param.ty.dtype)).bits // 8)
+        for shape, param in zip(operator.shapes, operator.func.params, strict=True)
+    )
+
+
+def describe_loops(func: PrimFunc, target: Target) -> dict[str, Any]:
+    """Return what there is to decide about the loops of a rewritten function, as plain data.
+
+    Keys: kind; for a contraction or a window also lanes, rows (extents of the last two row axes
+    for each number of fused axes), tiles_outside (points of the other spatial axes), vectors
+    (column vectors that a tile may span), columns (all of them), reductions (extents), depth,
+    clip (padding can be clipped), window (reduction axes that slide along a row), slides.
+    """
+    kind = classify(func, target.lanes("float32"))
+    if kind not in ("contraction", "window"):
+        return {"kind": kind}
+    stages = read_stages(func)
+    assert stages is not None
+    anchor = find_anchor(stages, target.lanes("float32"))
+    assert anchor is not None
+    pads = [access.pad for access in anchor.accesses if access.pad is not None]
+    fused = fusable_rows(anchor, pads) if kind == "contraction" else 1
+    return {
+        "kind": kind,
+        "lanes": anchor.lanes,
+        "rows": [list(row_extents(anchor, count)) for count in range(1, fused + 1)],
+        "points": prod(axis.extent for axis in anchor.stage.spatial),
+        "vectors": column_vectors(anchor),
+        "columns": prod(anchor.stage.spatial[p].extent for p in anchor.columns),
+        "row_points": prod(anchor.stage.spatial[p].extent for p in anchor.rows),
+        "batch": prod(anchor.stage.spatial[p].extent for p in anchor.batch),
+        "reductions": [axis.extent for axis in anchor.stage.reduction],
+        "clip": padding_can_be_clipped(anchor, _LONGEST_WINDOW),
+        "padded": bool(pads),
+        "window": list(window_reductions(anchor)),
+        "slides": list(sliding_reductions(anchor)) if kind == "window" else [],
+        "data_bytes": _data_bytes(anchor),
+    }
+
+
+def _data_bytes(anchor: Anchor) -> int:
+    access = next((a for a in anchor.accesses if not a.vector), anchor.accesses[0])
+    return prod(int(extent) for extent in access.buffer.shape) * 4
