@@ -44,6 +44,10 @@ class Attributes:
         """Tell whether the node gives the attribute; this does not count as reading it."""
         return name in self._given
 
+    def use_schema(self, operator: str) -> None:
+        """Take the defaults of an ai.onnx operator that this one extends."""
+        self._schema = onnx.defs.get_schema(operator)
+
     def unread(self) -> list[str]:
         """Return the attributes that the node gives and nobody read."""
         return sorted(set(self._given) - self._read)

@@ -8,6 +8,7 @@ from tilewright.frontends.onnx.ops import (  # noqa: F401
     elementwise,
     indexing,
     linear,
+    microsoft,
     normalization,
     pooling,
     quantization,

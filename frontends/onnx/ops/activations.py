@@ -96,17 +96,18 @@ def shrink(op: NodeContext) -> Value:
 @register("HardSigmoid")
 def hard_sigmoid(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__HardSigmoid.html"""
-    return _hard_sigmoid(op, op.input(0), op.attr("alpha"), op.attr("beta"))
+    return hard_sigmoid_of(op, op.input(0), op.attr("alpha"), op.attr("beta"))
 
 
 @register("HardSwish")
 def hard_swish(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__HardSwish.html"""
     data = op.input(0)
-    return op.call(R.multiply, data, _hard_sigmoid(op, data, 1 / 6, 0.5))
+    return op.call(R.multiply, data, hard_sigmoid_of(op, data, 1 / 6, 0.5))
 
 
-def _hard_sigmoid(op: NodeContext, data: Value, alpha: float, beta: float) -> Value:
+def hard_sigmoid_of(op: NodeContext, data: Value, alpha: float, beta: float) -> Value:
+    """Compute clip(alpha * x + beta, 0, 1)."""
     scaled = op.call(R.multiply, data, op.scalar(alpha, data.dtype))
     return clip(op, op.call(R.add, scaled, op.scalar(beta, data.dtype)), 0.0, 1.0)
 
@@ -164,8 +165,9 @@ def gelu(op: NodeContext) -> Value:
     return op.call(R.nn.gelu if exact else R.nn.gelu_tanh, op.input(0))
 
 
-@register("Softmax", 1)
-@register("LogSoftmax", 1)
+# Not foldable: the reference implementation has only the later meaning.
+@register("Softmax", 1, foldable=False)
+@register("LogSoftmax", 1, foldable=False)
 def softmax_flattened(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__Softmax.html before opset 13.
 
@@ -195,7 +197,7 @@ def _softmax_of(op: NodeContext):
     return R.nn.softmax if op.node.op_type == "Softmax" else R.nn.log_softmax
 
 
-@register("Hardmax", 1)
+@register("Hardmax", 1, foldable=False)
 @register("Hardmax", 13)
 def hardmax(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__Hardmax.html"""
