@@ -11,24 +11,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from math import prod
 from typing import Any
 
-from tvm import sym, tirx
+from tvm import tirx
 from tvm.ir import Call, TensorLoad
 
 from tilewright.compiler.schedule.analysis import Axis, Stage, inline_loads, read_stages
+from tilewright.compiler.schedule.boxes import cut
 from tilewright.compiler.schedule.expressions import (
     Expr,
     children,
     dtype_of,
-    linear_form,
     loads_in,
-    range_from_zero,
-    rebuild,
-    substitute,
 )
+from tilewright.compiler.schedule.fallback import schedule_fallback
 from tilewright.compiler.schedule.micro_kernel import constant_like, sequence
 from tilewright.compiler.schedule.register_transpose import transpose_rows
 from tilewright.compiler.schedule.vector_nest import (
@@ -47,8 +44,6 @@ from tilewright.errors import InvalidScheduleError
 
 # A call such as exp or erf becomes a polynomial of about this many operations.
 _CALL_COST = 16
-# More boxes than this are more code than the conditions are worth.
-_MAX_BOXES = 64
 # Parallel loops are split into about this many tasks, enough to balance any number of cores.
 _TASKS = 64
 
@@ -99,12 +94,12 @@ def schedule_elementwise(
 ) -> tirx.PrimFunc:
     """Return vectorised, parallel loops for a function without reductions.
 
-    A function that is not a sequence of blocks with one store each is returned as it is.
+    A function that is not a sequence of blocks with one store each is only made parallel.
     """
     stages = read_stages(func)
-    if stages is None or not all(stage.spatial for stage in stages):
-        return func
     chosen = decisions or default_elementwise_decisions(func, target)
+    if stages is None:
+        return schedule_fallback(func, chosen.parallel_work)
     kernel = Kernel(func)
     producers = {stage.buffer: stage for stage in stages}
     bodies = []
@@ -134,138 +129,6 @@ def operations(expr: Expr) -> int:
     if isinstance(expr, TensorLoad):
         return 1
     return own + sum(operations(part) for part in children(expr))
-
-
-# -- boxes -----------------------------------------------------------------------------------
-
-
-def cut(stage: Stage) -> list[Stage]:
-    """Cut a stage's domain into boxes in which its conditions are constant.
-
-    Axes of a box start at 0; its indices and value are shifted. A condition over several axes is
-    cut along the axis with the largest step first. Conditions that are not linear stay.
-    """
-    done: list[Stage] = []
-    open_boxes = [stage]
-    while open_boxes:
-        box = open_boxes.pop()
-        points = _cut_points(box) if len(done) + len(open_boxes) < _MAX_BOXES else None
-        if points is None:
-            done.append(box)
-            continue
-        position, starts = points
-        axis = box.spatial[position]
-        edges = [0, *starts, axis.extent]
-        for first, end in pairwise(edges):
-            open_boxes.append(_restrict(box, position, first, end))
-    return done
-
-
-def _cut_points(box: Stage) -> tuple[int, list[int]] | None:
-    """Return (axis position, where to cut) for the first condition that varies in the box."""
-    for term in _conditions(box.value):
-        form = linear_form(
-            term.a - term.b, [axis.var for axis in box.spatial], _analyzer(box.spatial)
-        )
-        if form is None or not form.coefficients:
-            continue
-        largest = max(form.coefficients, key=lambda var: abs(form.coefficients[var]))
-        position = next(i for i, a in enumerate(box.spatial) if a.var.same_as(largest))
-        step, extent = form.of(largest), box.spatial[position].extent
-        others = [
-            form.of(axis.var) * (axis.extent - 1)
-            for i, axis in enumerate(box.spatial)
-            if i != position
-        ]
-        low = form.constant + sum(min(0, other) for other in others)
-        high = form.constant + sum(max(0, other) for other in others)
-        signs = (
-            [_outcome(term, step * at + low, step * at + high) for at in range(extent)]
-            if extent <= 1 << 16
-            else []
-        )
-        starts = [at for at in range(1, len(signs)) if signs[at] is not signs[at - 1]]
-        if starts:
-            return position, starts
-    return None
-
-
-def _outcome(term: Expr, low: int, high: int) -> bool | None:
-    """Return what `difference (op) 0` is for differences in [low, high]; None if it varies."""
-    tests = {
-        tirx.LT: lambda d: d < 0,
-        tirx.LE: lambda d: d <= 0,
-        tirx.GT: lambda d: d > 0,
-        tirx.GE: lambda d: d >= 0,
-    }
-    test = tests[type(term)]
-    return test(low) if test(low) == test(high) else None
-
-
-def _conditions(expr: Expr) -> list[Expr]:
-    """Return the comparisons of indices that if_then_else and Select test, outermost first."""
-    found: list[Expr] = []
-
-    def comparisons(condition: Expr) -> None:
-        if isinstance(condition, tirx.LT | tirx.LE | tirx.GT | tirx.GE):
-            if dtype_of(condition.a).startswith("int") and not loads_in(condition):
-                found.append(condition)
-        elif isinstance(condition, tirx.And | tirx.Or | tirx.Not):
-            for part in children(condition):
-                comparisons(part)
-
-    def visit(node: Expr) -> None:
-        if isinstance(node, tirx.Select):
-            comparisons(node.condition)
-        elif isinstance(node, Call) and str(getattr(node.op, "name", "")).endswith("if_then_else"):
-            comparisons(node.args[0])
-        for part in children(node):
-            visit(part)
-
-    visit(expr)
-    return found
-
-
-def _analyzer(axes: Sequence[Axis]) -> sym.Analyzer:
-    analyzer = sym.Analyzer()
-    for axis in axes:
-        analyzer.bind(axis.var, range_from_zero(axis.extent))
-    return analyzer
-
-
-def _restrict(box: Stage, position: int, first: int, end: int) -> Stage:
-    old = box.spatial[position]
-    axis = Axis(tirx.Var(old.name, dtype_of(old.var)), end - first)
-    spatial = (*box.spatial[:position], axis, *box.spatial[position + 1 :])
-    at = {old.var: axis.var + constant_like(first, axis.var)}
-    analyzer = _analyzer(spatial)
-    return replace(
-        box,
-        spatial=spatial,
-        indices=tuple(analyzer.simplify(substitute(index, at)) for index in box.indices),
-        value=_simplify_conditions(substitute(box.value, at), analyzer),
-    )
-
-
-def _simplify_conditions(value: Expr, analyzer: sym.Analyzer) -> Expr:
-    """Resolve conditions that the analyzer decides; arithmetic on data is not touched."""
-
-    def leaf(node: Expr) -> Expr | None:
-        if isinstance(node, tirx.Select):
-            condition, yes, no = node.condition, node.true_value, node.false_value
-        elif isinstance(node, Call) and str(getattr(node.op, "name", "")).endswith("if_then_else"):
-            condition, yes, no = node.args
-        else:
-            return None
-        condition = analyzer.simplify(condition)
-        if isinstance(condition, tirx.IntImm):
-            return rebuild(yes if int(condition) else no, leaf)
-        yes, no = rebuild(yes, leaf), rebuild(no, leaf)
-        if isinstance(node, tirx.Select):
-            return tirx.Select(condition, yes, no)
-        return tirx.if_then_else(condition, yes, no)
-
-    return rebuild(value, leaf)
 
 
 # -- one box ---------------------------------------------------------------------------------

@@ -32,10 +32,10 @@ from tilewright.compiler.schedule.expressions import (
     rebuild,
     substitute,
 )
+from tilewright.compiler.schedule.fallback import schedule_fallback
 from tilewright.compiler.schedule.micro_kernel import constant_like, local_buffer, ramp, sequence
 from tilewright.compiler.schedule.row_axes import Rows, find_rows
 from tilewright.compiler.schedule.vector_nest import (
-    Access,
     KeptDim,
     Kernel,
     Loop,
@@ -103,12 +103,13 @@ def schedule_reduction(
 ) -> tirx.PrimFunc:
     """Return vectorised, parallel loops over rows for a function with reductions.
 
-    A function that is not a sequence of blocks with one store each is returned as it is.
+    A function that is not a sequence of blocks with one store each, or that reduces in another
+    way than by +, *, max or min, is only made parallel.
     """
     stages = read_stages(func)
-    if stages is None:
-        return func
     chosen = decisions or default_reduction_decisions(func, target)
+    if stages is None or not all(_is_supported(stage) for stage in stages):
+        return schedule_fallback(func, chosen.parallel_work)
     kernel = Kernel(func)
     stages = _inline(func, stages)
     intermediates = [s.buffer for s in stages if not _is_parameter(func, s.buffer)]
@@ -572,20 +573,24 @@ def _mentions(expr: Expr, variable: Any) -> bool:
     return any(_mentions(part, variable) for part in children(expr))
 
 
-def _term(stage: Stage) -> tuple[Any, Expr]:
-    """Return (combiner, what joins the accumulator) of `out = combine(out, term)`.
+def _is_supported(stage: Stage) -> bool:
+    if not stage.reduction:
+        return bool(stage.axes)
+    return type(stage.value) in _COMBINERS and _own_side(stage) is not None
 
-    Raises:
-        InvalidScheduleError: the stage combines in another way.
-    """
-    value = stage.value
-    if type(value) in _COMBINERS:
-        for own, term in ((value.a, value.b), (value.b, value.a)):
-            if isinstance(own, TensorLoad) and own.source.same_as(stage.buffer):
-                return type(value), term
-    raise InvalidScheduleError(
-        f"block {stage.name!r} reduces with something other than +, *, max or min"
-    )
+
+def _own_side(stage: Stage) -> str | None:
+    """Return which operand ("a" or "b") of a reduction's combiner is the accumulator."""
+    for side in ("a", "b"):
+        own = getattr(stage.value, side)
+        if isinstance(own, TensorLoad) and own.source.same_as(stage.buffer):
+            return side
+    return None
+
+
+def _term(stage: Stage) -> tuple[Any, Expr]:
+    """Return (combiner, what joins the accumulator) of `out = combine(out, term)`."""
+    return type(stage.value), stage.value.b if _own_side(stage) == "a" else stage.value.a
 
 
 def _by_step(axes: list[Axis], nest: Nest) -> list[Axis]:
@@ -609,11 +614,3 @@ def _multiply_by_reciprocals(value: Expr, inner: list[Any]) -> Expr:
         return rebuild(node.a, leaf) * (tirx.const(1.0, "float32") / rebuild(node.b, leaf))
 
     return rebuild(value, leaf)
-
-
-__all__ = [
-    "Access",
-    "ReductionDecisions",
-    "default_reduction_decisions",
-    "schedule_reduction",
-]
