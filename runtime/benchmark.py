@@ -43,6 +43,7 @@ def interleave(
     rounds: int = 30,
     warmup: int = 3,
     min_sample_s: float = 1e-3,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, np.ndarray]:
     """Call the functions in turns and return the seconds per call of each, float64 [rounds].
 
@@ -51,28 +52,34 @@ def interleave(
         rounds: how many samples of each.
         warmup: calls of each that are not timed.
         min_sample_s: a function faster than this is called repeatedly for one sample.
+        clock: seconds. `time.thread_time` leaves out the time in which other processes ran, where
+            all functions do their work in the calling thread.
     """
     names = list(functions)
-    repeats = {name: _warm_up(functions[name], warmup, min_sample_s) for name in names}
+    repeats = {name: _warm_up(functions[name], warmup, min_sample_s, clock) for name in names}
     samples = {name: np.empty(rounds) for name in names}
     for index in range(rounds):
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:
-            samples[name][index] = _seconds_per_call(functions[name], repeats[name])
+            samples[name][index] = _seconds_per_call(functions[name], repeats[name], clock)
     return samples
 
 
-def _warm_up(function: Callable[[], Any], warmup: int, min_sample_s: float) -> int:
+def _warm_up(
+    function: Callable[[], Any], warmup: int, min_sample_s: float, clock: Callable[[], float]
+) -> int:
     """Call the function; return how many calls make a sample that is long enough."""
-    fastest = min(_seconds_per_call(function, 1) for _ in range(max(1, warmup)))
+    fastest = min(_seconds_per_call(function, 1, clock) for _ in range(max(1, warmup)))
     return max(1, int(np.ceil(min_sample_s / max(fastest, 1e-9))))
 
 
-def _seconds_per_call(function: Callable[[], Any], repeats: int) -> float:
-    start = time.perf_counter()
+def _seconds_per_call(
+    function: Callable[[], Any], repeats: int, clock: Callable[[], float]
+) -> float:
+    start = clock()
     for _ in range(repeats):
         function()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def summarize(samples: Sequence[float] | np.ndarray) -> Timing:
