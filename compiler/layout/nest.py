@@ -212,8 +212,6 @@ def _is_true(expr: Any) -> bool:
 
 def build_stage(stage: Stage, index_dtype: str) -> tirx.Stmt:
     """Return the loop nest of a stage, its loops in the order of the axes."""
-    buffers = {store.buffer: store.buffer for store in stage.stores}
-    buffers |= {load.source: load.source for load in stage.loads}
     iter_vars, values, loops = [], [], []
     for axis in stage.axes:
         domain = Range.from_min_extent(
@@ -223,10 +221,7 @@ def build_stage(stage: Stage, index_dtype: str) -> tirx.Stmt:
         iter_vars.append(tirx.IterVar(domain, axis.var, axis.kind))
         values.append(loop_var)
         loops.append((loop_var, domain))
-    block = s_tir.SBlock(
-        iter_vars, [], [], stage.name, stage.body, stage.init, annotations=stage.annotations
-    )
-    reads, writes = s_tir.analysis.get_sblock_read_write_region(block, buffers)
+    reads, writes = _regions(stage, iter_vars)
     block = s_tir.SBlock(
         iter_vars, reads, writes, stage.name, stage.body, stage.init, annotations=stage.annotations
     )
@@ -234,6 +229,24 @@ def build_stage(stage: Stage, index_dtype: str) -> tirx.Stmt:
     for loop_var, domain in reversed(loops):
         stmt = tirx.For(loop_var, domain.min, domain.extent, tirx.ForKind.SERIAL, stmt)
     return stmt
+
+
+def _regions(stage: Stage, iter_vars: list[tirx.IterVar]) -> tuple[list[Any], list[Any]]:
+    """Return the regions that a block reads and writes."""
+    accesses = [(load.source, load.indices) for load in stage.loads]
+    accesses += [(store.buffer, store.indices) for store in stage.stores]
+    buffers = {buffer: buffer for buffer, _ in accesses}
+    if len(buffers) == len(accesses) and not any(loads_of(load.indices) for load in stage.loads):
+        regions = [_point(buffer, indices) for buffer, indices in accesses]
+        return regions[: len(stage.loads)], regions[len(stage.loads) :]
+    # TVM's analysis joins regions, but takes milliseconds for a large concatenation
+    block = s_tir.SBlock(iter_vars, [], [], stage.name, stage.body, stage.init)
+    return s_tir.analysis.get_sblock_read_write_region(block, buffers)
+
+
+def _point(buffer: tirx.Buffer, indices: Sequence[Any]) -> Any:
+    ranges = [Range.from_min_extent(i, tirx.IntImm(str(i.ty), 1)) for i in indices]
+    return tirx.BufferRegion(buffer, ranges)
 
 
 def build_function(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -119,7 +120,7 @@ class Layout:
 
     def simplify(self) -> Layout:
         """Return the layout in normal form: the same map in fewer primitives."""
-        return Layout(self.shape, simplified(self.shape, self.primitives))
+        return _simplified(self)
 
     def map_index(self, index: Sequence[Any]) -> Index:
         """Return the physical place of the logical element `index` (ints or TIR expressions)."""
@@ -202,6 +203,11 @@ class Layout:
         for primitive in self.primitives:
             labels = _describe_step(primitive, labels)
         return f"{' '.join(names)} -> {' '.join(label.text for label in labels)}"
+
+
+@lru_cache(maxsize=4096)
+def _simplified(layout: Layout) -> Layout:
+    return Layout(layout.shape, simplified(layout.shape, layout.primitives))
 
 
 @dataclass(frozen=True)

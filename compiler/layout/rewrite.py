@@ -17,12 +17,15 @@ their own, named ``<block>_border``, and the block itself writes at an offset.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
 
 from tvm import tirx
 
 from tilewright.compiler.layout.border import border_stages, read_through_borders
 from tilewright.compiler.layout.guests import guest_layouts
 from tilewright.compiler.layout.inference import infer_layouts
+from tilewright.compiler.layout.kinds import Shape
 from tilewright.compiler.layout.nest import (
     Nests,
     Stage,
@@ -120,12 +123,21 @@ def _index_dtype(nests: Nests) -> str:
     return "int64"
 
 
+@lru_cache(maxsize=4096)
+def _extents(shape: Shape, index_dtype: str) -> tuple[list[tirx.IntImm], Any]:
+    """Return a shape as TIR constants, and TVM's own row-major layout of it (slow to make)."""
+    extents = [tirx.IntImm(index_dtype, extent) for extent in shape]
+    return extents, tirx.decl_buffer(extents, "float32", "any").ty.layout
+
+
 def _place(buffer: tirx.Buffer, layout: Layout, index_dtype: str) -> Placement:
     """Return the physical buffer of a logical one; the logical one itself if they are equal."""
     simple = layout.simplify()
     if not simple.primitives:
         return Placement(simple, buffer, simple, ((0, 0),) * len(layout.shape))
-    extents = [tirx.IntImm(index_dtype, extent) for extent in simple.physical_shape]
-    physical = tirx.decl_buffer(extents, buffer.dtype, buffer.name, scope=buffer.scope())
+    extents, tiles = _extents(simple.physical_shape, index_dtype)
+    physical = tirx.decl_buffer(
+        extents, buffer.dtype, buffer.name, scope=buffer.scope(), layout=tiles
+    )
     core, border = split_border(simple)
     return Placement(simple, physical, core, border)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -166,7 +167,7 @@ def _add_reduction(
     cuts: dict[Any, list[int]] = {axis.var: [] for axis in stage.reduction}
     extents = {axis.var: axis.extent for axis in stage.axes}
     reduction = {axis.var: axis.extent for axis in stage.reduction if axis.var not in whole}
-    for load in stage.loads:
+    for load in stage.loads if reduction else ():
         layout = places[load.source].layout
         for var, cut in reduction_boundaries(load.indices, layout, extents, reduction):
             cuts[var].append(cut)
@@ -213,6 +214,12 @@ def _digit_names(name: str, count: int) -> list[str]:
     if count == 2:
         return [f"{name}_o", f"{name}_i"]
     return [f"{name}_{k}" for k in range(count)]
+
+
+def _callback(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep the signature, which `structural_mutate` asks each callback for at every call."""
+    method.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
+    return method
 
 
 class _Rewriter:
@@ -267,9 +274,11 @@ class _Rewriter:
             ],
         )
 
+    @_callback
     def _var(self, var: Any, mutator: Any) -> Any:
         return self.loops.values.get(var, var)
 
+    @_callback
     def _store(self, store: Any, mutator: Any) -> Any:
         value = mutator.mutate(store.value)
         physical = self.places[store.buffer].physical
@@ -279,6 +288,7 @@ class _Rewriter:
         moved = zip(self.store_index, self.places[buffer].border, strict=True)
         return [index + before if before else index for index, (before, _) in moved]
 
+    @_callback
     def _load(self, load: Any, mutator: Any) -> Any:
         place = self.places[load.source]
         if load.source in self.written:
@@ -315,6 +325,7 @@ class _Rewriter:
         conditions = [c for c in self.valid if not involved.isdisjoint(_vars_of(c))]
         return tirx.if_then_else(tirx.all(*conditions), new, _zero(new))
 
+    @_callback
     def _call(self, call: Any, mutator: Any) -> Any:
         if not isinstance(call.op, tvm.ir.Op) or not call.op.name.endswith(".if_then_else"):
             return mutator.default_mutate(call)
@@ -327,6 +338,7 @@ class _Rewriter:
             other = mutator.mutate(call.args[2])
         return tirx.if_then_else(condition, then, other)
 
+    @_callback
     def _select(self, select: Any, mutator: Any) -> Any:
         condition = self.bounds.simplify(mutator.mutate(select.condition))
         then = mutator.mutate(select.true_value)

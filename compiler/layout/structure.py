@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 
 from tilewright.compiler.layout.kinds import (
@@ -36,6 +37,7 @@ class PerDimension:
     order: tuple[tuple[int, int], ...]
 
 
+@lru_cache(maxsize=4096)
 def per_dimension(layout: Layout) -> PerDimension | None:
     """Return the layout in parts, or None where it mixes dimensions (fuses them)."""
     owners = list(range(len(layout.shape)))
@@ -65,6 +67,11 @@ def carry_over(layout: Layout, shape: Shape, sources: Sequence[int | None]) -> L
     A dimension without a source stays whole, behind the dimension before it. Borders are not
     carried over, nor are primitives that repeat or drop data. None where `layout` fuses dimensions.
     """
+    return _carried_over(layout, shape, tuple(sources))
+
+
+@lru_cache(maxsize=4096)
+def _carried_over(layout: Layout, shape: Shape, sources: tuple[int | None, ...]) -> Layout | None:
     parts = per_dimension(layout)
     if parts is None:
         return None
@@ -120,6 +127,7 @@ def _fitted_chain(chain: Chain, extent: int, new_extent: int) -> Chain:
     return ()
 
 
+@lru_cache(maxsize=4096)
 def split_border(layout: Layout) -> tuple[Layout, tuple[tuple[int, int], ...]]:
     """Return the layout without its border, and the border per physical dimension.
 
