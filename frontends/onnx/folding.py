@@ -80,7 +80,7 @@ def fold(node: onnx.NodeProto, inputs: Sequence[Value | None], opset: int) -> li
     direct = _DIRECT.get(node.op_type) if node.domain == "" else None
     try:
         if direct is not None:
-            return [direct(node, *arrays)]
+            return [direct(node, *given)]
         outputs = operator(node, parameters).run(*arrays)
     except _FAILURES:
         # The reference implementation has gaps; the converter has the last word.
@@ -113,7 +113,8 @@ def _result_bytes(node: onnx.NodeProto, arrays: Sequence[np.ndarray | None]) -> 
     item = max(array.dtype.itemsize for array in given)
     if node.op_type in _EXPANDING_BY_SHAPE_INPUT:
         shape = arrays[_EXPANDING_BY_SHAPE_INPUT[node.op_type]]
-        return item * math.prod(max(1, int(extent)) for extent in np.ravel(shape))
+        extents = [] if shape is None else np.ravel(shape).tolist()
+        return item * math.prod(max(1, extent) for extent in extents)
     first = given[0]
     if node.op_type == "Tile":
         return first.nbytes * math.prod(max(1, int(count)) for count in np.ravel(given[-1]))

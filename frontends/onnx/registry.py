@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from tilewright.frontends.onnx.values import Value
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Result: TypeAlias = Value | list[Value] | Sequence["Value | list[Value] | None"]
 Convert: TypeAlias = "Callable[[NodeContext], Result]"
+ConvertT = TypeVar("ConvertT", bound="Callable[[NodeContext], Result]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ def register(
     domain: str = "",
     foldable: bool = True,
     shape_inputs: Sequence[int] = (),
-) -> Callable[[Convert], Convert]:
+) -> Callable[[ConvertT], ConvertT]:
     """Register a converter for an operator from one opset version on.
 
     Args:
@@ -48,7 +49,7 @@ def register(
             they must be constants, and a caller may specialise a model for them.
     """
 
-    def add(convert: Convert) -> Convert:
+    def add(convert: ConvertT) -> ConvertT:
         versions = _CONVERTERS.setdefault((domain, operator), {})
         if since in versions:
             raise ValueError(f"two converters for {domain}::{operator} since opset {since}")

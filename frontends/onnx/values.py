@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from tvm import relax
 
+from tilewright.errors import ModelError
+
 
 @dataclass(slots=True, eq=False)
 class Value:
@@ -51,7 +53,13 @@ def numpy_dtype(name: str) -> np.dtype:
 
 
 def dtype_of_onnx(elem_type: int) -> str:
-    """Return the numpy dtype name of an ONNX ``TensorProto.DataType``."""
+    """Return the numpy dtype name of an ONNX ``TensorProto.DataType``.
+
+    Raises:
+        ModelError: ONNX does not define the number.
+    """
+    if elem_type not in onnx.TensorProto.DataType.values() or not elem_type:
+        raise ModelError(f"the model names element type {elem_type}, which ONNX does not define")
     return str(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
 
 

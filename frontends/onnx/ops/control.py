@@ -110,7 +110,7 @@ def _stack(op: NodeContext, rows: Sequence[Value], info: onnx.ValueInfoProto) ->
         shape = [0, *(dim.dim_value for dim in kind.shape.dim)]
         return constant(np.zeros(shape, numpy_dtype(dtype_of_onnx(kind.elem_type))))
     if all(row.data is not None for row in rows):
-        return constant(np.stack([row.data for row in rows]))
+        return constant(np.stack([row.data for row in rows if row.data is not None]))
     lifted = [reshape_to(op, row, (1, *row.shape)) for row in rows]
     return lifted[0] if len(lifted) == 1 else op.call(R.concat, lifted, 0)
 

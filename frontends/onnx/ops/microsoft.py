@@ -70,12 +70,13 @@ def fused_conv(op: NodeContext) -> Value:
     result = conv(op)
     if op.optional(3) is not None:
         result = op.call(R.add, result, op.input(3))
-    name, parameters = op.attr("activation", ""), op.attr("activation_params", ()) or ()
+    name: str = op.attr("activation", "")
+    parameters: list[float] = list(op.attr("activation_params", ()))
     if name in ("", "Relu", "Tanh", "Sigmoid"):
         functions = {"Relu": R.nn.relu, "Tanh": R.tanh, "Sigmoid": R.sigmoid}
         return op.call(functions[name], result) if name else result
     if name == "LeakyRelu":
-        return op.call(R.nn.leakyrelu, result, *parameters[:1])
+        return op.call(R.nn.leakyrelu, result, parameters[0])
     if name == "Clip":
         return op.call(R.clip, result, min=parameters[0], max=parameters[1])
     if name == "HardSigmoid":

@@ -42,9 +42,8 @@ def _dft(op: NodeContext, axis: int) -> Value:
     used = min(data.shape[axis], spectrum)
     if real_output:
         used = min(data.shape[axis], spectrum // 2 + 1)
-    real, imaginary = (
-        None if part is None else cut(op, part, axis, 0, used) for part in (real, imaginary)
-    )
+    real = cut(op, real, axis, 0, used)
+    imaginary = None if imaginary is None else cut(op, imaginary, axis, 0, used)
     matrix = _matrix(rows, used, spectrum, inverse)
     if real_output:
         # The other half of a one-sided spectrum is the conjugate; it doubles all but the ends.

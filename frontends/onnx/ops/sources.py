@@ -66,6 +66,8 @@ def range_of(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__Range.html"""
     start, limit, delta = (op.data(index).reshape(()) for index in range(3))
     count = max(0, math.ceil((limit - start) / delta))
+    if count * start.itemsize > GROWTH_LIMIT_BYTES:
+        op.fail(f"a range of {count} numbers would be stored in the compiled file")
     steps = np.arange(count).astype(start.dtype)
     return constant((start + steps * delta).astype(start.dtype))
 
@@ -75,7 +77,8 @@ def eye_like(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__EyeLike.html"""
     data, offset, to = op.input(0), op.attr("k"), op.attr("dtype", None)
     dtype = data.dtype if to is None else dtype_of_onnx(to)
-    return constant(np.eye(*data.shape, k=offset).astype(numpy_dtype(dtype)))
+    rows, columns = data.shape
+    return constant(np.eye(rows, columns, k=offset).astype(numpy_dtype(dtype)))
 
 
 @register("HannWindow", 17, shape_inputs=(0,))
@@ -87,7 +90,8 @@ def window(op: NodeContext) -> Value:
     dtype = numpy_dtype(dtype_of_onnx(op.attr("output_datatype")))
     angle = 2 * np.pi * np.arange(size) / max(1, size if periodic else size - 1)
     terms = _WINDOW_TERMS[op.node.op_type]
-    return constant(sum(a * np.cos(k * angle) for k, a in enumerate(terms)).astype(dtype))
+    waves = np.stack([a * np.cos(k * angle) for k, a in enumerate(terms)])
+    return constant(waves.sum(axis=0).astype(dtype))
 
 
 _WINDOW_TERMS = {
