@@ -319,8 +319,9 @@ def _tile(
     statements: list[tirx.Stmt] = []
     buffers: dict[Any, list[Any]] = {}
     for load, access in nest.loads():
-        tileable = _strides(access, loops[-1]) and access.form.of(row.last) == 1
-        if not tileable or _bits(str(access.buffer.dtype)) != 32:
+        if access.form is None or access.form.of(row.last) != 1:
+            continue
+        if not _strides(access, loops[-1]) or _bits(str(access.buffer.dtype)) != 32:
             continue
         vectors = []
         for lane in range(lanes):
