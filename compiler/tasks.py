@@ -167,11 +167,11 @@ def tuned_choices(operator: Operator, target: Target, lookup: Lookup) -> tuple[C
     scale = max(ratios, default=1.0)
     result = []
     for choice in choices:
-        decision = best.pop(choice.layouts, None)
-        if decision is None:
+        tuned = best.pop(choice.layouts, None)
+        if tuned is None:
             result.append(replace(choice, seconds=choice.seconds * max(scale, 1.0)))
         else:
-            result.append(_measured(choice.name, decision))
+            result.append(_measured(choice.name, tuned))
     result += [_measured(f"tuned {i}", decision) for i, decision in enumerate(best.values())]
     return tuple(result)
 

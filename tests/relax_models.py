@@ -13,9 +13,7 @@ def module(
     dtype: str = "float32",
 ) -> tvm.IRModule:
     """Build main(x0, x1, ...) -> (result,) with `body(emit, x0, x1, ...)`."""
-    params = [
-        relax.Var(f"x{i}", relax.TensorType(shape, dtype)) for i, shape in enumerate(shapes)
-    ]
+    params = [relax.Var(f"x{i}", relax.TensorType(shape, dtype)) for i, shape in enumerate(shapes)]
     builder = relax.BlockBuilder()
     with builder.function("main", params):
         with builder.dataflow():

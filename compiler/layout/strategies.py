@@ -109,7 +109,7 @@ def fixed(image_format: str) -> Strategy:
         for operator, table in zip(problem.operators, problem.tables, strict=True):
             kept = [_images_in(operator, choice, image_format) for choice in table]
             best = [i for i, count in enumerate(kept) if count == max(kept)]
-            indices.append(min(best, key=lambda i, t=table: t[i].seconds))
+            indices.append(min(best, key=[choice.seconds for choice in table].__getitem__))
         return indices, False
 
     return strategy

@@ -59,7 +59,9 @@ class _Canonicalize(relax.expr_functor.PyExprMutator):
     def _slice(self, call: relax.Call) -> relax.Expr:
         source, axes, *bounds = call.args
         made_by = self.lookup_binding(source) if isinstance(source, relax.Var) else None
-        if op_name(made_by) != "relax.permute_dims" or not isinstance(axes, relax.Tuple):
+        if made_by is None or op_name(made_by) != "relax.permute_dims":
+            return call
+        if not isinstance(axes, relax.Tuple):
             return call
         rank = len(static_shape(source))
         reverse = list(reversed(range(rank)))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import tvm
@@ -64,19 +65,23 @@ def _phase_weights(weight: np.ndarray, groups: int, axes: list[_Axis]) -> np.nda
         (groups, *strides, outputs_per_group, inputs // groups, *taps), dtype=weight.dtype
     )
     for phase in product(*(range(stride) for stride in strides)):
-        taken = grouped[(..., *(slice(r, None, s) for r, s in zip(phase, strides, strict=True)))]
+        steps = (slice(r, None, s) for r, s in zip(phase, strides, strict=True))
+        every: tuple[Any, ...] = (..., *steps)
+        taken = grouped[every]
         sizes = taken.shape[3:]
         reverse = tuple(
             slice(t - 1, t - 1 - n if t > n else None, -1) for t, n in zip(taps, sizes, strict=True)
         )
-        result[(slice(None), *phase, slice(None), slice(None), *reverse)] = taken.swapaxes(1, 2)
+        place: tuple[Any, ...] = (slice(None), *phase, slice(None), slice(None), *reverse)
+        result[place] = taken.swapaxes(1, 2)
     return result.reshape(-1, inputs // groups, *taps)
 
 
 def _dilate(weight: np.ndarray, dilation: list[int]) -> np.ndarray:
     sizes = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilation, strict=True)]
     spread = np.zeros((*weight.shape[:2], *sizes), weight.dtype)
-    spread[(..., *(slice(None, None, d) for d in dilation))] = weight
+    every: tuple[Any, ...] = (..., *(slice(None, None, d) for d in dilation))
+    spread[every] = weight
     return spread
 
 
@@ -115,7 +120,7 @@ class _Lower(relax.expr_functor.PyExprMutator):
         ]
         data = self._crop_for_negative_padding(call.args[0], axes)
         out = self.builder_.emit(
-            _CONVOLUTIONS[op_name(call)](
+            _CONVOLUTIONS[str(op_name(call))](
                 data,
                 relax.const(_phase_weights(weight, groups, axes)),
                 padding=[max(a.pad_before, 0) for a in axes] + [max(a.pad_after, 0) for a in axes],

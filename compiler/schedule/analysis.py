@@ -350,6 +350,7 @@ def _assign_roles(
 ) -> Anchor | None:
     vectors = [access for access in accesses if access.vector]
     others = [access for access in accesses if not access.vector]
+    weight: Access | None
     if len(vectors) == 1 and len(others) == 1:
         kind: Kind = "contraction"
         data, weight = others[0], vectors[0]

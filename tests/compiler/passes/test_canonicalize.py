@@ -29,7 +29,10 @@ def test_chain_of_views_becomes_one_reshape():
         y = emit(op.reshape(y, (10, 21)))
         return emit(op.nn.relu(y))
 
-    assert _check(module([(2, 5, 21, 1)], body), (2, 5, 21, 1)) == ["relax.reshape", "relax.nn.relu"]
+    assert _check(module([(2, 5, 21, 1)], body), (2, 5, 21, 1)) == [
+        "relax.reshape",
+        "relax.nn.relu",
+    ]
 
 
 def test_reshape_to_the_same_shape_vanishes():

@@ -38,7 +38,9 @@ def _module(data_shape, weight, *, stride, padding, output_padding, dilation, gr
 def _reference(x, weight, *, stride, padding, output_padding, dilation, groups):
     """Scatter every input element through the kernel (ONNX ConvTranspose, opset 11)."""
     rank, kernel = x.ndim - 2, weight.shape[2:]
-    full = [(s - 1) * stride + (k - 1) * dilation + 1 for s, k in zip(x.shape[2:], kernel, strict=True)]
+    full = [
+        (s - 1) * stride + (k - 1) * dilation + 1 for s, k in zip(x.shape[2:], kernel, strict=True)
+    ]
     per_in, per_out = x.shape[1] // groups, weight.shape[1]
     out = np.zeros((x.shape[0], groups * per_out, *(f + output_padding for f in full)))
     for group in range(groups):
