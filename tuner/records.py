@@ -166,9 +166,9 @@ def best_records(records: Iterable[Record], count: int = 1) -> list[Record]:
             group = digest([record.task_key, dict(record.target), layouts])
             groups.setdefault(group, []).append(record)
     kept = []
-    for group in groups.values():
-        seen = set()
-        for record in sorted(group, key=lambda record: record.seconds):
+    for alike in groups.values():
+        seen: set[Candidate] = set()
+        for record in sorted(alike, key=lambda record: record.seconds):
             if record.candidate not in seen and len(seen) < count:
                 seen.add(record.candidate)
                 kept.append(record)
