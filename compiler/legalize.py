@@ -7,6 +7,8 @@ from collections.abc import Callable
 from tvm import relax, topi
 from tvm.tirx import PrimFunc
 
+from tilewright.compiler.passes.norm_legalize import legalize_group_norm, legalize_instance_norm
+
 Legalization = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 
 VIEW_ATTRIBUTE = "tilewright.view"
@@ -22,4 +24,8 @@ def _reshape(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return lowered
 
 
-LEGALIZATIONS: dict[str, Legalization] = {"relax.reshape": _reshape}
+LEGALIZATIONS: dict[str, Legalization] = {
+    "relax.reshape": _reshape,
+    "relax.nn.instance_norm": legalize_instance_norm,
+    "relax.nn.group_norm": legalize_group_norm,
+}
