@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from tvm import tirx
 
-from tilewright.compiler.layout.kinds import Fuse, Index, Primitive, Shape, Split, StoreAt
+from tilewright.compiler.layout.base import Index, Primitive, Shape
+from tilewright.compiler.layout.kinds import Fuse, Split, StoreAt
 from tilewright.compiler.layout.nest import Nests, shape_of
 from tilewright.compiler.layout.primitives import Layout
 from tilewright.errors import LayoutError

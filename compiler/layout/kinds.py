@@ -1,147 +1,33 @@
-"""The layout primitives of ALT, one small frozen class each, with their inverses.
-
-Every primitive maps tensors of one shape to tensors of another one. It says the new shape, maps
-an index forth (`map_index`) and back (`unmap_index`), moves the elements of a numpy array
-(`transform`, `untransform`), and knows its inverse. Index arithmetic uses only the operators
-``+ - * // %`` and comparisons, so that Python ints, numpy arrays and TIR expressions all work.
-
-`untransform` gives back what `transform` was given, wherever the primitive keeps it.
-"""
+"""The layout primitives of ALT, one small frozen class each, with their inverses."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from dataclasses import fields as dataclass_fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
 
+from tilewright.compiler.layout.base import (
+    Index,
+    Primitive,
+    Shape,
+    check_dim,
+    check_int,
+    digits,
+    in_box,
+    joined,
+    minimum,
+    padded,
+    register,
+    sliced,
+    splice,
+)
 from tilewright.errors import LayoutError
 
-Shape = tuple[int, ...]
-Index = tuple[Any, ...]
 
-KINDS: dict[str, type[Primitive]] = {}
-
-
-def _register(cls: type[Primitive]) -> type[Primitive]:
-    if cls.kind in KINDS:
-        raise LayoutError(f"layout primitive kind {cls.kind!r} is registered twice")
-    KINDS[cls.kind] = cls
-    return cls
-
-
-@dataclass(frozen=True, slots=True)
-class Primitive:
-    """One step of a layout; the base class of every kind."""
-
-    kind: ClassVar[str] = ""
-    keeps_every_element: ClassVar[bool] = True
-    """Each element has exactly one place, so that a producer can write through the primitive."""
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """Return the shape after the primitive; raise LayoutError where it does not fit."""
-        raise NotImplementedError
-
-    def inverse(self, shape: Shape) -> Primitive:
-        """Return the primitive that undoes this one, which is applied to `shape`."""
-        raise NotImplementedError
-
-    def map_index(self, index: Index, shape: Shape) -> Index:
-        """Return where the element at `index` of a tensor of `shape` goes."""
-        raise NotImplementedError
-
-    def unmap_index(self, index: Index, shape: Shape) -> tuple[Index, list[Any]]:
-        """Return which element lies at `index` of the result, and the conditions that one does."""
-        raise NotImplementedError
-
-    def transform(self, array: np.ndarray, fill: Any, guests: Mapping[str, Any]) -> np.ndarray:
-        """Move the elements of `array`; new places hold `fill`."""
-        raise NotImplementedError
-
-    def untransform(self, array: np.ndarray, shape: Shape) -> np.ndarray:
-        """Undo `transform` of an array of `shape`."""
-        raise NotImplementedError
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON object with the kind as a tag."""
-        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        return {"kind": self.kind, **fields}
-
-
-def primitive_from_json(data: Any) -> Primitive:
-    """Return the primitive that `Primitive.to_json` wrote; unknown kinds and fields raise."""
-    if not isinstance(data, Mapping) or data.get("kind") not in KINDS:
-        raise LayoutError(f"unknown layout primitive {data!r}; known kinds: {', '.join(KINDS)}")
-    cls = KINDS[data["kind"]]
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "kind"}
-    known = {field.name for field in dataclass_fields(cls)}
-    if set(fields) != known:
-        raise LayoutError(
-            f"layout primitive {cls.kind!r} has fields {sorted(fields)}, expected {sorted(known)}"
-        )
-    return cls(**fields)
-
-
-def _check_int(what: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise LayoutError(f"{what} is {value!r}, expected an integer of at least {least}")
-
-
-def _check_dim(name: str, dim: int, shape: Shape, count: int = 1) -> None:
-    if dim + count > len(shape):
-        last = f"..{dim + count - 1}" if count > 1 else ""
-        raise LayoutError(f"{name} of dimension {dim}{last} does not fit the shape {list(shape)}")
-
-
-def _splice(items: Sequence[Any], dim: int, count: int, new: Sequence[Any]) -> tuple[Any, ...]:
-    """Replace `count` items from `dim` by `new`."""
-    return (*items[:dim], *new, *items[dim + count :])
-
-
-def _joined(index: Sequence[Any], extents: Sequence[int]) -> Any:
-    """Return the row-major position of `index` in a box of `extents`."""
-    value = index[0]
-    for i, extent in zip(index[1:], extents[1:], strict=True):
-        value = value * extent + i
-    return value
-
-
-def _digits(value: Any, extents: Sequence[int]) -> list[Any]:
-    """Undo `_joined`; the outermost digit is not reduced, since it is in range already."""
-    digits: list[Any] = []
-    for k, extent in enumerate(extents):
-        inner = prod(extents[k + 1 :])
-        digit = value // inner if inner != 1 else value
-        digits.append(digit % extent if k else digit)
-    return digits
-
-
-def _in_box(index: Any, before: int, extent: int, total: int) -> list[Any]:
-    conditions = []
-    if before:
-        conditions.append(index >= before)
-    if before + extent < total:
-        conditions.append(index < before + extent)
-    return conditions
-
-
-def _padded(array: np.ndarray, dim: int, before: int, after: int, fill: Any) -> np.ndarray:
-    if not before and not after:
-        return array
-    extent = array.shape[dim]
-    out = np.full(_splice(array.shape, dim, 1, (before + extent + after,)), fill, array.dtype)
-    out[(slice(None),) * dim + (slice(before, before + extent),)] = array
-    return out
-
-
-def _sliced(array: np.ndarray, dim: int, start: int, extent: int) -> np.ndarray:
-    return array[(slice(None),) * dim + (slice(start, start + extent),)]
-
-
-@_register
+@register
 @dataclass(frozen=True, slots=True)
 class Split(Primitive):
     """Split dimension `dim` into ``len(factors)`` dimensions, outermost first."""
@@ -151,32 +37,32 @@ class Split(Primitive):
     factors: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        _check_int("the dimension of a split", self.dim, 0)
+        check_int("the dimension of a split", self.dim, 0)
         object.__setattr__(self, "factors", tuple(self.factors))
         for factor in self.factors:
-            _check_int("a factor of a split", factor, 1)
+            check_int("a factor of a split", factor, 1)
         if not self.factors:
             raise LayoutError(f"the split of dimension {self.dim} has no factors")
 
     def output_shape(self, shape: Shape) -> Shape:
-        _check_dim("split", self.dim, shape)
+        check_dim("split", self.dim, shape)
         if prod(self.factors) != shape[self.dim]:
             raise LayoutError(
                 f"split of dimension {self.dim}: the factors {list(self.factors)} multiply to "
                 f"{prod(self.factors)}, but the extent is {shape[self.dim]}; pad it first"
             )
-        return _splice(shape, self.dim, 1, self.factors)
+        return splice(shape, self.dim, 1, self.factors)
 
     def inverse(self, shape: Shape) -> Primitive:
         return Fuse(self.dim, len(self.factors))
 
     def map_index(self, index: Index, shape: Shape) -> Index:
-        return _splice(index, self.dim, 1, _digits(index[self.dim], self.factors))
+        return splice(index, self.dim, 1, digits(index[self.dim], self.factors))
 
     def unmap_index(self, index: Index, shape: Shape) -> tuple[Index, list[Any]]:
         count = len(self.factors)
-        value = _joined(index[self.dim : self.dim + count], self.factors)
-        return _splice(index, self.dim, count, (value,)), []
+        value = joined(index[self.dim : self.dim + count], self.factors)
+        return splice(index, self.dim, count, (value,)), []
 
     def transform(self, array: np.ndarray, fill: Any, guests: Mapping[str, Any]) -> np.ndarray:
         return array.reshape(self.output_shape(array.shape))
@@ -185,7 +71,7 @@ class Split(Primitive):
         return array.reshape(shape)
 
 
-@_register
+@register
 @dataclass(frozen=True, slots=True)
 class Fuse(Primitive):
     """Fuse `count` neighbouring dimensions from `dim` on into one, row-major."""
@@ -195,25 +81,25 @@ class Fuse(Primitive):
     count: int
 
     def __post_init__(self) -> None:
-        _check_int("the dimension of a fuse", self.dim, 0)
-        _check_int("the count of a fuse", self.count, 1)
+        check_int("the dimension of a fuse", self.dim, 0)
+        check_int("the count of a fuse", self.count, 1)
 
     def _extents(self, shape: Shape) -> Shape:
         return shape[self.dim : self.dim + self.count]
 
     def output_shape(self, shape: Shape) -> Shape:
-        _check_dim("fuse", self.dim, shape, self.count)
-        return _splice(shape, self.dim, self.count, (prod(self._extents(shape)),))
+        check_dim("fuse", self.dim, shape, self.count)
+        return splice(shape, self.dim, self.count, (prod(self._extents(shape)),))
 
     def inverse(self, shape: Shape) -> Primitive:
         return Split(self.dim, self._extents(shape))
 
     def map_index(self, index: Index, shape: Shape) -> Index:
-        value = _joined(index[self.dim : self.dim + self.count], self._extents(shape))
-        return _splice(index, self.dim, self.count, (value,))
+        value = joined(index[self.dim : self.dim + self.count], self._extents(shape))
+        return splice(index, self.dim, self.count, (value,))
 
     def unmap_index(self, index: Index, shape: Shape) -> tuple[Index, list[Any]]:
-        return _splice(index, self.dim, 1, _digits(index[self.dim], self._extents(shape))), []
+        return splice(index, self.dim, 1, digits(index[self.dim], self._extents(shape))), []
 
     def transform(self, array: np.ndarray, fill: Any, guests: Mapping[str, Any]) -> np.ndarray:
         return array.reshape(self.output_shape(array.shape))
@@ -222,7 +108,7 @@ class Fuse(Primitive):
         return array.reshape(shape)
 
 
-@_register
+@register
 @dataclass(frozen=True, slots=True)
 class Reorder(Primitive):
     """Change the order of the dimensions: new dimension `i` is old dimension ``perm[i]``."""
@@ -256,7 +142,7 @@ class Reorder(Primitive):
         return array.transpose([self.perm.index(i) for i in range(len(self.perm))])
 
 
-@_register
+@register
 @dataclass(frozen=True, slots=True)
 class Pad(Primitive):
     """Add `before` and `after` neutral elements (zeros) at the ends of dimension `dim`."""
@@ -267,35 +153,35 @@ class Pad(Primitive):
     after: int
 
     def __post_init__(self) -> None:
-        _check_int("the dimension of a pad", self.dim, 0)
-        _check_int("the padding before", self.before, 0)
-        _check_int("the padding after", self.after, 0)
+        check_int("the dimension of a pad", self.dim, 0)
+        check_int("the padding before", self.before, 0)
+        check_int("the padding after", self.after, 0)
 
     def output_shape(self, shape: Shape) -> Shape:
-        _check_dim("pad", self.dim, shape)
-        return _splice(shape, self.dim, 1, (self.before + shape[self.dim] + self.after,))
+        check_dim("pad", self.dim, shape)
+        return splice(shape, self.dim, 1, (self.before + shape[self.dim] + self.after,))
 
     def inverse(self, shape: Shape) -> Primitive:
         return Crop(self.dim, self.before, self.after)
 
     def map_index(self, index: Index, shape: Shape) -> Index:
         moved = index[self.dim] + self.before if self.before else index[self.dim]
-        return _splice(index, self.dim, 1, (moved,))
+        return splice(index, self.dim, 1, (moved,))
 
     def unmap_index(self, index: Index, shape: Shape) -> tuple[Index, list[Any]]:
         i, extent = index[self.dim], shape[self.dim]
-        conditions = _in_box(i, self.before, extent, self.before + extent + self.after)
+        conditions = in_box(i, self.before, extent, self.before + extent + self.after)
         moved = i - self.before if self.before else i
-        return _splice(index, self.dim, 1, (moved,)), conditions
+        return splice(index, self.dim, 1, (moved,)), conditions
 
     def transform(self, array: np.ndarray, fill: Any, guests: Mapping[str, Any]) -> np.ndarray:
-        return _padded(array, self.dim, self.before, self.after, fill)
+        return padded(array, self.dim, self.before, self.after, fill)
 
     def untransform(self, array: np.ndarray, shape: Shape) -> np.ndarray:
-        return _sliced(array, self.dim, self.before, shape[self.dim])
+        return sliced(array, self.dim, self.before, shape[self.dim])
 
 
-@_register
+@register
 @dataclass(frozen=True, slots=True)
 class Crop(Primitive):
     """Drop `before` and `after` elements at the ends of dimension `dim`; the inverse of Pad."""
@@ -307,39 +193,39 @@ class Crop(Primitive):
     after: int
 
     def __post_init__(self) -> None:
-        _check_int("the dimension of a crop", self.dim, 0)
-        _check_int("the crop before", self.before, 0)
-        _check_int("the crop after", self.after, 0)
+        check_int("the dimension of a crop", self.dim, 0)
+        check_int("the crop before", self.before, 0)
+        check_int("the crop after", self.after, 0)
 
     def output_shape(self, shape: Shape) -> Shape:
-        _check_dim("crop", self.dim, shape)
+        check_dim("crop", self.dim, shape)
         extent = shape[self.dim] - self.before - self.after
         if extent < 1:
             raise LayoutError(
                 f"crop of {self.before} and {self.after} elements leaves nothing of "
                 f"dimension {self.dim} of the shape {list(shape)}"
             )
-        return _splice(shape, self.dim, 1, (extent,))
+        return splice(shape, self.dim, 1, (extent,))
 
     def inverse(self, shape: Shape) -> Primitive:
         return Pad(self.dim, self.before, self.after)
 
     def map_index(self, index: Index, shape: Shape) -> Index:
         moved = index[self.dim] - self.before if self.before else index[self.dim]
-        return _splice(index, self.dim, 1, (moved,))
+        return splice(index, self.dim, 1, (moved,))
 
     def unmap_index(self, index: Index, shape: Shape) -> tuple[Index, list[Any]]:
         moved = index[self.dim] + self.before if self.before else index[self.dim]
-        return _splice(index, self.dim, 1, (moved,)), []
+        return splice(index, self.dim, 1, (moved,)), []
 
     def transform(self, array: np.ndarray, fill: Any, guests: Mapping[str, Any]) -> np.ndarray:
-        return _sliced(array, self.dim, self.before, self.output_shape(array.shape)[self.dim])
+        return sliced(array, self.dim, self.before, self.output_shape(array.shape)[self.dim])
 
     def untransform(self, array: np.ndarray, shape: Shape) -> np.ndarray:
-        return _padded(array, self.dim, self.before, self.after, 0)
+        return padded(array, self.dim, self.before, self.after, 0)
 
 
-@_register
+@register
 @dataclass(frozen=True, slots=True)
 class Unfold(Primitive):
     """Lay out overlapping tiles of dimension `dim` apart: dimension -> (tiles, size).
@@ -356,35 +242,35 @@ class Unfold(Primitive):
     stride: int
 
     def __post_init__(self) -> None:
-        _check_int("the dimension of an unfold", self.dim, 0)
-        _check_int("the stride of an unfold", self.stride, 1)
-        _check_int("the tile size of an unfold", self.size, self.stride)
+        check_int("the dimension of an unfold", self.dim, 0)
+        check_int("the stride of an unfold", self.stride, 1)
+        check_int("the tile size of an unfold", self.size, self.stride)
 
     def tiles(self, extent: int) -> int:
         """Return the number of tiles that cover `extent` elements."""
         return (extent - self.size) // self.stride + 1
 
     def output_shape(self, shape: Shape) -> Shape:
-        _check_dim("unfold", self.dim, shape)
+        check_dim("unfold", self.dim, shape)
         extent = shape[self.dim]
         if extent < self.size or (extent - self.size) % self.stride:
             raise LayoutError(
                 f"unfold of dimension {self.dim}: tiles of {self.size} with stride {self.stride} "
                 f"do not cover the extent {extent} exactly; pad it first"
             )
-        return _splice(shape, self.dim, 1, (self.tiles(extent), self.size))
+        return splice(shape, self.dim, 1, (self.tiles(extent), self.size))
 
     def inverse(self, shape: Shape) -> Primitive:
         return Fold(self.dim, self.stride)
 
     def map_index(self, index: Index, shape: Shape) -> Index:
         i, last = index[self.dim], self.tiles(shape[self.dim]) - 1
-        tile = _minimum(i // self.stride, last) if self.size > self.stride else i // self.stride
-        return _splice(index, self.dim, 1, (tile, i - tile * self.stride))
+        tile = minimum(i // self.stride, last) if self.size > self.stride else i // self.stride
+        return splice(index, self.dim, 1, (tile, i - tile * self.stride))
 
     def unmap_index(self, index: Index, shape: Shape) -> tuple[Index, list[Any]]:
         value = index[self.dim] * self.stride + index[self.dim + 1]
-        return _splice(index, self.dim, 2, (value,)), []
+        return splice(index, self.dim, 2, (value,)), []
 
     def transform(self, array: np.ndarray, fill: Any, guests: Mapping[str, Any]) -> np.ndarray:
         tiles = self.output_shape(array.shape)[self.dim]
@@ -397,7 +283,7 @@ class Unfold(Primitive):
         return Fold(self.dim, self.stride).transform(array, 0, {})
 
 
-@_register
+@register
 @dataclass(frozen=True, slots=True)
 class Fold(Primitive):
     """Merge the dimensions (tiles, size) at `dim` that Unfold made; the inverse of Unfold."""
@@ -408,15 +294,15 @@ class Fold(Primitive):
     stride: int
 
     def __post_init__(self) -> None:
-        _check_int("the dimension of a fold", self.dim, 0)
-        _check_int("the stride of a fold", self.stride, 1)
+        check_int("the dimension of a fold", self.dim, 0)
+        check_int("the stride of a fold", self.stride, 1)
 
     def output_shape(self, shape: Shape) -> Shape:
-        _check_dim("fold", self.dim, shape, 2)
+        check_dim("fold", self.dim, shape, 2)
         tiles, size = shape[self.dim : self.dim + 2]
         if size < self.stride:
             raise LayoutError(f"fold: tiles of {size} do not overlap at stride {self.stride}")
-        return _splice(shape, self.dim, 2, ((tiles - 1) * self.stride + size,))
+        return splice(shape, self.dim, 2, ((tiles - 1) * self.stride + size,))
 
     def inverse(self, shape: Shape) -> Primitive:
         return Unfold(self.dim, shape[self.dim + 1], self.stride)
@@ -431,14 +317,14 @@ class Fold(Primitive):
         tiles, size = array.shape[self.dim : self.dim + 2]
         out = np.empty(self.output_shape(array.shape), array.dtype)
         for tile in range(tiles):
-            _sliced(out, self.dim, tile * self.stride, size)[...] = array.take(tile, self.dim)
+            sliced(out, self.dim, tile * self.stride, size)[...] = array.take(tile, self.dim)
         return out
 
     def untransform(self, array: np.ndarray, shape: Shape) -> np.ndarray:
         return self.inverse(shape).transform(array, 0, {})
 
 
-@_register
+@register
 @dataclass(frozen=True, slots=True)
 class StoreAt(Primitive):
     """Append one slot to dimension `dim` that holds a second tensor, the guest.
@@ -453,13 +339,13 @@ class StoreAt(Primitive):
     guest: str
 
     def __post_init__(self) -> None:
-        _check_int("the dimension of a store_at", self.dim, 0)
+        check_int("the dimension of a store_at", self.dim, 0)
         if not isinstance(self.guest, str) or not self.guest:
             raise LayoutError(f"store_at needs the name of the tensor to store, got {self.guest!r}")
 
     def output_shape(self, shape: Shape) -> Shape:
-        _check_dim("store_at", self.dim, shape)
-        return _splice(shape, self.dim, 1, (shape[self.dim] + 1,))
+        check_dim("store_at", self.dim, shape)
+        return splice(shape, self.dim, 1, (shape[self.dim] + 1,))
 
     def inverse(self, shape: Shape) -> Primitive:
         return TakeOut(self.dim, self.guest)
@@ -471,10 +357,10 @@ class StoreAt(Primitive):
         return index, [index[self.dim] < shape[self.dim]]
 
     def transform(self, array: np.ndarray, fill: Any, guests: Mapping[str, Any]) -> np.ndarray:
-        out = _padded(array, self.dim, 0, 1, fill)
+        out = padded(array, self.dim, 0, 1, fill)
         if self.guest in guests:
             guest = np.asarray(guests[self.guest])
-            expected = _splice(array.shape, self.dim, 1, ())
+            expected = splice(array.shape, self.dim, 1, ())
             if guest.shape != expected:
                 raise LayoutError(
                     f"store_at: tensor {self.guest!r} has shape {list(guest.shape)}, "
@@ -484,10 +370,10 @@ class StoreAt(Primitive):
         return out
 
     def untransform(self, array: np.ndarray, shape: Shape) -> np.ndarray:
-        return _sliced(array, self.dim, 0, shape[self.dim])
+        return sliced(array, self.dim, 0, shape[self.dim])
 
 
-@_register
+@register
 @dataclass(frozen=True, slots=True)
 class TakeOut(Primitive):
     """Drop the last slot of dimension `dim`, which holds `guest`; the inverse of StoreAt."""
@@ -516,7 +402,7 @@ class TakeOut(Primitive):
         return Crop(self.dim, 0, 1).transform(array, fill, guests)
 
     def untransform(self, array: np.ndarray, shape: Shape) -> np.ndarray:
-        return _padded(array, self.dim, 0, 1, 0)
+        return padded(array, self.dim, 0, 1, 0)
 
 
 def extent_change(step: Primitive) -> tuple[int, int, int]:
@@ -533,14 +419,3 @@ def extent_change(step: Primitive) -> tuple[int, int, int]:
         case Pad(dim=dim) | Crop(dim=dim) | StoreAt(dim=dim) | TakeOut(dim=dim):
             return dim, 1, 1
     raise AssertionError(f"{step} has no single dimension")
-
-
-def _minimum(a: Any, b: int) -> Any:
-    """Return the lesser of `a` (int, array or TIR expression) and `b`."""
-    if isinstance(a, int | np.integer):
-        return min(int(a), b)
-    if isinstance(a, np.ndarray):
-        return np.minimum(a, b)
-    from tvm import tirx  # only index expressions need TVM
-
-    return tirx.min(a, b)

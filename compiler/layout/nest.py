@@ -15,7 +15,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.ir import Range, TensorLoad
 
-from tilewright.compiler.layout.kinds import Shape
+from tilewright.compiler.layout.base import Shape
 from tilewright.errors import LayoutError
 
 SPATIAL = 0
@@ -236,12 +236,17 @@ def _regions(stage: Stage, iter_vars: list[tirx.IterVar]) -> tuple[list[Any], li
     accesses = [(load.source, load.indices) for load in stage.loads]
     accesses += [(store.buffer, store.indices) for store in stage.stores]
     buffers = {buffer: buffer for buffer, _ in accesses}
-    if len(buffers) == len(accesses) and not any(loads_of(load.indices) for load in stage.loads):
+    nested = any(_has_load(index) for load in stage.loads for index in load.indices)
+    if len(buffers) == len(accesses) and not nested:
         regions = [_point(buffer, indices) for buffer, indices in accesses]
         return regions[: len(stage.loads)], regions[len(stage.loads) :]
     # TVM's analysis joins regions, but takes milliseconds for a large concatenation
     block = s_tir.SBlock(iter_vars, [], [], stage.name, stage.body, stage.init)
     return s_tir.analysis.get_sblock_read_write_region(block, buffers)
+
+
+def _has_load(index: Any) -> bool:
+    return not isinstance(index, tirx.Var | tirx.IntImm) and bool(loads_of(index))
 
 
 def _point(buffer: tirx.Buffer, indices: Sequence[Any]) -> Any:

@@ -18,20 +18,17 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.compiler.layout.base import Index, Primitive, Shape, primitive_from_json
 from tilewright.compiler.layout.kinds import (
     Crop,
     Fold,
     Fuse,
-    Index,
     Pad,
-    Primitive,
     Reorder,
-    Shape,
     Split,
     StoreAt,
     TakeOut,
     Unfold,
-    primitive_from_json,
 )
 from tilewright.compiler.layout.simplify import simplified
 from tilewright.errors import LayoutError

@@ -22,10 +22,10 @@ from typing import Any
 
 from tvm import tirx
 
+from tilewright.compiler.layout.base import Shape
 from tilewright.compiler.layout.border import border_stages, read_through_borders
 from tilewright.compiler.layout.guests import guest_layouts
 from tilewright.compiler.layout.inference import infer_layouts
-from tilewright.compiler.layout.kinds import Shape
 from tilewright.compiler.layout.nest import (
     Nests,
     Stage,

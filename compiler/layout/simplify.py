@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tilewright.compiler.layout.base import Primitive, Shape
 from tilewright.compiler.layout.kinds import (
     Crop,
     Fuse,
     Pad,
-    Primitive,
     Reorder,
-    Shape,
     Split,
     StoreAt,
     TakeOut,

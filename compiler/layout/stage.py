@@ -402,12 +402,16 @@ def _zero(value: Any) -> Any:
 
 
 def _has_division(expr: Any) -> bool:
+    if isinstance(expr, tirx.Var | tirx.IntImm):
+        return False
     found: list[Any] = []
     tvm_ffi.structural_walk(expr, ((tirx.FloorDiv, tirx.FloorMod), found.append))
     return bool(found)
 
 
 def _vars_of(expr: Any) -> set[Any]:
+    if isinstance(expr, tirx.Var | tirx.IntImm):
+        return {expr} if isinstance(expr, tirx.Var) else set()
     found: set[Any] = set()
     tvm_ffi.structural_walk(expr, (tirx.Var, lambda var: found.add(var)))
     return found

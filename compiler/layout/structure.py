@@ -12,14 +12,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 
-from tilewright.compiler.layout.kinds import (
-    Pad,
-    Primitive,
-    Reorder,
-    Shape,
-    Split,
-    extent_change,
-)
+from tilewright.compiler.layout.base import Primitive, Shape
+from tilewright.compiler.layout.kinds import Pad, Reorder, Split, extent_change
 from tilewright.compiler.layout.primitives import Layout
 
 Chain = tuple[Primitive, ...]

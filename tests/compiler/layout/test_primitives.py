@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tilewright.compiler.layout.base import register
 from tilewright.compiler.layout.primitives import (
     Crop,
     Fold,
@@ -272,3 +273,8 @@ def test_wrong_arguments_raise(make, message):
 def test_unknown_json_raises(data, message):
     with pytest.raises(LayoutError, match=message):
         Layout.from_json(data)
+
+
+def test_kind_that_exists_already_cannot_be_registered():
+    with pytest.raises(LayoutError, match="kind 'pad' is registered twice"):
+        register(Pad)
