@@ -2,11 +2,14 @@
 
 All engines, a multiply-add probe and a memory probe take turns in one process, so that they meet
 the same machine; compared are the medians, and the ratio of each round with its 95% bootstrap
-interval. Compiling and peak memory are measured in fresh processes. Writes
-benchmarks/results/untuned.json and .md; rows of models that are not named stay.
+interval. Load is the number of runnable threads on the machine, those of other programs included;
+figures for as many threads as processors mean little where it is above that. Compiling and peak
+memory are measured in fresh processes. Writes benchmarks/results/untuned.json and .md; rows of
+models that are not named stay.
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -81,10 +84,12 @@ def time_engines(names: Sequence[str], name: str, threads: int, rounds: int) -> 
     }
     for engine in names:
         run = partial(open_engine(engine, name, threads), feed)
-        # the call before the timed one brings the weights back into the caches, whoever ran before
+        # The call before the timed one brings the weights back into the caches, whoever ran before,
+        # and takes the disturbance from worker threads of the engine before that still spin.
         calls |= {f"warm {engine}": run, engine: run}
     samples = interleave(calls, rounds=rounds)
     row = {"peak_gflops": median(peaks), "read_gb_s": median(bandwidths), "engines": {}}
+    row["load"] = os.getloadavg()[0]
     for engine in names:
         timing = summarize(samples[engine])
         ratio = compare(samples[names[0]], samples[engine])
@@ -126,7 +131,7 @@ def render(rows: Sequence[dict], target: str) -> str:
     times, costs = [], []
     for row in rows:
         if "error" in row:
-            times.append([row["model"], f"FAILS: {row['error']}", *[""] * 6])
+            times.append([row["model"], f"FAILS: {row['error']}", *[""] * 7])
             continue
         for threads, timed in row["times"].items():
             times += _time_cells(row["model"], threads, timed)
@@ -135,7 +140,7 @@ def render(rows: Sequence[dict], target: str) -> str:
         peaks = ", ".join(f"{e} {mb:.0f}" for e, mb in memory.items() if e != OURS)
         costs.append([row["model"], *cells, f"{memory[OURS]:.0f}", peaks, row["commit"]])
     time_header = ["model", "threads", "engine", "median, ms", "quartiles, ms"]
-    time_header += ["ours / it [95%]", "peak, GFLOP/s", "read, GB/s"]
+    time_header += ["ours / it [95%]", "peak, GFLOP/s", "read, GB/s", "load"]
     cost_header = ["model", "compile, s", "compile peak, MB", "module, MB", "run peak, MB"]
     cost_header += ["others' run peak, MB", "commit"]
     return (
@@ -155,7 +160,8 @@ def _time_cells(model: str, threads: str, timed: dict) -> list[list[str]]:
             interval = " .. ".join(f"{value:.2f}" for value in figures["interval"])
             ratio = f"{figures['ratio']:.2f} [{interval}]"
         cells = [f"{1e3 * figures['median_s']:.2f}", f"{low} .. {high}", ratio]
-        probes = [f"{timed['peak_gflops']:.0f}", f"{timed['read_gb_s']:.0f}"]
+        keys = ("peak_gflops", "read_gb_s", "load")
+        probes = [f"{timed[key]:.0f}" if key in timed else "" for key in keys]
         rows.append([model, threads, engine, *cells, *probes])
     return rows
 
