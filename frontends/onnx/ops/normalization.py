@@ -166,6 +166,9 @@ def group_normalization(op: NodeContext) -> Value:
     channels = data.shape[1]
     if op.opset < 21:
         scale, bias = (_per_channel(op, value, channels // groups) for value in (scale, bias))
+    if data.rank > 2:
+        axes = list(range(2, data.rank))
+        return op.call(R.nn.group_norm, data, scale, bias, groups, 1, axes, epsilon)
     rows = (data.shape[0], groups, channels // groups * math.prod(data.shape[2:]))
     flat = op.call(R.reshape, data, rows)
     mean = op.call(R.mean, flat, axis=[2], keepdims=True)
