@@ -14,7 +14,7 @@ from tests.kernels import compile_kernel
 FUNCTIONS = {
     "exp": (np.exp, 1.2, np.inf),
     "exp2": (np.exp2, 1.2, np.inf),
-    "sigmoid": (special.expit, 2.5, np.inf),
+    "sigmoid": (special.expit, 3.2, np.inf),
     "tanh": (np.tanh, 5, np.inf),
     "erf": (special.erf, 5, np.inf),
     "log": (np.log, 1, np.inf),
