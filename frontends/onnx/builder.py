@@ -32,6 +32,9 @@ TVM_DTYPES = frozenset(
 )
 
 
+_SHARED_DTYPES = frozenset(("float32", "float64", "float16", "int64", "int32", "int8", "uint8"))
+
+
 class GraphBuilder:
     """A Relax block builder that hands out :class:`Value` with static shapes."""
 
@@ -53,7 +56,11 @@ class GraphBuilder:
             check_dtype(value.dtype, "a constant")
             array = np.ascontiguousarray(value.data).reshape(value.shape)
             # As a TVM tensor: relax.const narrows 64-bit arrays to 32 bits.
-            value.expr = relax.const(tvm.runtime.tensor(array))
+            tensor = tvm.runtime.tensor(array)
+            value.expr = relax.const(tensor)
+            if value.dtype in _SHARED_DTYPES:
+                # Drop the copy of the weight: from here on, numpy looks at TVM's.
+                value.data = np.from_dlpack(tensor)
         return value.expr
 
     def emit(self, expr: relax.Expr, hint: str) -> Value:

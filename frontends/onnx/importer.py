@@ -13,7 +13,7 @@ from tvm import relax
 
 from tilewright.errors import ModelError, ShapeError
 from tilewright.frontends.onnx.builder import GraphBuilder, check_dtype
-from tilewright.frontends.onnx.loading import initializer_array, load_model
+from tilewright.frontends.onnx.loading import Weight, load_model
 from tilewright.frontends.onnx.shapes import bind_shapes
 from tilewright.frontends.onnx.values import Value, constant, dtype_of_onnx
 from tilewright.frontends.onnx.walk import UNKNOWN, Problems, Scope
@@ -84,7 +84,7 @@ def import_onnx(
     functions = {(_domain(item.domain), item.name): item for item in proto.functions}
     scope = Scope(builder, problems, opsets, functions)
     for name, tensor in known.items():
-        scope.values[name] = constant(initializer_array(tensor, folder))
+        scope.values[name] = Weight(tensor, folder)
     for sparse in graph.sparse_initializer:
         scope.values[sparse.values.name] = constant(_dense(sparse))
     scope.values.update(bound)

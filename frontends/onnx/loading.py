@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import google.protobuf.message
@@ -12,7 +13,7 @@ import numpy as np
 import onnx
 
 from tilewright.errors import ModelError
-from tilewright.frontends.onnx.values import numpy_dtype
+from tilewright.frontends.onnx.values import Value, constant, numpy_dtype
 
 _WHOLE_CHECK_LIMIT_BYTES = 16 << 20
 
@@ -42,6 +43,23 @@ def load_model(model: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, Pa
     _check_external(proto, folder)
     _check(proto, name)
     return proto, folder, _digest(proto, folder, data)
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """An initialiser that is read when a node first uses it.
+
+    Attributes:
+        tensor: The proto, which says where the data is.
+        folder: Folder of the model, for external data; None for a model in memory.
+    """
+
+    tensor: onnx.TensorProto
+    folder: Path | None
+
+    def load(self) -> Value:
+        """Read the data."""
+        return constant(initializer_array(self.tensor, self.folder))
 
 
 def initializer_array(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray:

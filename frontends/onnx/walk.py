@@ -15,6 +15,7 @@ from tilewright.errors import ModelError, UnsupportedModelError
 from tilewright.frontends.onnx.builder import GraphBuilder
 from tilewright.frontends.onnx.folding import fold
 from tilewright.frontends.onnx.functions import bind_attributes, schema_body, schema_of
+from tilewright.frontends.onnx.loading import Weight
 from tilewright.frontends.onnx.node import NodeContext, describe
 from tilewright.frontends.onnx.registry import Converter, find_converter
 from tilewright.frontends.onnx.values import Value, constant
@@ -107,7 +108,10 @@ class Scope:
         scope: Scope | None = self
         while scope is not None:
             if name in scope.values:
-                return scope.values[name]
+                value = scope.values[name]
+                if isinstance(value, Weight):
+                    value = scope.values[name] = value.load()
+                return value
             scope = scope.parent
         raise ModelError(f"tensor {name!r} is used but never computed; export the model again")
 
