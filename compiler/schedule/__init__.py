@@ -28,6 +28,11 @@ from tilewright.compiler.schedule.window import (
     default_window,
     schedule_window,
 )
+from tilewright.compiler.schedule.winograd import (
+    WinogradDecisions,
+    find_transform,
+    schedule_winograd,
+)
 from tilewright.compiler.targets import Target
 from tilewright.errors import InvalidScheduleError
 
@@ -37,6 +42,7 @@ __all__ = [
     "ElementwiseDecisions",
     "ReductionDecisions",
     "WindowDecisions",
+    "WinogradDecisions",
     "classify",
     "decisions_from_json",
     "default_decisions",
@@ -44,17 +50,23 @@ __all__ = [
 ]
 
 Decisions: TypeAlias = (
-    ContractionDecisions | WindowDecisions | ReductionDecisions | ElementwiseDecisions
+    ContractionDecisions
+    | WindowDecisions
+    | WinogradDecisions
+    | ReductionDecisions
+    | ElementwiseDecisions
 )
 _KINDS: dict[str, Any] = {
     "contraction": ContractionDecisions,
     "window": WindowDecisions,
+    "winograd": WinogradDecisions,
     "reduction": ReductionDecisions,
     "elementwise": ElementwiseDecisions,
 }
 _SCHEDULERS: dict[str, Any] = {
     "contraction": schedule_contraction,
     "window": schedule_window,
+    "winograd": schedule_winograd,
     "reduction": schedule_reduction,
     "elementwise": schedule_elementwise,
 }
@@ -73,7 +85,7 @@ def schedule(
     Raises:
         InvalidScheduleError: the decisions do not fit the function.
     """
-    kind = classify(func, target.lanes("float32"))
+    kind = "winograd" if find_transform(func) else classify(func, target.lanes("float32"))
     if decisions is not None and not isinstance(decisions, _KINDS[kind]):
         raise InvalidScheduleError(
             f"{type(decisions).__name__} do not fit a function of class {kind!r}"
@@ -83,6 +95,8 @@ def schedule(
 
 def default_decisions(func: tirx.PrimFunc, target: Target) -> Decisions:
     """Return what the analytical model of the operator's class chooses."""
+    if find_transform(func):
+        return WinogradDecisions()
     stages = read_stages(func)
     anchor = None if stages is None else find_anchor(stages, target.lanes("float32"))
     if stages is not None and anchor is not None:

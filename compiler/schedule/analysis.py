@@ -348,6 +348,8 @@ def _read_access(load: TensorLoad, stage: Stage, lanes: int, pad: PadStage | Non
 def _assign_roles(
     stage: Stage, update: tuple[str, Expr], accesses: tuple[Access, ...], lanes: int
 ) -> Anchor | None:
+    if _mixes_packed(stage, accesses, lanes):
+        return None
     vectors = [access for access in accesses if access.vector]
     others = [access for access in accesses if not access.vector]
     weight: Access | None
@@ -372,6 +374,16 @@ def _assign_roles(
         else:
             batch.append(position)
     return Anchor(stage, *update, accesses, tuple(rows), tuple(columns), tuple(batch), lanes, kind)
+
+
+def _mixes_packed(stage: Stage, accesses: tuple[Access, ...], lanes: int) -> bool:
+    """Tell whether a partial last vector is packed in one operand and not in another.
+
+    The packed one holds a whole vector, of the other one would read too far or has to be moved.
+    """
+    axis = stage.spatial[-1]
+    packed = {a.offset.of(axis.var) != a.vector * lanes for a in accesses if a.vector}
+    return axis.extent % lanes != 0 and len(packed) > 1
 
 
 def _slides(access: Access, stage: Stage) -> bool:

@@ -14,7 +14,6 @@ from tilewright.compiler.schedule.expressions import Expr
 from tilewright.compiler.schedule.micro_kernel import constant_like
 from tilewright.compiler.schedule.padding import Clip
 from tilewright.compiler.schedule.tiling import Run
-from tilewright.errors import InvalidScheduleError
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +54,10 @@ class TileGeometry:
         anchor: Anchor,
         index_dtype: str,
         chosen: list[tuple[TileAxis, Run, Expr]],
-        tail: bool,
     ) -> None:
         self.anchor = anchor
         self.stage = anchor.stage
         self.index_dtype = index_dtype
-        self.tail = tail
         self.starts = {axis.members: start for axis, _, start in chosen}
         rows = [axis for axis, _, _ in chosen if set(axis.members) <= set(self.anchor.rows)]
         self.runs = {axis.members: run for axis, run, _ in chosen}
@@ -68,13 +65,14 @@ class TileGeometry:
         self.row_axes = [axis.members for axis in rows]
         self.row_sizes = [sizes[axis.members] for axis in rows]
         self.row_offsets = list(product(*(range(size) for size in self.row_sizes)))
-        position = self.anchor.columns[column_axis(anchor)]
-        self.column_position = position
-        last = len(self.stage.spatial) - 1
-        self.column_count = sizes.get((position,), 1)
-        if tail and position == last:
-            self.column_count = 1
-        self.last = last
+        self.column_position = self.anchor.columns[column_axis(anchor)]
+        self.column_count = sizes[(self.column_position,)]
+        self.last = len(self.stage.spatial) - 1
+        run = self.runs[(self.column_position,)]
+        whole = anchor.vector_axis.extent // anchor.lanes
+        self.partial = None
+        if self.column_position == self.last and run.start + run.count * run.size > whole:
+            self.partial = run.size - 1
 
     def base(self, access: Access) -> Expr:
         """Return the address of the first element that the tile reads."""
@@ -82,50 +80,48 @@ class TileGeometry:
         address: Expr = constant_like(access.offset.constant, dtype)
         for members, start in self.starts.items():
             address = address + start * self._step(access, members)
-        if self.tail:
-            address = address + self._tail_offset(access)
         return sym.Analyzer().simplify(address)
 
     def _step(self, access: Access, members: tuple[int, ...]) -> int:
         return access.offset.of(self.stage.spatial[members[-1]].var)
 
-    def _tail_offset(self, access: Access) -> int:
-        """Return the offset of the last vector along the vector axis.
-
-        A packed operand holds a whole last vector; otherwise the vector is moved back, so that
-        it ends with the last element and overlaps its neighbour.
-        """
-        axis = self.anchor.vector_axis
-        step = access.offset.of(axis.var)
-        if step == access.vector * self.anchor.lanes:
-            return access.vector * self.tail_start
-        if self.tail_start == axis.extent // self.anchor.lanes * self.anchor.lanes:
-            return step * (axis.extent // self.anchor.lanes)
-        raise InvalidScheduleError(
-            f"axis {axis.name!r} of extent {axis.extent} is packed in one operand of "
-            f"{self.stage.name!r} and not in the other"
-        )
-
     @property
-    def tail_start(self) -> int:
-        """First element of the last, partial vector along the vector axis."""
+    def whole_columns(self) -> int:
+        """Number of column vectors of which every lane is an output."""
+        return self.column_count if self.partial is None else self.partial
+
+    def column_offset(self, access: Access, column: int) -> int:
+        """Return how far a column vector is from the first, in elements.
+
+        A packed operand holds a whole last vector. Otherwise a partial vector is moved back, so
+        that it ends with the last element and overlaps its neighbour.
+        """
+        step = access.offset.of(self.stage.spatial[self.column_position].var)
+        if column == self.partial and access.vector and not self._packed():
+            start = self.runs[(self.column_position,)].start
+            return access.vector * self._partial_start() - start * step
+        return column * step
+
+    def _packed(self) -> bool:
+        """Tell whether operands hold a whole last vector."""
         axis, lanes = self.anchor.vector_axis, self.anchor.lanes
-        packed = any(
+        return any(
             access.offset.of(axis.var) != access.vector * lanes
             for access in self.anchor.accesses
             if access.vector
         )
-        return axis.extent // lanes * lanes if packed else axis.extent - lanes
 
-    @property
-    def stored_lanes(self) -> tuple[int, int]:
-        """First lane that is stored, and how many."""
-        lanes = self.anchor.lanes
-        if not self.tail:
+    def _partial_start(self) -> int:
+        """Return the output of lane 0 of the partial vector."""
+        extent, lanes = self.anchor.vector_axis.extent, self.anchor.lanes
+        return extent // lanes * lanes if self._packed() else extent - lanes
+
+    def stored_lanes(self, column: Any) -> tuple[int, int]:
+        """Return the first lane of a column vector that is stored, and how many."""
+        extent, lanes = self.anchor.vector_axis.extent, self.anchor.lanes
+        if self.partial is None or not isinstance(column, int) or column != self.partial:
             return 0, lanes
-        rest = self.anchor.vector_axis.extent % lanes
-        whole = self.anchor.vector_axis.extent // lanes * lanes
-        return whole - self.tail_start, rest
+        return extent // lanes * lanes - self._partial_start(), extent % lanes
 
     def row_offset(self, access: Access, row: tuple[int, ...]) -> int:
         """Return how far a row of the tile is from the first, in elements."""
@@ -133,10 +129,6 @@ class TileGeometry:
             offset * self._step(access, members)
             for offset, members in zip(row, self.row_axes, strict=True)
         )
-
-    def column_step(self, access: Access) -> int:
-        """Return the distance between neighbouring column vectors, in elements."""
-        return access.offset.of(self.stage.spatial[self.column_position].var)
 
     def fixed_index(self, position: int, row: int) -> int:
         """Return the index on a row axis, which must start at a constant or not matter."""
@@ -173,8 +165,8 @@ class TileGeometry:
                 offset = column
             self._spread(members, start + offset, values)
         last = self.last
-        if self.tail:
-            values[last] = self.tail_start + lane
+        if self.partial is not None and isinstance(column, int) and column == self.partial:
+            values[last] = self._partial_start() + lane
         else:
             values[last] = values[last] * self.anchor.lanes + lane
         return [values[position] for position in range(last + 1)]

@@ -40,7 +40,7 @@ from tilewright.compiler.schedule.micro_kernel import (
 from tilewright.compiler.schedule.nests import emit_stage, is_parallel_worth
 from tilewright.compiler.schedule.padding import Clip, read_clips, read_through
 from tilewright.compiler.schedule.tile_geometry import TileAxis, TileGeometry, column_axis
-from tilewright.compiler.schedule.tiling import Run, partition, refine
+from tilewright.compiler.schedule.tiling import Run, partition, refine, tile_count
 from tilewright.errors import InvalidScheduleError
 
 # An epilogue that costs more than this many operations is emitted as a loop over the tile.
@@ -245,7 +245,11 @@ class KernelBuilder:
         tiled = column_axis(self.anchor)
         position = self.anchor.columns[tiled]
         extent = self.column_extent(position)
-        columns[tiled] = TileAxis((position,), extent, partition(extent, plan.column_vectors))
+        runs = partition(extent, plan.column_vectors)
+        if self.stage.spatial[position].extent % self.anchor.lanes and tiled == len(columns) - 1:
+            # The tile with the partial vector has code of its own.
+            runs = refine(runs, lambda start, size: start + size == extent)
+        columns[tiled] = TileAxis((position,), extent, runs)
         return batch, rows, columns
 
     def _plain(self, position: int) -> TileAxis:
@@ -253,10 +257,10 @@ class KernelBuilder:
         return TileAxis((position,), extent, (Run(0, extent, 0, 1),))
 
     def column_extent(self, position: int) -> int:
-        """Return an axis extent; for the vector axis, the number of whole vectors."""
+        """Return an axis extent; for the vector axis, the number of vectors."""
         extent = self.stage.spatial[position].extent
         last = len(self.stage.spatial) - 1
-        return extent // self.anchor.lanes if position == last else extent
+        return tile_count(extent, self.anchor.lanes) if position == last else extent
 
     def _row_runs(self, members: tuple[int, ...], extent: int, tile: int) -> tuple[Run, ...]:
         runs = partition(extent, tile)
@@ -283,18 +287,15 @@ class KernelBuilder:
         row_tiles = prod(axis.tiles for axis in rows)
         block = min(self.plan.row_block, row_tiles)
         blocks = -(-row_tiles // block)
-        tail = self.stage.spatial[-1].extent % self.anchor.lanes
         column_tiles = prod(axis.tiles for axis in columns)
-        outer_columns = prod(axis.tiles for axis in columns[:-1])
-        per_batch = column_tiles + (outer_columns if tail else 0)
-        tasks = prod(axis.tiles for axis in batch) * blocks * per_batch
+        tasks = prod(axis.tiles for axis in batch) * blocks * column_tiles
         task, inner = (tirx.Var(name, self.index_dtype) for name in ("task", "row_tile"))
 
-        body = self._task_body(task, inner, batch, rows, columns, blocks, block, per_batch)
+        body = self._task_body(task, inner, batch, rows, columns, blocks, block)
         analyzer = sym.Analyzer()
         analyzer.bind(task, range_from_zero(tasks))
         if block > 1:
-            first = task // per_batch % blocks * block
+            first = task // column_tiles % blocks * block
             extent: Expr = constant_like(block, self.index_dtype)
             if row_tiles % block:
                 extent = tirx.min(extent, row_tiles - first)
@@ -317,29 +318,17 @@ class KernelBuilder:
         columns: list[TileAxis],
         blocks: int,
         block: int,
-        per_batch: int,
     ) -> Any:
         """Decode the task into tile numbers and choose the code for this kind of tile."""
-        row_tile = task // per_batch % blocks * block
+        column_tiles = prod(axis.tiles for axis in columns)
+        row_tile = task // column_tiles % blocks * block
         if block > 1:
             row_tile = row_tile + inner
-        column_tiles = prod(axis.tiles for axis in columns)
-        tail = self.stage.spatial[-1].extent % self.anchor.lanes
         binds: list[Any] = []
-        numbers = dict(self._decode(task // (per_batch * blocks), batch, binds))
+        numbers = dict(self._decode(task // (column_tiles * blocks), batch, binds))
         numbers |= dict(self._decode(row_tile, rows, binds))
-        column = task % per_batch
-        head = list(columns)
-        numbers_main = numbers | dict(self._decode(column, head, binds))
-        main = self._choose([*batch, *rows, *columns], numbers_main, 0, [], tail=False)
-        if tail:
-            tail_binds: list[Any] = []
-            outer = columns[:-1]
-            rest = numbers | dict(self._decode(column - column_tiles, outer, tail_binds))
-            code = self._choose([*batch, *rows, *outer], rest, 0, [], tail=True)
-            code = sequence([*tail_binds, code])
-            main = code if column_tiles == 0 else tirx.IfThenElse(column < column_tiles, main, code)
-        return sequence([*binds, main])
+        numbers |= dict(self._decode(task % column_tiles, columns, binds))
+        return sequence([*binds, self._choose([*batch, *rows, *columns], numbers, 0, [])])
 
     def _decode(
         self, number: Expr, axes: list[TileAxis], binds: list[Any]
@@ -360,11 +349,10 @@ class KernelBuilder:
         numbers: dict[TileAxis, Expr],
         depth: int,
         chosen: list[tuple[TileAxis, Run, Expr]],
-        tail: bool,
     ) -> Any:
         """Return an if-chain over the runs of each axis, with a register tile in each branch."""
         if depth == len(axes):
-            return self._register_tile(chosen, tail)
+            return self._register_tile(chosen)
         axis = axes[depth]
         number = numbers[axis]
         result = None
@@ -373,14 +361,14 @@ class KernelBuilder:
                 start: Expr = constant_like(run.start, self.index_dtype)
             else:
                 start = (number - run.first) * run.size + run.start
-            branch = self._choose(axes, numbers, depth + 1, [*chosen, (axis, run, start)], tail)
+            branch = self._choose(axes, numbers, depth + 1, [*chosen, (axis, run, start)])
             joined = result is not None
             result = tirx.IfThenElse(number < run.end, branch, result) if joined else branch
         return result
 
-    def _register_tile(self, chosen: list[tuple[TileAxis, Run, Expr]], tail: bool) -> Any:
+    def _register_tile(self, chosen: list[tuple[TileAxis, Run, Expr]]) -> Any:
         """Return the code of one tile: addresses, reduction, epilogue."""
-        geometry = TileGeometry(self.anchor, self.index_dtype, chosen, tail)
+        geometry = TileGeometry(self.anchor, self.index_dtype, chosen)
         statements: list[Any] = []
         bases = []
         for number, access in enumerate(self.accesses):
@@ -410,7 +398,7 @@ class KernelBuilder:
             vector=access.vector,
             rows=tuple(geometry.row_offset(access, row) for row in geometry.row_offsets),
             columns=tuple(
-                column * geometry.column_step(access) for column in range(geometry.column_count)
+                geometry.column_offset(access, column) for column in range(geometry.column_count)
             ),
             steps=tuple(access.offset.of(axis.var) for axis in self.stage.reduction),
         )
@@ -498,12 +486,18 @@ class KernelBuilder:
             statements.append(tirx.BufferStore(tile, tirx.BufferLoad(accumulators, [at]), [at]))
         row, column = (tirx.Var(name, self.index_dtype) for name in ("row", "column"))
         for stage in self.outputs:
-            body = self._store(stage, tile, geometry, row, column)
-            for var, extent in ((column, columns), (row, rows)):
-                zero, count = (constant_like(v, self.index_dtype) for v in (0, extent))
-                body = tirx.For(var, zero, count, tirx.ForKind.SERIAL, body)
-            statements.append(body)
+            body = []
+            if geometry.whole_columns:
+                store = self._store(stage, tile, geometry, row, column)
+                body.append(self._loop(column, geometry.whole_columns, store))
+            if geometry.partial is not None:
+                body.append(self._store(stage, tile, geometry, row, geometry.partial))
+            statements.append(self._loop(row, rows, sequence(body)))
         return statements
+
+    def _loop(self, var: Any, extent: int, body: Any) -> Any:
+        zero, count = (constant_like(v, self.index_dtype) for v in (0, extent))
+        return tirx.For(var, zero, count, tirx.ForKind.SERIAL, body)
 
     def _store(
         self, stage: Stage, results: Any, geometry: TileGeometry, row: Any, column: Any
@@ -511,7 +505,7 @@ class KernelBuilder:
         """Return the vectorised store of one output vector of `stage`."""
         lane = tirx.Var("lane", self.index_dtype)
         analyzer = sym.Analyzer()
-        first, count = geometry.stored_lanes
+        first, count = geometry.stored_lanes(column)
         values = geometry.axis_values(row, column, lane + first)
         at = {axis.var: v for axis, v in zip(self.stage.spatial, values, strict=True)}
         if stage is not self.stage:
