@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class MeasureOptions:
         builders: building processes.
         cold: rotate buffers beyond the last-level cache; else caches stay warm.
         budget_s: about how long the repeats of one candidate take together.
-        repeats: of one candidate, at most.
+        repeats: of one candidate, at most; those of a batch are taken in turns.
         hopeless: a candidate whose first runs take this many times the best is not timed further.
         build_timeout_s, run_timeout_s: after which a candidate's process is killed.
         memory_bytes: address space of a process; a candidate that wants more fails.
@@ -54,7 +54,7 @@ class MeasureOptions:
     cold: bool = False
     budget_s: float = 0.03
     repeats: int = 10
-    hopeless: float = 1.5
+    hopeless: float = 2.0
     build_timeout_s: float = 20.0
     run_timeout_s: float = 10.0
     memory_bytes: int = 12 * _GIB
@@ -99,6 +99,9 @@ class Measurer:
     Args:
         target: what to build for.
         options: how to measure.
+
+    Attributes:
+        peak_flops: most multiply-add operations a second seen beside the measurements, 1 thread.
     """
 
     def __init__(self, target: Target, options: MeasureOptions | None = None) -> None:
@@ -117,7 +120,7 @@ class Measurer:
         for builder in self._builders:
             builder.start()
         run_config = {
-            "harness": str(build_harness(self._folder)),
+            "harness": str(build_harness(self._folder, target)),
             "threads": options.threads,
             "cpu": options.cpu,
             "rotate_bytes": 2 * target.l3_bytes if options.cold else 0,
@@ -128,6 +131,7 @@ class Measurer:
         self._runner.start()
         self._prepared: dict[str, _Prepared] = {}
         self._count = 0
+        self.peak_flops = 0.0
 
     def __enter__(self) -> Measurer:
         return self
@@ -168,12 +172,16 @@ class Measurer:
         """
         self._reference(task)
         built = self._build(task, candidates)
-        found = []
-        for candidate, result in zip(candidates, built, strict=True):
-            measurement = self._time(task, candidate, result, best_s)
-            if measurement.ok:
-                best_s = min(best_s or measurement.seconds, measurement.seconds)
-            found.append(measurement)
+        found = [
+            self._check(task, candidate, result)
+            for candidate, result in zip(candidates, built, strict=True)
+        ]
+        quick = [m.seconds for m in found if m.ok] + ([best_s] if best_s else [])
+        limit = self.options.hopeless * min(quick, default=0.0)
+        racers = [i for i, m in enumerate(found) if m.ok and m.seconds <= limit]
+        for index, times in zip(racers, self._race(task, racers, found, built), strict=True):
+            found[index] = replace(found[index], run_times_s=times)
+        for result in built:
             if "library" in result:
                 Path(result["library"]).unlink(missing_ok=True)
         return found
@@ -188,27 +196,58 @@ class Measurer:
         """
         self._reference(task)
         built = self._build(task, candidates)
-        entries = []
-        for candidate, result in zip(candidates, built, strict=True):
-            if "library" not in result:
-                raise MeasureError(f"a good candidate failed to build again: {result['error']}")
-            packed = self._packed(task, candidate)
-            entries.append(
-                {
-                    "library": result["library"],
-                    "folder": packed["folder"],
-                    "outputs": packed["outputs"],
-                }
-            )
-        timeout_s = _SETUP_TIMEOUT_S + rounds * len(entries) * self.options.budget_s
+        failed = [result["error"] for result in built if "library" not in result]
+        if failed:
+            raise MeasureError(f"a good candidate failed to build again: {failed[0]}")
+        entries = [
+            self._entry(task, candidate, result)
+            for candidate, result in zip(candidates, built, strict=True)
+        ]
+        budget_s = 2 * self.options.budget_s
         answer = self._runner.call(
-            "race", timeout_s, entries=entries, rounds=rounds, budget_s=self.options.budget_s * 2
+            "race", _SETUP_TIMEOUT_S, entries=entries, rounds=rounds, budget_s=budget_s
         )
         for result in built:
             Path(result["library"]).unlink(missing_ok=True)
         if "error" in answer:
             raise MeasureError(f"measuring the best again failed: {answer['error']}")
+        self.peak_flops = max(self.peak_flops, answer["peak_flops"])
         return answer["seconds"]
+
+    def _race(
+        self,
+        task: Task,
+        racers: Sequence[int],
+        found: Sequence[Measurement],
+        built: Sequence[dict[str, Any]],
+    ) -> list[tuple[float, ...]]:
+        """Time the candidates of a batch in turns; where that fails their first times stand."""
+        if not racers:
+            return []
+        entries = [self._entry(task, found[index].candidate, built[index]) for index in racers]
+        options = self.options
+        try:
+            answer = self._runner.call(
+                "race",
+                options.run_timeout_s * len(racers),
+                entries=entries,
+                rounds=options.repeats,
+                budget_s=options.budget_s,
+            )
+        except MeasureError:
+            answer = {"error": "died"}
+        if "error" in answer:
+            return [found[index].run_times_s for index in racers]
+        self.peak_flops = max(self.peak_flops, answer["peak_flops"])
+        return [tuple(times) for times in answer["seconds"]]
+
+    def _entry(self, task: Task, candidate: Candidate, built: dict[str, Any]) -> dict[str, Any]:
+        packed = self._packed(task, candidate)
+        return {
+            "library": built["library"],
+            "folder": packed["folder"],
+            "outputs": packed["outputs"],
+        }
 
     def _task(self, task: Task) -> _Prepared:
         if task.key not in self._prepared:
@@ -307,33 +346,24 @@ class Measurer:
                 finish(worker, busy.pop(worker)[0], 0.0 if worker in late else 5.0)
         return results
 
-    def _time(
-        self, task: Task, candidate: Candidate, built: dict[str, Any], best_s: float | None
-    ) -> Measurement:
+    def _check(self, task: Task, candidate: Candidate, built: dict[str, Any]) -> Measurement:
+        """Run a candidate for the first time, and compare what it computes."""
         if "library" not in built:
             status: Status = "timeout" if built.get("timeout") else "build_error"
             return Measurement(candidate, status, built["error"])
-        options = self.options
-        packed = self._packed(task, candidate)
+        options, seconds = self.options, built["seconds"]
+        entry = self._entry(task, candidate, built)
         try:
             answer = self._runner.call(
-                "time",
-                options.run_timeout_s,
-                library=built["library"],
-                folder=packed["folder"],
-                outputs=packed["outputs"],
-                tolerance=options.tolerance,
-                hopeless_s=best_s * options.hopeless if best_s else 1e9,
-                budget_s=options.budget_s,
-                repeats=options.repeats,
+                "check", options.run_timeout_s, tolerance=options.tolerance, **entry
             )
         except WorkerTimeout:
             error = f"took over {options.run_timeout_s:g} s to run"
-            return Measurement(candidate, "timeout", error, (), built["seconds"])
+            return Measurement(candidate, "timeout", error, (), seconds)
         except WorkerDied as error:
-            return Measurement(candidate, "run_error", str(error), (), built["seconds"])
+            return Measurement(candidate, "run_error", str(error), (), seconds)
         if "wrong" in answer:
-            return Measurement(candidate, "wrong_output", answer["wrong"], (), built["seconds"])
+            return Measurement(candidate, "wrong_output", answer["wrong"], (), seconds)
         if "error" in answer:
-            return Measurement(candidate, "run_error", answer["error"], (), built["seconds"])
-        return Measurement(candidate, "ok", "", tuple(answer["seconds"]), built["seconds"])
+            return Measurement(candidate, "run_error", answer["error"], (), seconds)
+        return Measurement(candidate, "ok", "", tuple(answer["seconds"]), seconds)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+from tilewright.compiler.targets import Target
 from tilewright.compiler.toolchain import run_c_compiler
 
 MAX_ARGUMENTS = 24
@@ -35,6 +36,27 @@ static double now(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return t.tv_sec + 1e-9 * t.tv_nsec;
+}
+
+/* Multiply-adds in registers: operations a second of one thread, right now. */
+typedef float vector __attribute__((vector_size(%(vector_bytes)d)));
+#define CELLS %(cells)d
+static volatile float sink;
+
+double harness_peak(void) {
+  vector a[CELLS], b, c;
+  for (int i = 0; i < CELLS; ++i) a[i] = (vector){0} + i * 1e-9f;
+  b = (vector){0} + 1.0f, c = (vector){0} + 1e-9f;
+  const int steps = 20000;
+  double start = now();
+  for (int k = 0; k < steps; ++k) {
+#pragma GCC unroll 32
+    for (int i = 0; i < CELLS; ++i) a[i] = a[i] * b + c;
+  }
+  double seconds = now() - start;
+  for (int i = 1; i < CELLS; ++i) a[0] += a[i];
+  sink = a[0][0];
+  return 2.0 * steps * CELLS * (sizeof(vector) / sizeof(float)) / seconds;
 }
 
 static tw_pool *pool;
@@ -72,8 +94,12 @@ int harness_time(void *f, void **arguments, long sets, long inner, long repeats,
 """
 
 
-def build_harness(folder: Path) -> Path:
+def build_harness(folder: Path, target: Target) -> Path:
     """Compile the library into a folder and return its path.
+
+    Args:
+        folder: where to write.
+        target: whose vectors the peak is measured with.
 
     Raises:
         TargetError: there is no C compiler.
@@ -81,9 +107,12 @@ def build_harness(folder: Path) -> Path:
     """
     source = folder / "harness.c"
     library = folder / "harness.so"
+    wide = "avx512f" in target.features
     source.write_text(
         _SOURCE
         % {
+            "vector_bytes": 64 if wide else 32,
+            "cells": 24 if wide else 12,
             "types": ", ".join(["void *"] * MAX_ARGUMENTS),
             "arguments": ", ".join(f"a[{i}]" for i in range(MAX_ARGUMENTS)),
             "count": MAX_ARGUMENTS,
@@ -94,6 +123,7 @@ def build_harness(folder: Path) -> Path:
         run_c_compiler(
             [
                 *_FLAGS,
+                *(("-mavx512f", "-mfma") if wide else ("-mavx2", "-mfma")),
                 f"-I{runtime}",
                 source,
                 *(runtime / name for name in _SOURCES),

@@ -25,12 +25,15 @@ _SLOTS = (
     "__TVMBackendFreeWorkspace",
 )
 _MAX_SETS = 64
+# A candidate that takes longer is run once to be checked, others a few times more.
+_SLOW_S = 0.3
+_QUICK_RUNS = 3
 
 
 def handlers(config: Mapping[str, Any]) -> dict[str, Callable[..., dict[str, Any]]]:
     """Return the commands of this process."""
     runner = Runner(config)
-    return {"reference": runner.reference, "time": runner.time, "race": runner.race}
+    return {"reference": runner.reference, "check": runner.check, "race": runner.race}
 
 
 def _aligned(nbytes: int, guard: int = 0) -> np.ndarray:
@@ -104,6 +107,7 @@ class Runner:
             os.sched_setaffinity(0, {config["cpu"]})
         self.harness = ctypes.CDLL(config["harness"])
         self.harness.harness_error.restype = ctypes.c_char_p
+        self.harness.harness_peak.restype = ctypes.c_double
         if self.harness.harness_start(int(config["threads"])) != 0:
             raise OSError(self.harness.harness_error().decode())
         self.flush = np.zeros(int(config.get("flush_bytes", 0)), np.uint8)
@@ -120,48 +124,37 @@ class Runner:
             np.save(path, output)
         return {"seconds": seconds[0]}
 
-    def time(
-        self,
-        library: str,
-        folder: str,
-        outputs: list,
-        tolerance: float,
-        hopeless_s: float,
-        budget_s: float,
-        repeats: int,
-    ) -> dict[str, Any]:
-        """Check one candidate and time it.
+    def check(self, library: str, folder: str, outputs: list, tolerance: float) -> dict[str, Any]:
+        """Run one candidate a few times; say what is wrong, or how fast it was.
 
         Args:
             library: shared object with the kernel.
             folder: where its inputs and expected outputs are.
             outputs: shape and dtype of each output.
             tolerance: of floating point outputs, see `compare.difference`.
-            hopeless_s: a candidate whose first runs take longer is not timed further.
-            budget_s: about how long all repeats may take.
-            repeats: at least 3 are taken.
         """
         arguments = self._arguments(folder, outputs)
         arguments.spoil()
-        sets = self._sets(arguments)
-        table, copies = arguments.addresses(sets)
+        table, _ = arguments.addresses(1)
         kernel = self._kernel(library)
-        first = self._call(kernel, table, 1, 1, 1)[0]
+        seconds = self._call(kernel, table, 1, 1, 1)
         wrong = arguments.check(tolerance)
         if wrong:
             return {"wrong": wrong}
-        quick = min(first, *self._call(kernel, table, sets, 1, 1)) if first < 1 else first
-        if quick > hopeless_s:
-            return {"seconds": [quick], "stopped": True}
-        repeats = max(3, min(repeats, int(budget_s / quick)))
-        inner = max(1, int(budget_s / repeats / quick))
-        times = self._call(kernel, table, sets, inner, repeats)
-        del copies
-        return {"seconds": times, "stopped": False}
+        if seconds[0] < _SLOW_S:
+            seconds += self._call(kernel, table, 1, 1, _QUICK_RUNS)
+        return {"seconds": seconds}
 
     def race(self, entries: list[dict[str, Any]], rounds: int, budget_s: float) -> dict[str, Any]:
-        """Time several candidates in turns, so that what disturbs one disturbs all."""
+        """Time several candidates in turns, so that what disturbs one disturbs all.
+
+        Args:
+            entries: library, folder and outputs of each, as for `check`.
+            rounds: at most; at least 3 are run.
+            budget_s: about how long all rounds of one candidate may take.
+        """
         prepared = []
+        slowest = 0.0
         for entry in entries:
             arguments = self._arguments(entry["folder"], entry["outputs"])
             sets = self._sets(arguments)
@@ -169,12 +162,14 @@ class Runner:
             kernel = self._kernel(entry["library"])
             quick = min(self._call(kernel, table, sets, 1, 2))
             inner = max(1, int(budget_s / rounds / quick))
+            slowest = max(slowest, quick)
             prepared.append((kernel, table, sets, inner, copies))
+        rounds = max(3, min(rounds, int(budget_s / slowest)))
         times: list[list[float]] = [[] for _ in prepared]
         for _ in range(rounds):
             for mine, (kernel, table, sets, inner, _copies) in zip(times, prepared, strict=True):
                 mine += self._call(kernel, table, sets, inner, 1)
-        return {"seconds": times}
+        return {"seconds": times, "peak_flops": self.harness.harness_peak()}
 
     def _sets(self, arguments: Arguments) -> int:
         wanted = -(-self.rotate_bytes // max(1, arguments.nbytes))

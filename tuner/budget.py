@@ -1,0 +1,64 @@
+"""Which task to spend the next trials on: the one with the most end-to-end time to win."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+_RECENT = 3
+# A task without any gain in its last rounds is expected to gain this share of the distance to its
+# bound, again multiplied for every further round without.
+_DECAY = 0.6
+_FIRST_ROUNDS = 2
+# Even where a bound says that nothing is left, trials may find what the model of it misses.
+_LEAST_GAIN = 0.005
+
+
+@dataclass
+class Progress:
+    """How far one task's search has come.
+
+    Attributes:
+        weight: calls of the task in the model.
+        bound_s: no kernel can be faster, by peak arithmetic and memory bandwidth.
+        best_s: best time after each round.
+        exhausted: nothing is left to try.
+    """
+
+    weight: int
+    bound_s: float
+    best_s: list[float] = field(default_factory=list)
+    exhausted: bool = False
+
+    def expected_gain_s(self) -> float:
+        """Return the seconds of the whole model that a further round is expected to win."""
+        if self.exhausted:
+            return 0.0
+        if len(self.best_s) < _FIRST_ROUNDS:
+            return float("inf")
+        best = self.best_s[-1]
+        earlier = self.best_s[-1 - min(_RECENT, len(self.best_s) - 1)]
+        recent = (earlier - best) / _RECENT
+        stuck = 0
+        for before, after in zip(
+            reversed(self.best_s[:-1]), reversed(self.best_s[1:]), strict=True
+        ):
+            if after < before * 0.995:
+                break
+            stuck += 1
+        hoped = max(best - self.bound_s, _LEAST_GAIN * best) * 0.3 * _DECAY**stuck
+        return self.weight * max(recent, hoped)
+
+
+def next_task(progress: Sequence[Progress]) -> int | None:
+    """Return the position of the task to go on with, or None where nothing is left to try.
+
+    Every task gets its first rounds before any other gets more, heaviest first.
+    """
+    open_tasks = [i for i, task in enumerate(progress) if not task.exhausted]
+    if not open_tasks:
+        return None
+    fresh = [i for i in open_tasks if len(progress[i].best_s) < _FIRST_ROUNDS]
+    if fresh:
+        return min(fresh, key=lambda i: (len(progress[i].best_s), i))
+    return max(open_tasks, key=lambda i: progress[i].expected_gain_s())
