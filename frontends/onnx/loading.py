@@ -76,14 +76,18 @@ def initializer_array(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarr
         raise ModelError(f"weight {tensor.name!r} cannot be read: {error}") from error
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> memoryview:
+    """Map a file, so that a large model is not in memory twice while it is parsed."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            if not path.stat().st_size:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
         raise ModelError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
 
 
-def _parse(data: bytes, path: Path) -> onnx.ModelProto:
+def _parse(data: memoryview, path: Path) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
@@ -198,7 +202,7 @@ def _external_array(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray
     return np.frombuffer(mapped, dtype, size // dtype.itemsize, offset).reshape(shape)
 
 
-def _digest(proto: onnx.ModelProto, folder: Path | None, data: bytes | None) -> str:
+def _digest(proto: onnx.ModelProto, folder: Path | None, data: memoryview | None) -> str:
     """Hash the model and the external files that it names."""
     digest = hashlib.sha256()
     if data is not None:
