@@ -12,7 +12,10 @@ _SPACES = {"input": "inputs", "output": "outputs"}
 
 
 def generate_entry(program: Program, plan: MemoryPlan, cpu_features: tuple[str, ...]) -> str:
-    """Return the C source that runs `program` and describes it to the C runtime."""
+    """Return the C source that runs `program` and describes it to the C runtime.
+
+    It expects the macro `TW_CODE_ID`, a number that tells this code from any other.
+    """
     parts = [
         '#include <string.h>\n\n#include "tw_runtime.h"\n',
         _declarations(program),
@@ -101,6 +104,7 @@ def _tensor_table(name: str, specs: tuple[TensorSpec, ...]) -> str:
 def _program_table(program: Program, plan: MemoryPlan) -> str:
     fields = {
         "cpu_features": "cpu_features",
+        "code_id": "TW_CODE_ID",
         "num_inputs": f"{len(program.inputs)}u",
         "num_outputs": f"{len(program.outputs)}u",
         "num_calls": f"{len(program.calls)}u",

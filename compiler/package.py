@@ -14,7 +14,7 @@ import secrets
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata, resources
 from pathlib import Path
 from typing import BinaryIO
@@ -24,7 +24,7 @@ import numpy as np
 from tilewright.compiler.codegen import build_object
 from tilewright.compiler.entry import describe, generate_entry
 from tilewright.compiler.features import required_features
-from tilewright.compiler.memory import plan_memory
+from tilewright.compiler.memory import MemoryPlan, plan_memory
 from tilewright.compiler.program import Program
 from tilewright.compiler.targets import Target
 from tilewright.compiler.toolchain import run_c_compiler
@@ -75,13 +75,13 @@ def package(
     features = required_features(target)
     used = {call.kernel for call in program.calls}
     kernels = {name: func for name, func in program.kernels.items() if name in used}
-    code = link(
-        build_object(kernels, target) if kernels else None,
-        generate_entry(program, plan, features),
-    )
+    objects = build_object(kernels, target) if kernels else None
+    entry = generate_entry(program, plan, features)
+    code_id = zlib.crc32(entry.encode(), zlib.crc32(objects or b""))
+    code = link(objects, f"#define TW_CODE_ID {code_id}u\n{entry}")
     info = {"versions": _versions(), **(meta or {})}
     description = describe(program, plan, json.loads(target.to_json()), features, info)
-    _write_file(path, code, plan.weights, plan.weights_bytes, description)
+    _write_file(path, code, code_id, plan, description)
 
 
 def check_writable(path: Path) -> None:
@@ -105,7 +105,7 @@ def link(kernels: bytes | None, entry: str, extra_flags: Sequence[str] = ()) -> 
 
     Args:
         kernels: an ELF object, or None for a program without calls.
-        entry: C source from `generate_entry`.
+        entry: C source from `generate_entry`, with its `TW_CODE_ID`.
         extra_flags: for both compiling and linking, for instance a sanitizer.
     """
     sources = resources.files("tilewright.runtime") / "c"
@@ -148,15 +148,15 @@ def _temporary_beside(path: Path) -> Path:
 def _write_file(
     path: Path,
     code: bytes,
-    weights: Iterable[tuple[int, np.ndarray]],
-    weights_bytes: int,
+    code_id: int,
+    plan: MemoryPlan,
     description: str,
 ) -> None:
     """Write all parts to a temporary file in the same directory, then rename it."""
     temporary = _temporary_beside(path)
     try:
         with open(temporary, "xb") as file:
-            _write_parts(file, code, weights, weights_bytes, description.encode())
+            _write_parts(file, code, code_id, plan, description.encode())
         temporary.replace(path)
     except OSError as error:
         raise CompileError(f"cannot write '{path}': {error.strerror or error}") from error
@@ -167,28 +167,28 @@ def _write_file(
 def _write_parts(
     file: BinaryIO,
     code: bytes,
-    weights: Iterable[tuple[int, np.ndarray]],
-    weights_bytes: int,
+    code_id: int,
+    plan: MemoryPlan,
     description: bytes,
 ) -> None:
     payload_offset = -(-len(code) // _PAYLOAD_ALIGNMENT_BYTES) * _PAYLOAD_ALIGNMENT_BYTES
     code += bytes(payload_offset - len(code))
     file.write(code)
     payload_crc, position = 0, 0
-    for offset, data in weights:
+    for offset, data in plan.weights:
         gap = bytes(offset - position)
         raw = data.reshape(-1).view(np.uint8)
         file.write(gap)
         file.write(raw.data)
         payload_crc = zlib.crc32(raw.data, zlib.crc32(gap, payload_crc))
         position = offset + raw.size
-    rest = bytes(weights_bytes - position)
+    rest = bytes(plan.weights_bytes - position)
     file.write(rest)
     payload_crc = zlib.crc32(rest, payload_crc)
     file.write(description)
-    description_offset = payload_offset + weights_bytes
+    description_offset = payload_offset + plan.weights_bytes
     trailer = _TRAILER.pack(
-        *(_MAGIC, FORMAT_VERSION, 0, payload_offset, weights_bytes, description_offset),
+        *(_MAGIC, FORMAT_VERSION, code_id, payload_offset, plan.weights_bytes, description_offset),
         *(len(description), description_offset + len(description) + _TRAILER.size + 4),
         *(zlib.crc32(code), payload_crc, zlib.crc32(description)),
     )

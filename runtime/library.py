@@ -29,6 +29,7 @@ _CHECKED_PAYLOAD_BYTES = 64 << 20  # larger weights are checked when asked
 class Trailer:
     """The last bytes of a module file; see tilewright_trailer in tilewright.h."""
 
+    code_id: int
     payload_offset: int
     payload_bytes: int
     description_offset: int
@@ -71,7 +72,7 @@ def _read_trailer(file: Any, path: str) -> Trailer:
         raise ModuleError(
             f"'{path}' is not a tilewright module, or is cut short: the trailer is missing"
         )
-    _magic, version, _, *fields, trailer_crc32 = _TRAILER.unpack(raw)
+    _magic, version, *fields, trailer_crc32 = _TRAILER.unpack(raw)
     trailer = Trailer(*fields)
     if trailer_crc32 != zlib.crc32(raw[:-4]):
         raise ModuleError(f"'{path}' is damaged: the checksum of the trailer is wrong")
@@ -133,8 +134,16 @@ class _Api(ctypes.Structure):
     )
 
 
-_VERIFY_WEIGHTS = 1
-_SKIP_WEIGHTS_CHECK = 2
+_SKIP_WEIGHTS_CHECK = 2  # done by read_description
+
+
+def _spelled(path: Path, code_id: int) -> str:
+    """Return the path with "./" repeated before the file name, depending on the code.
+
+    dlopen takes a file for loaded already if the spelling is the same, even if the file was
+    replaced since.
+    """
+    return f"{path.parent}/{'./' * (1 + code_id % 256)}{path.name}"
 
 
 class Library:
@@ -146,9 +155,10 @@ class Library:
         Raises:
             ModuleError: the CPU lacks a feature, or the file cannot be loaded.
         """
-        absolute = str(Path(path).resolve())
         try:
-            self._library = ctypes.CDLL(absolute)
+            with open(path, "rb") as file:
+                spelled = _spelled(Path(path).resolve(), _read_trailer(file, str(path)).code_id)
+            self._library = ctypes.CDLL(spelled)
             self.api = _Api.in_dll(self._library, "tilewright_api")
         except (OSError, ValueError) as error:
             raise ModuleError(f"cannot load module '{path}': {error}") from error
@@ -157,7 +167,7 @@ class Library:
                 f"module '{path}' has ABI {self.api.abi_version}, but this tilewright knows "
                 f"{_ABI_VERSION}; compile the model again"
             )
-        self.model = self.api.open(absolute.encode(), _SKIP_WEIGHTS_CHECK)
+        self.model = self.api.open(spelled.encode(), _SKIP_WEIGHTS_CHECK)
         if not self.model:
             raise ModuleError(f"cannot load module '{path}': {self.error()}")
         weakref.finalize(self, _unload, self.api, self.model, self._library._handle)

@@ -54,7 +54,7 @@ typedef struct tilewright_tensor {
 typedef struct tilewright_trailer {
   char magic[8];
   uint32_t format_version;
-  uint32_t reserved;
+  uint32_t code_id; /* also compiled into the code: tells whether both belong together */
   uint64_t payload_offset;
   uint64_t payload_bytes;
   uint64_t description_offset;
@@ -166,7 +166,7 @@ TILEWRIGHT_FUNCTION uint32_t tilewright_file_crc32(FILE *file, uint64_t offset, 
 }
 
 /* Check the file before dlopen sees it: a damaged ELF file can crash the dynamic linker. */
-TILEWRIGHT_FUNCTION const char *tilewright_check_file(FILE *file) {
+TILEWRIGHT_FUNCTION const char *tilewright_check_file(FILE *file, uint32_t *code_id) {
   tilewright_trailer trailer;
   long size = fseek(file, 0, SEEK_END) == 0 ? ftell(file) : -1;
   if (size < (long)sizeof trailer || fseek(file, size - (long)sizeof trailer, SEEK_SET) != 0 ||
@@ -185,31 +185,47 @@ TILEWRIGHT_FUNCTION const char *tilewright_check_file(FILE *file) {
   if (tilewright_file_crc32(file, trailer.description_offset, trailer.description_bytes) !=
       trailer.description_crc32)
     return "damaged: the checksum of the description is wrong";
+  *code_id = trailer.code_id;
   return NULL;
+}
+
+/* Spell the path with 1 to 256 times "./" before the file name, depending on the code. dlopen takes
+ * a file for loaded already if the spelling is the same, even if the file was replaced since; and
+ * it would search the library path for a name without a slash. */
+TILEWRIGHT_FUNCTION char *tilewright_spell(const char *path, uint32_t code_id) {
+  const char *slash = strrchr(path, '/');
+  size_t folder = slash ? (size_t)(slash - path) + 1 : 0;
+  size_t dots = 2 * (1 + (size_t)(code_id % 256));
+  char *spelled = (char *)malloc(strlen(path) + dots + 1);
+  if (!spelled) return NULL;
+  memcpy(spelled, path, folder);
+  for (size_t i = 0; i < dots; i += 2) memcpy(spelled + folder + i, "./", 2);
+  strcpy(spelled + folder + dots, path + folder);
+  return spelled;
 }
 
 /* Load a module. NULL if the file is damaged, or needs a CPU feature that is missing here. */
 TILEWRIGHT_FUNCTION tilewright_module *tilewright_open(const char *path, uint32_t flags) {
   tilewright_module *module = (tilewright_module *)calloc(1, sizeof *module);
-  char *local = (char *)malloc(strlen(path) + 3);
+  char *spelled = NULL;
+  uint32_t code_id = 0;
   FILE *file = fopen(path, "rb");
-  const char *problem = !module || !local ? "out of memory" : !file ? "cannot open the file" : NULL;
-  if (!problem) problem = tilewright_check_file(file);
+  const char *problem = file ? tilewright_check_file(file, &code_id) : "cannot open the file";
   if (file) fclose(file);
+  if (!problem && (!module || !(spelled = tilewright_spell(path, code_id))))
+    problem = "out of memory";
   if (!problem) {
-    /* dlopen would search the library path for a name without a slash. */
-    snprintf(local, strlen(path) + 3, "%s%s", strchr(path, '/') ? "" : "./", path);
-    module->library = dlopen(local, RTLD_NOW | RTLD_LOCAL);
+    module->library = dlopen(spelled, RTLD_NOW | RTLD_LOCAL);
     if (module->library)
       module->api = (const tilewright_api *)dlsym(module->library, TILEWRIGHT_API_SYMBOL);
     if (!module->api)
       problem = dlerror();
     else if (module->api->abi_version != TILEWRIGHT_ABI_VERSION)
       problem = "made for another version of tilewright.h";
-    else if (!(module->model = module->api->open(local, flags)))
+    else if (!(module->model = module->api->open(spelled, flags)))
       problem = module->api->error();
   }
-  free(local);
+  free(spelled);
   if (!problem) return module;
   tilewright_fail(path, problem);
   if (module && module->library) dlclose(module->library);

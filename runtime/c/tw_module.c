@@ -84,8 +84,8 @@ static int read_trailer(int fd, const tw_program *program, tilewright_trailer *t
       trailer->file_bytes != (uint64_t)status.st_size)
     return tw_fail("damaged: the trailer of the module is missing or wrong");
   if (trailer->format_version != TILEWRIGHT_FORMAT_VERSION ||
-      trailer->payload_bytes != program->payload_bytes)
-    return tw_fail("damaged: the weights do not belong to the code");
+      trailer->code_id != program->code_id || trailer->payload_bytes != program->payload_bytes)
+    return tw_fail("the file was replaced while its code was loaded; load it again");
   return 0;
 }
 

@@ -83,6 +83,7 @@ double tw_now(void);
 
 typedef struct tw_program {
   const char *const *cpu_features; /* NULL-terminated */
+  uint32_t code_id;                /* the trailer of the file must have the same */
   uint32_t num_inputs;
   uint32_t num_outputs;
   uint32_t num_calls;

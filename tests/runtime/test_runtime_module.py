@@ -11,7 +11,7 @@ import threading
 import numpy as np
 import pytest
 
-from tests.programs import copy_program, huge_workspace_kernel, mlp_reference
+from tests.programs import copy_program, huge_workspace_kernel, mlp_reference, unary_kernel
 from tilewright.compiler.package import package
 from tilewright.errors import ModuleError
 from tilewright.runtime.buffers import empty_aligned
@@ -125,6 +125,31 @@ def test_two_modules_live_in_one_process(mlp, plus_one):
     for _ in range(3):
         np.testing.assert_allclose(first(x), mlp_reference(x, weights), rtol=_RTOL, atol=_ATOL)
         np.testing.assert_array_equal(second(z), z + 1)
+
+
+def _plus(number):
+    """Return y = x + number: the same interface as `copy_program`, other code."""
+    kernel = unary_kernel((3,), lambda x: x + float(number))
+    return dataclasses.replace(copy_program((3,)), kernels={"plus_one": kernel})
+
+
+def test_a_file_that_was_replaced_is_loaded_anew(tmp_path, native):
+    x = np.zeros(3, np.float32)
+    modules = []
+    for number in (1, 2, 3):
+        package(_plus(number), native, tmp_path / "m.so")
+        modules.append(Module(tmp_path / "m.so", threads=1))
+    assert [float(module(x)[0]) for module in modules] == [1, 2, 3]
+
+
+def test_code_and_file_that_do_not_belong_together_are_refused(tmp_path, native, monkeypatch):
+    monkeypatch.setattr("tilewright.runtime.library._spelled", lambda path, _: str(path))
+    package(_plus(1), native, tmp_path / "m.so")
+    first = Module(tmp_path / "m.so", threads=1)
+    package(_plus(2), native, tmp_path / "m.so")
+    with pytest.raises(ModuleError, match="the file was replaced while its code was loaded"):
+        Module(tmp_path / "m.so", threads=1)
+    assert first(np.zeros(3, np.float32))[0] == 1
 
 
 def test_modules_are_unloaded_when_no_longer_used(plus_one):
