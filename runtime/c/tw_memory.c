@@ -4,6 +4,7 @@
 
 #include "tw_runtime.h"
 
+#define PAGE_BYTES ((size_t)1 << 16) /* the largest page in use */
 #define HUGE_PAGE_BYTES ((size_t)2 << 20)
 
 /* A block that did not fit the stack; sits before the bytes handed out. */
@@ -25,15 +26,27 @@ static size_t round_up(size_t bytes, size_t multiple) {
   return (bytes + multiple - 1) / multiple * multiple;
 }
 
-void *tw_map(size_t bytes) {
-  void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+/* Huge pages start at multiples of their size: map more than asked and give back the ends. */
+static void *map_huge(size_t bytes) {
+  char *memory = mmap(NULL, bytes + HUGE_PAGE_BYTES, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return NULL;
-  if (bytes >= HUGE_PAGE_BYTES) madvise(memory, bytes, MADV_HUGEPAGE);
-  return memory;
+  size_t before = round_up((uintptr_t)memory, HUGE_PAGE_BYTES) - (uintptr_t)memory;
+  if (before) munmap(memory, before);
+  if (before < HUGE_PAGE_BYTES) munmap(memory + before + bytes, HUGE_PAGE_BYTES - before);
+  madvise(memory + before, bytes, MADV_HUGEPAGE);
+  return memory + before;
+}
+
+void *tw_map(size_t bytes) {
+  bytes = round_up(bytes, PAGE_BYTES);
+  if (bytes >= HUGE_PAGE_BYTES) return map_huge(bytes);
+  void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return memory == MAP_FAILED ? NULL : memory;
 }
 
 void tw_unmap(void *memory, size_t bytes) {
-  if (memory) munmap(memory, bytes);
+  if (memory) munmap(memory, round_up(bytes, PAGE_BYTES));
 }
 
 static void release_overflow(tw_scratch *scratch) {
