@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tilewright.compiler.targets import Target
-from tilewright.errors import LogError
+from tilewright.errors import LogError, TilewrightError
 from tilewright.tuner.candidate import Candidate, canonical_json, digest
 
 SCHEMA_VERSION = 1
@@ -121,8 +121,8 @@ class Record:
         del data["schema_version"]
         try:
             data["candidate"] = Candidate.from_json(data["candidate"])
-        except (TypeError, KeyError, ValueError) as error:
-            raise LogError("holds no candidate") from error
+        except (TilewrightError, TypeError, KeyError, ValueError) as error:
+            raise LogError(f"holds no candidate: {error}") from error
         data["run_times_s"] = tuple(data["run_times_s"])
         return cls(**data)
 

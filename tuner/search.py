@@ -6,6 +6,7 @@ the incumbent (the compiler's own choice) before anything else.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -190,11 +191,9 @@ class Evolutionary:
         """Return new candidates of layouts drawn by rank."""
         found: list[Candidate] = []
         ranked = rank_layouts(history)
-        for _ in range(3 * count):
-            if len(found) >= count or not ranked:
-                break
-            choice = ranked[min(int(rng.exponential(1.5)), len(ranked) - 1)]
-            found += self.explorer.explore(history, choice, 1, rng)
+        shares = Counter(min(int(rng.exponential(1.5)), len(ranked) - 1) for _ in range(count))
+        for index, share in sorted(shares.items()):
+            found += self.explorer.explore(history, ranked[index], share, rng)
         return found
 
 
@@ -229,14 +228,19 @@ class CrossExploration:
             kept = max(self.layouts_kept, len(ranked) >> judged)
         else:
             kept = self.layouts_kept
-        turn = 0
-        while len(found) < count and turn < 4 * count:
-            # The best layout gets every second turn of the loop-only stage.
-            index = turn // 2 % kept if turn % 2 and kept > 1 else 0
-            if history.trials < self.joint_trials:
-                index = turn % kept
-            found += self.explorer.explore(history, ranked[min(index, len(ranked) - 1)], 1, rng)
-            turn += 1
+        joint = history.trials < self.joint_trials
+        shares: Counter[int] = Counter()
+        for turn in range(count - len(found)):
+            # In the loop-only stage the best layout gets every second turn.
+            index = turn % kept if joint or turn % 2 else 0
+            shares[min(index, len(ranked) - 1)] += 1
+        for index, share in sorted(shares.items()):
+            found += self.explorer.explore(history, ranked[index], share, rng)
+        if not found and ranked:  # the kept layouts are exhausted
+            for choice in ranked:
+                found += self.explorer.explore(history, choice, count - len(found), rng)
+                if len(found) >= count:
+                    break
         return found
 
 

@@ -128,6 +128,37 @@ class LoopSpace:
             return False
         return estimate_cycles(self.loops, decisions, self.target) <= _IMPLAUSIBLE * self.least()
 
+    def fit(self, decisions: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return decisions of another shape fitted to this one.
+
+        None where they do not fit, or are modelled to be slower than the default.
+        """
+        if set(decisions) != set(self.default):
+            return None
+        fitted = dict(decisions)
+        loops = self.loops
+        if loops["kind"] == "contraction":
+            fitted["fused_rows"] = min(fitted["fused_rows"], len(loops["rows"]))
+            extents = loops["rows"][fitted["fused_rows"] - 1]
+            tile = fitted["row_tile"]
+            fitted["row_tile"] = [min(a, b) for a, b in zip(tile, extents, strict=True)]
+            if len(fitted["reduction_order"]) != len(loops["reductions"]):
+                return None
+            fitted["unroll"] = min(fitted["unroll"], loops["reductions"][-1])
+        elif loops["kind"] == "window":
+            fitted["row_tile"] = min(fitted["row_tile"], loops["rows"][0][1])
+            if not set(fitted["written_out"]) <= set(range(len(loops["reductions"]))):
+                return None
+        if "row_block" in fitted:
+            fitted["column_vectors"] = min(fitted["column_vectors"], loops["vectors"])
+            fitted["row_block"] = min(fitted["row_block"], self._tiles(fitted))
+        if not self._valid(fitted):
+            return None
+        worse = estimate_cycles(loops, fitted, self.target) > 1.05 * estimate_cycles(
+            loops, self.default, self.target
+        )
+        return None if worse else fitted
+
     def least(self) -> float:
         """Return about the least modelled cycles of any point."""
         if self._least is None:

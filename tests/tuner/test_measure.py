@@ -63,7 +63,8 @@ def test_hopeless_candidate_is_stopped_early(measurer):
     task = matmul_task()
     good = _candidates(measurer, task)[-1]
     (found,) = measurer.measure(task, [good], best_s=1e-9)
-    assert len(found.run_times_s) == 1
+    assert found.ok
+    assert len(found.run_times_s) < MeasureOptions().repeats
 
 
 def test_race_times_candidates_in_turns(measurer):

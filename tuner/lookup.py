@@ -1,0 +1,260 @@
+"""From logs to decisions: an exact hit, else the nearest shape transferred, else nothing.
+
+What is found is checked against the operator before a compile gets it: decisions that no longer
+schedule are a miss with a reason, never a failed compile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import log2
+from pathlib import Path
+from typing import Any, Literal
+
+import tvm
+
+from tilewright.compiler.layout.primitives import Layout
+from tilewright.compiler.layout.rewrite import rewrite
+from tilewright.compiler.schedule import decisions_from_json, default_decisions, schedule
+from tilewright.compiler.targets import Target
+from tilewright.compiler.tasks import Task, TunedDecision
+from tilewright.errors import TilewrightError
+from tilewright.tuner.candidate import canonical_json
+from tilewright.tuner.layouts import layout_choices
+from tilewright.tuner.log import Log
+from tilewright.tuner.records import Record, applies_to, same_target
+from tilewright.tuner.space import LoopSpace
+from tilewright.tuner.workload import describe, describe_loops
+
+Origin = Literal["tuned", "transferred", "default"]
+
+# Distance in doublings, over all axes, up to which another shape's decisions are worth using.
+_FARTHEST = 3.0
+_NEAREST_RECORDS = 3
+
+
+def default_logs() -> list[Path]:
+    """Return the logs that a compile reads by itself: the shipped ones, then the user's."""
+    shipped = Path(__file__).resolve().parent.parent / "tuning_logs"
+    found = sorted(shipped.glob("*.jsonl")) if shipped.is_dir() else []
+    user = user_log()
+    return [*found, user] if user.exists() else found
+
+
+def user_log() -> Path:
+    """Return where tuning writes unless told otherwise."""
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "tilewright" / "tuning.jsonl"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How one task was found.
+
+    Attributes:
+        name: of the task.
+        origin: "tuned", "transferred" or "default".
+        reason: why it is not an exact hit, or "".
+        seconds: expected time of one call, or None where nothing is known.
+    """
+
+    name: str
+    origin: Origin
+    reason: str
+    seconds: float | None
+
+
+@dataclass
+class Lookup:
+    """Finds decisions for tasks in logs; callable, as `compiler.pipeline.lower` wants it.
+
+    Args:
+        logs: files of records.
+        target: what is compiled for.
+
+    Attributes:
+        coverage: what was found for each task that was asked for, by key.
+        warnings: about damaged lines.
+    """
+
+    logs: Sequence[Path]
+    target: Target
+    coverage: dict[str, Coverage] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._by_key: dict[str, list[Record]] = {}
+        self._by_blocks: dict[tuple[str, ...], list[Record]] = {}
+        self._foreign: set[str] = set()
+        self._found: dict[str, tuple[TunedDecision, ...]] = {}
+        for path in self.logs:
+            contents = Log(path).read()
+            warning = contents.warning(path)
+            if warning:
+                self.warnings.append(warning)
+            self._add(contents.records)
+
+    def _add(self, records: Iterable[Record]) -> None:
+        for record in records:
+            if not record.ok:
+                continue
+            if not applies_to(record.target, self.target):
+                self._foreign.add(record.task_key)
+                continue
+            self._by_key.setdefault(record.task_key, []).append(record)
+            self._by_blocks.setdefault(tuple(record.task["blocks"]), []).append(record)
+
+    def __call__(self, task: Task) -> tuple[TunedDecision, ...]:
+        """Return the decisions for a task, one for each layouts; none where nothing fits."""
+        if task.key not in self._found:
+            self._found[task.key] = self._find(task)
+        return self._found[task.key]
+
+    def _find(self, task: Task) -> tuple[TunedDecision, ...]:
+        exact = self._by_key.get(task.key, [])
+        here = [record for record in exact if same_target(record.target, self.target)]
+        reason = ""
+        if exact:
+            chosen = _best_of_layouts(here or exact)
+            decisions = tuple(_decision(task, record) for record in chosen)
+            valid = tuple(d for d in decisions if self._works(task, d))
+            if valid:
+                self._cover(task, "tuned", "" if here else "measured on a similar target", valid)
+                return valid
+            reason = "its records no longer fit the operator"
+        elif task.key in self._foreign:
+            reason = "measured only for processors with other instructions"
+        found, why = self._transfer(task)
+        if found:
+            self._cover(task, "transferred", reason or why, found)
+        else:
+            self._cover(task, "default", reason or why, ())
+        return found
+
+    def _cover(
+        self, task: Task, origin: Origin, reason: str, found: Sequence[TunedDecision]
+    ) -> None:
+        seconds = min((decision.seconds for decision in found), default=None)
+        self.coverage[task.key] = Coverage(task.name, origin, reason, seconds)
+
+    def _transfer(self, task: Task) -> tuple[tuple[TunedDecision, ...], str]:
+        """Return decisions of the nearest shape with the same blocks, fitted to this one."""
+        mine = describe(task)
+        same = self._by_blocks.get(tuple(mine["blocks"]), [])
+        if not mine["axes"]:
+            return (), "no record of it, and its class is not transferred"
+        near = sorted(
+            (distance, index)
+            for index, record in enumerate(same)
+            if (distance := _distance(mine, record.task)) <= _FARTHEST
+        )
+        if not near:
+            return (), "no record of a similar shape"
+        keys = dict.fromkeys(same[index].task_key for _, index in near)
+        for key in list(keys)[:_NEAREST_RECORDS]:
+            records = [record for record in same if record.task_key == key]
+            found = self._fit(task, mine, records)
+            if found:
+                return found, f"from {records[0].task['axes']}"
+        return (), "decisions of similar shapes do not fit it"
+
+    def _fit(
+        self, task: Task, mine: dict[str, Any], records: Sequence[Record]
+    ) -> tuple[TunedDecision, ...]:
+        scale = mine["macs"] / max(1, records[0].task["macs"])
+        choices = layout_choices(task.operator, self.target)
+        found = []
+        for record in _best_of_layouts(records):
+            schedule_data = record.candidate.to_json()["schedule"]
+            names = [_steps(layout) for layout in record.candidate.layouts]
+            for choice in choices:
+                if [_steps(layout) for layout in choice.layouts] != names:
+                    continue
+                decisions = self._fitted(task, choice.layouts, schedule_data)
+                if decisions is None:
+                    continue
+                decision = TunedDecision(
+                    task.key, choice.layouts, decisions, record.seconds * scale, "transferred"
+                )
+                if self._works(task, decision):
+                    found.append(decision)
+        return tuple(found)
+
+    def _fitted(
+        self, task: Task, layouts: tuple[Layout, ...], decisions: dict[str, Any] | None
+    ) -> str | None:
+        """Return decisions moved to the nearest point of this task's space."""
+        if decisions is None:
+            return None
+        try:
+            func = _rewritten(task, layouts)
+            loops = describe_loops(func, self.target)
+            default = json.loads(default_decisions(func, self.target).to_json())
+        except (TilewrightError, tvm.error.InternalError, ValueError):
+            return None
+        if loops["kind"] != decisions.get("kind"):
+            return None
+        fitted = LoopSpace(loops, default, self.target).fit(decisions)
+        return None if fitted is None else canonical_json(fitted)
+
+    def _works(self, task: Task, decision: TunedDecision) -> bool:
+        """Say whether the decisions still schedule this operator."""
+        if len(decision.layouts) != len(task.operator.func.params):
+            return False
+        try:
+            parsed = None if decision.decisions is None else decisions_from_json(decision.decisions)
+            schedule(_rewritten(task, decision.layouts), self.target, parsed)
+        except (TilewrightError, tvm.error.InternalError, ValueError, KeyError, TypeError):
+            return False
+        return True
+
+
+def _rewritten(task: Task, layouts: tuple[Layout, ...]) -> tvm.tirx.PrimFunc:
+    changed = {p: layout for p, layout in enumerate(layouts) if layout.primitives}
+    return rewrite(task.operator.func, changed) if changed else task.operator.func
+
+
+def _decision(task: Task, record: Record) -> TunedDecision:
+    candidate = record.candidate
+    return TunedDecision(task.key, candidate.layouts, candidate.schedule, record.seconds)
+
+
+def _best_of_layouts(records: Iterable[Record]) -> list[Record]:
+    """Return the best record of each layouts; one that won a race before others."""
+
+    def merit(record: Record) -> tuple[bool, bool, float]:
+        facts = record.hardware
+        return not facts.get("winner", False), not facts.get("raced", False), record.seconds
+
+    best: dict[tuple[Layout, ...], Record] = {}
+    for record in records:
+        known = best.get(record.candidate.layouts)
+        if known is None or merit(record) < merit(known):
+            best[record.candidate.layouts] = record
+    return list(best.values())
+
+
+def _distance(mine: dict[str, Any], other: Any) -> float:
+    """Return how far two shapes are apart in doublings; infinite where axes differ in number."""
+    axes, others = mine["axes"], other["axes"]
+    if len(axes) != len(others) or mine["dtypes"] != other["dtypes"]:
+        return float("inf")
+    if mine["constants"] != other["constants"] or mine["images"] != other["images"]:
+        return float("inf")
+    return sum(abs(log2(a / b)) for a, b in zip(axes, others, strict=True))
+
+
+def _steps(layout: Layout) -> str:
+    """Return a layout without extents: what stays when it is bound to another shape."""
+    parts = []
+    for primitive in layout.primitives:
+        data = json.loads(canonical_json(primitive.to_json()))
+        if data.get("kind") == "pad":
+            continue  # only there where extents do not divide
+        if "factors" in data:
+            data["factors"] = data["factors"][1:]
+        parts.append(canonical_json(data))
+    return ";".join(parts)
