@@ -25,6 +25,7 @@ from tilewright.compiler.lower import legalize_and_fuse, read_program
 from tilewright.compiler.passes.canonicalize import CanonicalizeOps
 from tilewright.compiler.passes.fold_batch_norm import FoldBatchNorm
 from tilewright.compiler.passes.lower_conv_transpose import LowerConvTranspose
+from tilewright.compiler.passes.lower_winograd import LowerWinograd
 from tilewright.compiler.program import Program, TensorSpec
 from tilewright.compiler.schedule import decisions_from_json, schedule
 from tilewright.compiler.targets import Target
@@ -49,12 +50,13 @@ class Lowered:
     conversions: tuple[Conversion, ...]
 
 
-def graph_passes() -> list[tvm.ir.transform.Pass]:
-    """Return the passes on Relax, in order."""
+def graph_passes(target: Target, winograd: bool = True) -> list[tvm.ir.transform.Pass]:
+    """Return the passes on Relax, in order; without `winograd` convolutions stay direct."""
     return [
         CanonicalizeOps(),
         FoldBatchNorm(),
         LowerConvTranspose(),
+        *([LowerWinograd(target)] if winograd else []),
         CanonicalizeOps(),
     ]
 
@@ -66,6 +68,7 @@ def lower(
     target: Target,
     *,
     tuned: Tuned | None = None,
+    winograd: bool = True,
     dump_ir: Path | None = None,
     progress: Progress = lambda _stage: None,
 ) -> Lowered:
@@ -76,6 +79,7 @@ def lower(
         inputs, outputs: what the caller passes and gets, parallel to main's.
         target: the processor to build for.
         tuned: decisions by key of the task, or a function that finds them.
+        winograd: let convolutions use Winograd's algorithm where it is estimated faster.
         dump_ir: folder for the numbered stages as text, made where it is missing.
         progress: called with the name of each stage.
 
@@ -83,7 +87,7 @@ def lower(
         CompileError: an operator cannot be lowered; the message names it.
     """
     dump = _Dumper(dump_ir)
-    program = fuse(mod, inputs, outputs, dump, progress)
+    program = fuse(mod, inputs, outputs, target, winograd, dump, progress)
 
     progress("layouts")
     choices_of = operator_choices
@@ -103,13 +107,15 @@ def fuse(
     mod: tvm.IRModule,
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
+    target: Target,
+    winograd: bool = True,
     dump: Callable[[str, tvm.IRModule], None] = lambda _stage, _mod: None,
     progress: Progress = lambda _stage: None,
 ) -> Program:
     """Return the program of fused operators on logical shapes, not scheduled yet."""
     progress("graph passes")
     dump("imported", mod)
-    for graph_pass in graph_passes():
+    for graph_pass in graph_passes(target, winograd):
         mod = graph_pass(mod)
         dump(str(graph_pass.info.name), mod)
     mod = legalize_and_fuse(mod)

@@ -16,19 +16,25 @@ from tvm.tirx import PrimFunc
 
 from tilewright.compiler.access import BlockAccess, blocks, find_contraction, shape_of
 from tilewright.compiler.layout import costs
-from tilewright.compiler.layout.contraction_choices import contraction_choices
+from tilewright.compiler.layout.contraction_choices import (
+    contraction_choices,
+    is_convolution,
+)
 from tilewright.compiler.layout.formats import CHANNEL, FORMATS, follow, format_of, image_layout
 from tilewright.compiler.layout.operator import Choice, Operator
 from tilewright.compiler.layout.primitives import Layout
 from tilewright.compiler.layout.rewrite import rewrite
 from tilewright.compiler.targets import Target
+from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK
 
-__all__ = ["Choice", "Operator", "operator_choices"]
+__all__ = ["Choice", "Operator", "operator_choices", "works_on_images"]
 
 
 def operator_choices(operator: Operator, target: Target) -> tuple[Choice, ...]:
     """Return the layouts that the operator can work in; the first is always all-logical."""
     accesses = blocks(operator.func)
+    if _is_transform(accesses):
+        return tuple(_transform_choices(operator, target))
     anchor = find_contraction(accesses)
     if anchor is not None:
         found = contraction_choices(operator, accesses, anchor, target)
@@ -40,6 +46,33 @@ def operator_choices(operator: Operator, target: Target) -> tuple[Choice, ...]:
     for choice in found:
         unique.setdefault(choice.layouts, choice)
     return tuple(unique.values())
+
+
+def works_on_images(operator: Operator) -> bool:
+    """Say whether the operator is a convolution, so that what it reads and writes are images."""
+    accesses = blocks(operator.func)
+    anchor = find_contraction(accesses)
+    return _is_transform(accesses) or (
+        anchor is not None and is_convolution(operator, accesses, anchor)
+    )
+
+
+def _is_transform(accesses: Sequence[BlockAccess]) -> bool:
+    return any(access.name.startswith((INPUT_BLOCK, OUTPUT_BLOCK)) for access in accesses)
+
+
+def _transform_choices(operator: Operator, target: Target) -> list[Choice]:
+    """Winograd's transforms read or write images vector by vector, in any format."""
+    found = []
+    for image_format in FORMATS:
+        layouts = _in_format(operator, operator.images, image_format, target)
+        for position in operator.constants:
+            shape = operator.shapes[position]
+            layouts[position] = follow(shape, layouts[operator.output], is_constant=True)
+        seconds = costs.moved_seconds(operator, layouts)
+        seconds *= costs.STRIDED_PENALTY if image_format == "L" else 1.0
+        found.append(Choice(image_format, tuple(layouts), seconds))
+    return found
 
 
 def _reduction_choices(

@@ -62,12 +62,15 @@ def _columns(anchor: BlockAccess, operands: _Product) -> list[tirx.Var]:
     return [v for v in anchor.spatial if v in in_weight and v not in in_data]
 
 
-def weight_and_data(
+def is_convolution(
     operator: Operator, accesses: Sequence[BlockAccess], anchor: BlockAccess
-) -> tuple[int | None, int | None]:
-    """Return the positions of the weight and the data among the parameters."""
+) -> bool:
+    """Say whether the contraction is a convolution with constant weights."""
     operands = _operands(operator, accesses, anchor)
-    return operands.weight, operands.data
+    columns = _columns(anchor, operands)
+    return operands.weight in operator.constants and _is_convolution(
+        operator, anchor, operands, columns
+    )
 
 
 def source_param(func: PrimFunc, accesses: Sequence[BlockAccess], buffer: tirx.Var) -> int | None:

@@ -13,9 +13,7 @@ from dataclasses import dataclass, replace
 from tvm import te
 from tvm.tirx import PrimFunc
 
-from tilewright.compiler.access import blocks, find_contraction
-from tilewright.compiler.layout.choices import Choice, Operator, operator_choices
-from tilewright.compiler.layout.contraction_choices import source_param
+from tilewright.compiler.layout.choices import Choice, Operator, operator_choices, works_on_images
 from tilewright.compiler.layout.costs import conversion_seconds
 from tilewright.compiler.layout.formats import image_layout
 from tilewright.compiler.layout.primitives import Layout, pack_constant
@@ -98,20 +96,12 @@ def _image_tensors(program: Program, target: Target) -> frozenset[int]:
         if tensor.kind != "constant" and image_layout(tensor.shape, "B", target) is not None
     }
     for call in program.calls:
-        func = program.kernels[call.kernel]
-        accesses = blocks(func)
-        anchor = find_contraction(accesses)
-        if anchor is None or len(anchor.output.ty.shape) < 3:
-            continue
-        positions = [source_param(func, accesses, load.buffer) for load in anchor.loads]
-        constant = [
-            p
-            for p in positions
-            if p is not None and program.tensors[call.args[p]].kind == "constant"
-        ]
-        if not constant or len(func.params[constant[0]].ty.shape) < 3:
-            continue
-        images |= {t for t in call.args if t in candidates}
+        constants = frozenset(
+            p for p, t in enumerate(call.args) if program.tensors[t].kind == "constant"
+        )
+        operator = Operator(program.kernels[call.kernel], constants, frozenset(), call.n_outputs)
+        if works_on_images(operator):
+            images |= {t for t in call.args if t in candidates}
     changed = True
     while changed:
         changed = False

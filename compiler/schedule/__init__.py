@@ -102,7 +102,7 @@ def default_decisions(func: tirx.PrimFunc, target: Target) -> Decisions:
     if stages is not None and anchor is not None:
         if anchor.kind == "window":
             return default_window(anchor, target)
-        return default_contraction(anchor, stages, target)
+        return default_contraction(anchor, target)
     if classify(func, target.lanes("float32")) == "reduction":
         return default_reduction_decisions(func, target)
     return default_elementwise_decisions(func, target)

@@ -124,7 +124,7 @@ def _close(actual, expected):
 
 def test_graph_passes_and_fusion_keep_the_numbers(network):
     mod, x, expected = network
-    for graph_pass in graph_passes():
+    for graph_pass in graph_passes(parse_target("native")):
         mod = graph_pass(mod)
     program = read_program(legalize_and_fuse(mod), *_specs(mod, expected))
     _close(run_program(program, [x], "llvm")[0], expected)
@@ -146,7 +146,7 @@ def test_a_wrong_layout_is_noticed():
     x = np.random.default_rng(0).standard_normal(SHAPE).astype("float32")
     expected = run(mod, x)
     target = parse_target("native")
-    for graph_pass in graph_passes():
+    for graph_pass in graph_passes(target):
         mod = graph_pass(mod)
     program = read_program(legalize_and_fuse(mod), *_specs(mod, expected))
     physical, _ = apply_layouts(program, choose_layouts(program, target))

@@ -1,0 +1,419 @@
+"""Schedule Winograd's transforms: one tile and one vector of channels at a time, written out.
+
+A transform multiplies a small square of vectors by a constant matrix from both sides. Written out,
+first along the columns and then along the rows, it needs 2 t^3 multiply-adds at most for t^2
+vectors; zeros and ones of the matrices cost nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from tvm import sym, tirx
+from tvm.ir import TensorLoad
+
+from tilewright.compiler.schedule.analysis import Axis, Stage, inline_loads, read_stages
+from tilewright.compiler.schedule.expressions import (
+    Expr,
+    dtype_of,
+    elements,
+    flat_index,
+    loads_in,
+    range_from_zero,
+    rebuild,
+    substitute,
+)
+from tilewright.compiler.schedule.micro_kernel import constant_like, local_buffer, sequence
+from tilewright.compiler.schedule.nests import is_parallel_worth
+from tilewright.compiler.targets import Target
+from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK, WINOGRAD, Matrix, Winograd
+from tilewright.errors import InvalidScheduleError
+
+
+def find_transform(func: tirx.PrimFunc) -> Stage | None:
+    """Return the stage of a Winograd transform in an unscheduled function, if there is one."""
+    return _find(read_stages(func) or ())
+
+
+def _find(stages: Sequence[Stage]) -> Stage | None:
+    return next((s for s in stages if s.name.startswith((INPUT_BLOCK, OUTPUT_BLOCK))), None)
+
+
+@dataclass(frozen=True, slots=True)
+class WinogradDecisions:
+    """There is one way to write a transform out; nothing is left to decide."""
+
+    def to_json(self) -> str:
+        """Return one line of JSON with the kind tag "winograd"."""
+        return json.dumps({"kind": "winograd"}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> WinogradDecisions:
+        """Read decisions back.
+
+        Raises:
+            InvalidScheduleError: the text is not decisions of this kind.
+        """
+        if json.loads(text) != {"kind": "winograd"}:
+            raise InvalidScheduleError(f"not decisions of a Winograd transform: {text}")
+        return cls()
+
+
+def schedule_winograd(
+    func: tirx.PrimFunc, target: Target, _decisions: WinogradDecisions | None = None
+) -> tirx.PrimFunc:
+    """Return the loops of a transform and of what was fused around it.
+
+    Raises:
+        InvalidScheduleError: the function has another form than `LowerWinograd` gives it.
+    """
+    stages = read_stages(func) or ()
+    stage = _find(stages)
+    assert stage is not None
+    builder = _Builder(func, target.lanes("float32"))
+    if stage.name.startswith(INPUT_BLOCK):
+        body = _input(builder, stages, stage)
+    else:
+        body = _output(builder, stages, stage)
+    return tirx.PrimFunc(list(func.params), sequence([*builder.declared, body]), attrs=func.attrs)
+
+
+@dataclass(eq=False)
+class _Builder:
+    """Flat views of the parameters, and vector statements on them."""
+
+    func: tirx.PrimFunc
+    lanes: int
+
+    def __post_init__(self) -> None:
+        self.declared: list[Any] = []
+        self.flat: dict[Any, Any] = {}
+        for param in self.func.params:
+            view = tirx.decl_buffer(
+                (elements(param),), str(param.dtype), f"{param.name}_flat", layout=None
+            )
+            self.declared.append(tirx.DeclBuffer(view, data=tirx.buffer_data(param)))
+            self.flat[param] = view
+
+    def flatten(self, expr: Expr, analyzer: sym.Analyzer) -> Expr:
+        """Return `expr` with every load of a parameter going through its flat view."""
+
+        def leaf(node: Expr) -> Expr | None:
+            if not isinstance(node, TensorLoad) or node.source not in self.flat:
+                return None
+            address = analyzer.simplify(flat_index(node.source, node.indices))
+            return tirx.BufferLoad(self.flat[node.source], [address])
+
+        return rebuild(expr, leaf)
+
+
+def _vector(lane: Any, lanes: int, statement: Any) -> Any:
+    kind = tirx.ForKind.VECTORIZED if lanes > 1 else tirx.ForKind.SERIAL
+    return tirx.For(lane, constant_like(0, lane), constant_like(lanes, lane), kind, statement)
+
+
+class _Square:
+    """A local array of vectors [rows, columns], and statements that fill it lane by lane."""
+
+    def __init__(self, name: str, rows: int, columns: int, lanes: int, dtype: str) -> None:
+        self.columns, self.lanes, self.dtype = columns, lanes, dtype
+        self.buffer = local_buffer(name, rows * columns * lanes, "float32")
+
+    def load(self, row: int, column: int, lane: Any) -> Expr:
+        base = (row * self.columns + column) * self.lanes
+        return tirx.BufferLoad(self.buffer, [lane + constant_like(base, self.dtype)])
+
+    def store(self, row: int, column: int, value_of: Callable[[Any], Expr]) -> Any:
+        lane = tirx.Var("lane", self.dtype)
+        base = (row * self.columns + column) * self.lanes
+        index = lane + constant_like(base, self.dtype)
+        store = tirx.BufferStore(self.buffer, value_of(lane), [index])
+        return _vector(lane, self.lanes, store)
+
+
+def _combine(coefficients: Sequence[float], vectors: Sequence[Expr]) -> Expr:
+    """Return the sum of coefficient * vector; ones and zeros cost nothing."""
+    total: Expr | None = None
+    for coefficient, vector in zip(coefficients, vectors, strict=True):
+        if coefficient == 0:
+            continue
+        size = abs(coefficient)
+        term = vector if size == 1 else vector * tirx.const(size, "float32")
+        if total is None:
+            total = term if coefficient > 0 else tirx.const(0.0, "float32") - term
+        else:
+            total = total + term if coefficient > 0 else total - term
+    return tirx.const(0.0, "float32") if total is None else total
+
+
+def _transform(
+    matrix: Matrix, source: _Square, middle: _Square
+) -> tuple[list[Any], Callable[[int, int, Any], Expr]]:
+    """Return the statements of matrix * source, and the elements of that times matrix^T."""
+    size = len(matrix[0])
+    statements = [
+        middle.store(
+            row,
+            column,
+            lambda lane, r=row, c=column: _combine(
+                matrix[r], [source.load(k, c, lane) for k in range(size)]
+            ),
+        )
+        for column in range(size)
+        for row in range(len(matrix))
+    ]
+
+    def element(row: int, column: int, lane: Any) -> Expr:
+        return _combine(matrix[column], [middle.load(row, k, lane) for k in range(size)])
+
+    return statements, element
+
+
+def _nest(axes: Sequence[Axis], body_of: Callable[[dict[Any, Expr]], Any], work: int) -> Any:
+    """Return loops over `axes`, the outermost (fused) ones parallel if the work is worth it."""
+    if not axes:
+        return body_of({})
+    dtype = dtype_of(axes[0].var)
+    total = prod(axis.extent for axis in axes)
+    index = tirx.Var("index", dtype)
+    binds, values, rest = [], {}, index
+    for axis in reversed(axes):
+        var = tirx.Var(axis.name, dtype)
+        binds.append(tirx.Bind(var, rest % axis.extent if axis is not axes[0] else rest))
+        values[axis.var] = var
+        rest = rest // axis.extent
+    body = sequence([*binds, body_of(values)])
+    parallel = total > 1 and is_parallel_worth(work)
+    kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
+    return tirx.For(index, constant_like(0, index), constant_like(total, index), kind, body)
+
+
+def _vector_blocks(
+    builder: _Builder, axis: Axis, body_of: Callable[[Expr, int], list[Any]]
+) -> list[Any]:
+    """Return a loop over the whole vectors of an axis, and the vector that is left."""
+    statements = []
+    whole, rest = divmod(axis.extent, builder.lanes)
+    dtype = dtype_of(axis.var)
+    if whole:
+        block = tirx.Var("block", dtype)
+        inside = sequence(body_of(block * builder.lanes, builder.lanes))
+        zero, count = constant_like(0, block), constant_like(whole, block)
+        statements.append(tirx.For(block, zero, count, tirx.ForKind.SERIAL, inside))
+    if rest:
+        statements += body_of(constant_like(whole * builder.lanes, dtype), rest)
+    return statements
+
+
+def _variant(tile: int) -> Winograd:
+    for variant in WINOGRAD.values():
+        if variant.tile == tile:
+            return variant
+    raise InvalidScheduleError(f"no Winograd variant has tiles of {tile} x {tile}")
+
+
+def _input(builder: _Builder, stages: Sequence[Stage], stage: Stage) -> Any:
+    """Loops over tiles and channel vectors; each loads t x t vectors and stores t x t."""
+    a, b, *tiles, channel = stage.spatial
+    variant = _variant(a.extent)
+    t = variant.tile
+    producers = {s.buffer: s for s in stages if s is not stage}
+    (data,) = (load for load in loads_in(stage.value) if not load.source.same_as(stage.buffer))
+    source_value = inline_loads(data, producers)
+    i, j = (axis.var for axis in stage.reduction)
+    dtype = dtype_of(channel.var)
+
+    def one_vector(values: dict[Any, Expr], start: Expr, lanes: int) -> list[Any]:
+        source = _Square("tile", t, t, lanes, dtype)
+        middle = _Square("half", t, t, lanes, dtype)
+
+        def at(lane: Any, row: int, column: int) -> tuple[dict[Any, Expr], sym.Analyzer]:
+            analyzer = sym.Analyzer()
+            analyzer.bind(lane, range_from_zero(lanes))
+            return values | {channel.var: start + lane, i: row, j: column}, analyzer
+
+        def loaded(lane: Any, row: int, column: int) -> Expr:
+            point, analyzer = at(lane, row, column)
+            value = substitute(source_value, point)
+            return builder.flatten(_simplify_conditions(value, analyzer), analyzer)
+
+        statements: list[Any] = [tirx.AllocBuffer(source.buffer), tirx.AllocBuffer(middle.buffer)]
+        statements += [
+            source.store(r, c, lambda lane, r=r, c=c: loaded(lane, r, c))
+            for c in range(t)
+            for r in range(t)
+        ]
+        more, element = _transform(variant.data, source, middle)
+        statements += more
+        for row in range(t):
+            for column in range(t):
+                lane = tirx.Var("lane", dtype)
+                point, analyzer = at(lane, 0, 0)
+                point |= {a.var: row, b.var: column}
+                indices = [substitute(index, point) for index in stage.indices]
+                address = analyzer.simplify(flat_index(stage.buffer, indices))
+                value = element(row, column, lane)
+                store = tirx.BufferStore(builder.flat[stage.buffer], value, [address])
+                statements.append(_vector(lane, lanes, store))
+        return statements
+
+    def body_of(values: dict[Any, Expr]) -> Any:
+        blocks = _vector_blocks(
+            builder, channel, lambda start, lanes: one_vector(values, start, lanes)
+        )
+        return sequence(blocks)
+
+    return _nest(tiles, body_of, stage.work)
+
+
+def _output(builder: _Builder, stages: Sequence[Stage], stage: Stage) -> Any:
+    """Loops over tiles and channel vectors; each loads t x t vectors, and stores m x m results."""
+    (product,) = (load for load in loads_in(stage.value) if not load.source.same_as(stage.buffer))
+    variant = _variant(stage.reduction[0].extent)
+    a, b = (axis.var for axis in stage.reduction)
+    height, width = (_axis_in(stage, product.indices[dim]) for dim in (3, 4))
+    # In a blocked layout the channel is made of two axes; the inner one comes last.
+    channel = [axis for axis in stage.spatial if _uses(product.indices[5], axis.var)][-1]
+    outer = [axis for axis in stage.spatial if axis not in (height, width, channel)]
+    m, t = variant.outputs, variant.tile
+    tile_axes = [
+        Axis(tirx.Var(name, dtype_of(axis.var)), -(-axis.extent // m))
+        for name, axis in (("tile_row", height), ("tile_column", width))
+    ]
+    final = stages[-1]
+    producers = {s.buffer: s for s in stages if s is not stage and s is not final}
+    epilogue = inline_loads(final.value, producers) if final is not stage else None
+    dtype = dtype_of(channel.var)
+
+    def one_vector(values: dict[Any, Expr], start: Expr, lanes: int) -> list[Any]:
+        source = _Square("tile", t, t, lanes, dtype)
+        middle = _Square("half", m, t, lanes, dtype)
+        first = {
+            height.var: values[tile_axes[0].var] * m,
+            width.var: values[tile_axes[1].var] * m,
+        }
+
+        def loaded(lane: Any, row: int, column: int) -> Expr:
+            analyzer = sym.Analyzer()
+            analyzer.bind(lane, range_from_zero(lanes))
+            point = values | first | {channel.var: start + lane, a: row, b: column}
+            return builder.flatten(substitute(product, point), analyzer)
+
+        statements: list[Any] = [tirx.AllocBuffer(source.buffer), tirx.AllocBuffer(middle.buffer)]
+        statements += [
+            source.store(r, c, lambda lane, r=r, c=c: loaded(lane, r, c))
+            for c in range(t)
+            for r in range(t)
+        ]
+        more, element = _transform(variant.result, source, middle)
+        statements += more
+        for row in range(m):
+            for column in range(m):
+                lane = tirx.Var("lane", dtype)
+                moved = {height.var: first[height.var] + row, width.var: first[width.var] + column}
+                point = values | moved | {channel.var: start + lane}
+                value = element(row, column, lane)
+                store = _finish(builder, stage, final, epilogue, point, value, lane, lanes)
+                guard = _guard(
+                    [(moved[height.var], height, row), (moved[width.var], width, column)], m
+                )
+                statements.append(store if guard is None else tirx.IfThenElse(guard, store, None))
+        return statements
+
+    def body_of(values: dict[Any, Expr]) -> Any:
+        blocks = _vector_blocks(
+            builder, channel, lambda start, lanes: one_vector(values, start, lanes)
+        )
+        return sequence(blocks)
+
+    return _nest([*outer, *tile_axes], body_of, stage.work)
+
+
+def _finish(
+    builder: _Builder,
+    stage: Stage,
+    final: Stage,
+    epilogue: Expr | None,
+    point: dict[Any, Expr],
+    value: Expr,
+    lane: Any,
+    lanes: int,
+) -> Any:
+    """Return the store of one result vector, after the epilogue."""
+    analyzer = sym.Analyzer()
+    analyzer.bind(lane, range_from_zero(lanes))
+    if epilogue is not None:
+        # The epilogue's axes are those of the transform, one to one.
+        own = dict(
+            zip(
+                (axis.var for axis in final.spatial),
+                (point[axis.var] for axis in stage.spatial),
+                strict=True,
+            )
+        )
+        point = own
+        value = _with_result(substitute(epilogue, own), stage.buffer, value)
+    indices = [substitute(index, point) for index in final.indices]
+    address = analyzer.simplify(flat_index(final.buffer, indices))
+    store = tirx.BufferStore(
+        builder.flat[final.buffer], builder.flatten(value, analyzer), [address]
+    )
+    return _vector(lane, lanes, store)
+
+
+def _with_result(expr: Expr, buffer: Any, value: Expr) -> Expr:
+    """Return the epilogue with the transform's result in place of its buffer."""
+
+    def leaf(node: Expr) -> Expr | None:
+        is_result = isinstance(node, TensorLoad) and node.source.same_as(buffer)
+        return value if is_result else None
+
+    return rebuild(expr, leaf)
+
+
+def _axis_in(stage: Stage, index: Expr) -> Axis:
+    """Return the axis that a tile index is made from."""
+    found = [axis for axis in stage.spatial if _uses(index, axis.var)]
+    if len(found) != 1:
+        raise InvalidScheduleError(f"tile index {index} of {stage.name} is not made of one axis")
+    return found[0]
+
+
+def _uses(expr: Expr, var: Any) -> bool:
+    marks: list[bool] = []
+
+    def leaf(node: Expr) -> Expr | None:
+        if isinstance(node, tirx.Var) and node.same_as(var):
+            marks.append(True)
+        return None
+
+    rebuild(expr, leaf)
+    return bool(marks)
+
+
+def _guard(edges: Sequence[tuple[Expr, Axis, int]], m: int) -> Expr | None:
+    """Return the condition that a result lies inside the output, where tiles stick out."""
+    terms = [
+        position < axis.extent
+        for position, axis, offset in edges
+        if axis.extent % m and offset >= axis.extent % m
+    ]
+    if not terms:
+        return None
+    return terms[0] if len(terms) == 1 else tirx.And(terms[0], terms[1])
+
+
+def _simplify_conditions(expr: Expr, analyzer: sym.Analyzer) -> Expr:
+    """Simplify the conditions of padding, which do not depend on the lane."""
+
+    def leaf(node: Expr) -> Expr | None:
+        if getattr(getattr(node, "op", None), "name", "").endswith("if_then_else"):
+            condition, inside, outside = node.args
+            return tirx.if_then_else(analyzer.simplify(condition), inside, outside)
+        return None
+
+    return rebuild(expr, leaf)

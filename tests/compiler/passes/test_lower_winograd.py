@@ -1,0 +1,124 @@
+"""Winograd's algorithm: the matrices, the lowering, the scheduled transforms."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+from tvm.relax import op
+
+from tests.relax_models import constant, module, run
+from tilewright.compiler.layout.propagation import apply_layouts, choose_layouts
+from tilewright.compiler.layout.strategies import fixed
+from tilewright.compiler.lower import legalize_and_fuse, read_program
+from tilewright.compiler.package import package
+from tilewright.compiler.passes.lower_winograd import LowerWinograd, choose_tile
+from tilewright.compiler.pipeline import schedule_kernels
+from tilewright.compiler.program import TensorSpec
+from tilewright.compiler.relax_utils import bindings, op_name
+from tilewright.compiler.targets import parse_target
+from tilewright.compiler.winograd import WINOGRAD
+from tilewright.runtime.module import Module
+
+TARGET = parse_target("x86-64-v3")
+OUTPUTS = sorted(WINOGRAD)
+
+
+def _network(rng, channels, outputs, padding):
+    def body(emit, x):
+        y = emit(op.nn.conv2d(x, constant(rng, outputs, channels, 3, 3), padding=padding))
+        y = emit(op.add(y, constant(rng, outputs, 1, 1)))
+        return emit(op.multiply(y, emit(op.sigmoid(y))))
+
+    return body
+
+
+def _force(outputs):
+    return LowerWinograd(TARGET, choose=lambda *_shapes: WINOGRAD[outputs])
+
+
+def _names(mod):
+    return [op_name(binding.value) for binding in bindings(mod["main"])]
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS)
+def test_one_dimensional_identity_holds_exactly(outputs):
+    """A^T [(G g) * (B^T d)] is the correlation of d with g, on small integers times 24."""
+    variant = WINOGRAD[outputs]
+    rng = np.random.default_rng(0)
+    g, d = rng.integers(-4, 5, 3) * 24.0, rng.integers(-4, 5, variant.tile) * 1.0
+    product = (np.array(variant.weight) @ g) * (np.array(variant.data) @ d)
+    expected = np.correlate(d, g, mode="valid")
+    np.testing.assert_allclose(np.array(variant.result) @ product, expected, rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS)
+@pytest.mark.parametrize(
+    ("shape", "padding"),
+    [((1, 16, 8, 8), [1, 1, 1, 1]), ((2, 8, 7, 13), [0, 1, 2, 0]), ((1, 8, 3, 5), [0, 0, 0, 0])],
+)
+def test_lowered_module_computes_the_convolution(outputs, shape, padding):
+    rng = np.random.default_rng(0)
+    mod = module([shape], _network(rng, shape[1], 24, padding))
+    lowered = _force(outputs)(mod)
+    assert "relax.nn.conv2d" not in _names(lowered)
+    assert "relax.matmul" in _names(lowered)
+    x = rng.standard_normal(shape).astype("float32")
+    np.testing.assert_allclose(run(lowered, x), run(mod, x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS)
+@pytest.mark.parametrize("image_format", ["L", "B", "C"])
+def test_scheduled_transforms_are_right_in_every_format(outputs, image_format, tmp_path):
+    shape, out_shape = (2, 16, 7, 13), (2, 24, 7, 13)
+    rng = np.random.default_rng(0)
+    mod = module([shape], _network(rng, 16, 24, [1, 1, 1, 1]))
+    x = rng.standard_normal(shape).astype("float32")
+    specs = [TensorSpec("x", shape, "float32")], [TensorSpec("y", out_shape, "float32")]
+    program = read_program(legalize_and_fuse(_force(outputs)(mod)), *specs)
+    plan = choose_layouts(program, TARGET, strategy=fixed(image_format))
+    physical, _ = apply_layouts(program, plan)
+    physical = replace(physical, kernels=schedule_kernels(physical.kernels, TARGET))
+    package(physical, TARGET, tmp_path / "model.so", {})
+    np.testing.assert_allclose(Module(tmp_path / "model.so")(x), run(mod, x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [{"strides": [2, 2]}, {"dilation": [2, 2]}, {"groups": 2}],
+    ids=["strided", "dilated", "grouped"],
+)
+def test_other_convolutions_are_left_alone(attrs):
+    rng = np.random.default_rng(0)
+    inputs = 16 // attrs.get("groups", 1)
+
+    def body(emit, x):
+        return emit(op.nn.conv2d(x, constant(rng, 16, inputs, 3, 3), **attrs))
+
+    mod = module([(1, 16, 9, 9)], body)
+    tvm.ir.assert_structural_equal(_force(4)(mod), mod)
+
+
+def test_run_time_weights_are_left_alone():
+    def body(emit, x, w):
+        return emit(op.nn.conv2d(x, w))
+
+    mod = module([(1, 16, 9, 9), (16, 16, 3, 3)], body)
+    assert "relax.nn.conv2d" in _names(_force(2)(mod))
+
+
+def test_weights_that_leave_the_cache_stay_direct():
+    """A 512-channel layer on 7 x 7 pixels would read four times its weights for 49 pixels."""
+    native = parse_target("x86-64-v4")
+    assert choose_tile((1, 512, 7, 7), (512, 512, 3, 3), (1, 512, 7, 7), native) is None
+    chosen = choose_tile((1, 64, 56, 56), (64, 64, 3, 3), (1, 64, 56, 56), native)
+    assert chosen is WINOGRAD[4]
+
+
+def test_float64_is_left_alone():
+    def body(emit, x):
+        return emit(op.nn.conv2d(x, relax.const(np.ones((16, 16, 3, 3)), "float64")))
+
+    mod = module([(1, 16, 9, 9)], body, dtype="float64")
+    tvm.ir.assert_structural_equal(_force(4)(mod), mod)
