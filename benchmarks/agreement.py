@@ -102,6 +102,13 @@ def render(rows: list[dict], target: str) -> str:
     )
 
 
+def _write(rows: list[dict], target: str) -> None:
+    data = RESULTS / "agreement.json"
+    merged = merge_rows(data, rows, ("model", "exporter"))
+    write_json(data, {"target": target, "machine": describe(), "rows": merged})
+    write_text(RESULTS / "agreement.md", render(merged, target))
+
+
 def main() -> int:
     """Compare what the command line names, one process per model; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -128,11 +135,8 @@ def main() -> int:
             row["commit"] = commit()
             rows.append(row)
             print("  ".join(_cells(row)), flush=True)
-    if rows and args.engine == "tilewright":
-        data = RESULTS / "agreement.json"
-        rows_all = merge_rows(data, rows, ("model", "exporter"))
-        write_json(data, {"target": args.target, "machine": describe(), "rows": rows_all})
-        write_text(RESULTS / "agreement.md", render(rows_all, args.target))
+            if args.engine == "tilewright":
+                _write(rows, args.target)
     return 0 if all(row["status"] == "agrees" for row in rows) else 1
 
 

@@ -219,10 +219,10 @@ def main() -> int:
             row = {"model": name, "commit": commit(), "error": str(error).replace("|", "/")}
         rows.append(row)
         _print_row(row)
-    data = RESULTS / "untuned.json"
-    merged = merge_rows(data, rows, ["model"])
-    write_json(data, {"target": args.target, "machine": describe(), "rows": merged})
-    write_text(RESULTS / "untuned.md", render(merged, args.target))
+        data = RESULTS / "untuned.json"
+        merged = merge_rows(data, rows, ["model"])
+        write_json(data, {"target": args.target, "machine": describe(), "rows": merged})
+        write_text(RESULTS / "untuned.md", render(merged, args.target))
     return 0 if all(map(passes, rows)) else 1
 
 
