@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
-from tvm import sym, tirx
+from tvm import DataType, sym, tirx
 from tvm.ir import TensorLoad
 
 from tilewright.compiler.schedule.expressions import (
@@ -245,7 +245,7 @@ def find_anchor(stages: tuple[Stage, ...], max_lanes: int) -> Anchor | None:
 
     Args:
         stages: the blocks of the function.
-        max_lanes: elements that one vector register holds.
+        max_lanes: 32-bit elements that one vector register holds.
     """
     reductions = [stage for stage in stages if stage.reduction]
     if len(reductions) != 1:
@@ -255,7 +255,8 @@ def find_anchor(stages: tuple[Stage, ...], max_lanes: int) -> Anchor | None:
     if update is None or not stage.spatial or not _is_product(update[1]):
         return None
     pads = {s.buffer: read_pad(s) for s in stages if not s.reduction}
-    lanes = min(max_lanes, stage.spatial[-1].extent)
+    lanes = max(1, max_lanes * 32 // max(32, DataType(stage.buffer.dtype).bits))
+    lanes = min(lanes, stage.spatial[-1].extent)
     accesses = []
     for load in loads_in(update[1]):
         access = _read_access(load, stage, lanes, pads.get(load.source))

@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm import tirx
 
-from tilewright.compiler.schedule.analysis import Anchor, Stage, find_anchor, read_stages
+from tilewright.compiler.schedule.analysis import Anchor, find_anchor, read_stages
 from tilewright.compiler.schedule.cost import (
     choose_row_block,
     choose_tile,
@@ -84,9 +84,7 @@ class ContractionDecisions:
         return cls(**values)
 
 
-def default_contraction(
-    anchor: Anchor, stages: tuple[Stage, ...], target: Target
-) -> ContractionDecisions:
+def default_contraction(anchor: Anchor, target: Target) -> ContractionDecisions:
     """Choose decisions by a model of registers, divisibility and caches."""
     pads = [access.pad for access in anchor.accesses if access.pad is not None]
     fused = fusable_rows(anchor, pads)
@@ -178,6 +176,6 @@ def schedule_contraction(
     if stages is None or anchor is None or anchor.kind != "contraction":
         raise InvalidScheduleError("the function is not a contraction")
     if decisions is None:
-        decisions = default_contraction(anchor, stages, target)
+        decisions = default_contraction(anchor, target)
     plan = plan_contraction(anchor, decisions, target)
     return KernelBuilder(func, stages, anchor, plan, lanes).build()
