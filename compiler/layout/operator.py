@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from tvm.tirx import PrimFunc
 
@@ -20,6 +21,7 @@ class Choice:
         seconds: estimated or measured time of the operator.
         decisions: JSON of the schedule's decisions; None leaves them to the analytical model.
         origin: where `seconds` comes from: "default" (estimated), "tuned" or "transferred".
+        task_key: of the operator's task, where tuned decisions were looked up.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Choice:
     seconds: float
     decisions: str | None = None
     origin: str = "default"
+    task_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Operator:
     images: frozenset[int]
     n_outputs: int = 1
 
-    @property
+    @cached_property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Logical shapes of the parameters."""
         return tuple(shape_of(param) for param in self.func.params)
