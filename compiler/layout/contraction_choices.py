@@ -169,10 +169,17 @@ def _dense(
         )
         layouts = _around(operator, operands, data, weight, out)
         waste = prod(weight.physical_shape) / prod(weight_shape)
-        share = costs.PLANAR_DATA_SHARE if source == "L" else costs.CONTRACTION_SHARE
+        share = _data_share(source, weight_shape)
         seconds = costs.seconds(operator, layouts, target, anchor.points * waste, share)
         found.append(Choice(f"{source} -> {result}", tuple(layouts), seconds))
     return found
+
+
+def _data_share(source: str, weight_shape: tuple[int, ...]) -> float:
+    if source == "L":
+        return costs.PLANAR_DATA_SHARE
+    is_window = prod(weight_shape[2:]) > 1
+    return costs.WINDOWED_LAST_SHARE if source == "C" and is_window else costs.CONTRACTION_SHARE
 
 
 def _grouped(

@@ -29,6 +29,9 @@ _SMALL_ELEMENTS = 64
 CONTRACTION_SHARE = 0.9
 """Of the FMA peak: a register micro-kernel on channels innermost."""
 
+WINDOWED_LAST_SHARE = 0.5
+"""The same, windows of more than one pixel on channels-last data: rows far apart in memory."""
+
 PLANAR_DATA_SHARE = 0.6
 """The same, but the data is read from planes (first layers with few channels)."""
 
