@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -155,14 +156,12 @@ def _transform(
 ) -> tuple[list[Any], Callable[[int, int, Any], Expr]]:
     """Return the statements of matrix * source, and the elements of that times matrix^T."""
     size = len(matrix[0])
+
+    def half(lane: Any, row: int, column: int) -> Expr:
+        return _combine(matrix[row], [source.load(k, column, lane) for k in range(size)])
+
     statements = [
-        middle.store(
-            row,
-            column,
-            lambda lane, r=row, c=column: _combine(
-                matrix[r], [source.load(k, c, lane) for k in range(size)]
-            ),
-        )
+        middle.store(row, column, partial(half, row=row, column=column))
         for column in range(size)
         for row in range(len(matrix))
     ]
@@ -243,9 +242,7 @@ def _input(builder: _Builder, stages: Sequence[Stage], stage: Stage) -> Any:
 
         statements: list[Any] = [tirx.AllocBuffer(source.buffer), tirx.AllocBuffer(middle.buffer)]
         statements += [
-            source.store(r, c, lambda lane, r=r, c=c: loaded(lane, r, c))
-            for c in range(t)
-            for r in range(t)
+            source.store(r, c, partial(loaded, row=r, column=c)) for c in range(t) for r in range(t)
         ]
         more, element = _transform(variant.data, source, middle)
         statements += more
@@ -305,9 +302,7 @@ def _output(builder: _Builder, stages: Sequence[Stage], stage: Stage) -> Any:
 
         statements: list[Any] = [tirx.AllocBuffer(source.buffer), tirx.AllocBuffer(middle.buffer)]
         statements += [
-            source.store(r, c, lambda lane, r=r, c=c: loaded(lane, r, c))
-            for c in range(t)
-            for r in range(t)
+            source.store(r, c, partial(loaded, row=r, column=c)) for c in range(t) for r in range(t)
         ]
         more, element = _transform(variant.result, source, middle)
         statements += more
