@@ -70,14 +70,6 @@ CASES = {
         [(2, 5, 7, 9), (5,), (5,)],
         lambda x, g, b: normalized(x, (2, 3)) * g[:, None, None] + b[:, None, None],
     ),
-    "group_norm": (
-        lambda x, g, b: op.nn.group_norm(x, g, b, 2, 1, [2, 3]),
-        [(2, 6, 7, 9), (6,), (6,)],
-        lambda x, g, b: (
-            normalized(x.reshape(2, 2, -1), -1).reshape(x.shape) * g[:, None, None]
-            + b[:, None, None]
-        ),
-    ),
     "mean_spatial": (
         lambda x: op.mean(x, [2, 3], True),
         [(2, 5, 7, 7)],
