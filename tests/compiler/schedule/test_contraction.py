@@ -12,9 +12,11 @@ from tests.compiler.schedule.te_workloads import (
     conv2d,
     machine_code,
     matmul,
+    max_pool,
     run,
 )
-from tilewright.compiler.schedule import decisions_from_json, default_decisions
+from tvm import te
+from tilewright.compiler.schedule import decisions_from_json, default_decisions, schedule
 from tilewright.compiler.schedule.contraction import ContractionDecisions, schedule_contraction
 from tilewright.compiler.targets import Target, parse_target
 from tilewright.errors import InvalidScheduleError
@@ -165,6 +167,31 @@ def test_clipping_without_padding_is_refused():
     decisions = dataclasses.replace(default_decisions(workload.func, NATIVE), clip_pad=True)
     with pytest.raises(InvalidScheduleError, match="no padding that can be clipped"):
         schedule_contraction(workload.func, NATIVE, decisions)
+
+
+def test_a_window_is_no_contraction():
+    with pytest.raises(InvalidScheduleError, match="not a contraction"):
+        schedule_contraction(max_pool(1, 16, (7, 7), 3, 2, 1).func, NATIVE)
+
+
+def test_decisions_of_another_class_are_refused():
+    decisions = default_decisions(max_pool(1, 16, (7, 7), 3, 2, 1).func, NATIVE)
+    with pytest.raises(InvalidScheduleError, match="WindowDecisions do not fit"):
+        schedule(matmul(4, 8, 16).func, NATIVE, decisions)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float64"])
+def test_other_dtypes_accumulate_in_their_own(dtype):
+    left, right = te.placeholder((19, 33), dtype), te.placeholder((33, 37), dtype)
+    axis = te.reduce_axis((0, 33), "k")
+    product = te.compute(
+        (19, 37), lambda i, j: te.sum(left[i, axis] * right[axis, j], axis=[axis]), name="matmul"
+    )
+    rng = np.random.default_rng(3)
+    arrays = [rng.integers(-9, 9, shape).astype(dtype) for shape in ((19, 33), (33, 37))]
+    func = te.create_prim_func([left, right, product])
+    result = run(schedule_contraction(func, NATIVE), [*arrays, np.zeros((19, 37), dtype)], NATIVE)
+    np.testing.assert_array_equal(result, arrays[0] @ arrays[1])
 
 
 def test_decisions_validate_themselves():
