@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from tvm import te
 
 from tests.compiler.schedule.te_workloads import (
     Workload,
@@ -15,7 +16,6 @@ from tests.compiler.schedule.te_workloads import (
     max_pool,
     run,
 )
-from tvm import te
 from tilewright.compiler.schedule import decisions_from_json, default_decisions, schedule
 from tilewright.compiler.schedule.contraction import ContractionDecisions, schedule_contraction
 from tilewright.compiler.targets import Target, parse_target
