@@ -15,6 +15,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
 from typing import BinaryIO
@@ -27,7 +28,7 @@ from tilewright.compiler.features import required_features
 from tilewright.compiler.memory import MemoryPlan, plan_memory
 from tilewright.compiler.program import Program
 from tilewright.compiler.targets import Target
-from tilewright.compiler.toolchain import run_c_compiler
+from tilewright.compiler.toolchain import find_c_compiler, run_c_compiler
 from tilewright.errors import CompileError
 
 FORMAT_VERSION = 1
@@ -116,10 +117,11 @@ def link(kernels: bytes | None, entry: str, extra_flags: Sequence[str] = ()) -> 
         work = Path(folder)
         (work / "entry.c").write_text(entry)
         (work / "exports.map").write_text(_EXPORTS)
-        inputs = [work / "entry.c", *(source_dir / name for name in _SOURCES)]
+        objects = dict(_runtime_objects((*find_c_compiler(),), (*extra_flags,)))
         if kernels is not None:
-            (work / "kernels.o").write_bytes(kernels)
-            inputs.append(work / "kernels.o")
+            objects["kernels.o"] = kernels
+        for name, content in objects.items():
+            (work / name).write_bytes(content)
         run_c_compiler(
             [
                 *_COMPILE_FLAGS,
@@ -127,13 +129,50 @@ def link(kernels: bytes | None, entry: str, extra_flags: Sequence[str] = ()) -> 
                 *_LINK_FLAGS,
                 *extra_flags,
                 f"-Wl,--version-script={work / 'exports.map'}",
-                *inputs,
+                work / "entry.c",
+                *(work / name for name in objects),
                 "-lm",
                 "-o",
                 work / "module.so",
             ]
         )
         return (work / "module.so").read_bytes()
+
+
+def prepare_runtime() -> None:
+    """Compile the C runtime now: processes that are forked afterwards need not."""
+    _runtime_objects((*find_c_compiler(),), ())
+
+
+@cache
+def _runtime_objects(
+    compiler: tuple[str, ...], extra_flags: tuple[str, ...]
+) -> tuple[tuple[str, bytes], ...]:
+    """Compile the C runtime: once per process, as it is the same in every module.
+
+    Args:
+        compiler: the command that `run_c_compiler` calls; here so that another one is not mixed up.
+        extra_flags: as for `link`.
+
+    Returns:
+        Pairs of file name and ELF object.
+    """
+    sources = resources.files("tilewright.runtime") / "c"
+    with (
+        resources.as_file(sources) as source_dir,
+        tempfile.TemporaryDirectory(prefix="tilewright-") as folder,
+    ):
+        objects = []
+        for name in _SOURCES:
+            out = Path(folder, name).with_suffix(".o")
+            run_c_compiler(
+                [
+                    *(*_COMPILE_FLAGS, f"-I{source_dir}", *extra_flags),
+                    *("-c", source_dir / name, "-o", out),
+                ]
+            )
+            objects.append((out.name, out.read_bytes()))
+        return tuple(objects)
 
 
 def _versions() -> dict[str, str]:
