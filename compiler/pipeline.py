@@ -30,7 +30,7 @@ from tilewright.compiler.program import Program, TensorSpec
 from tilewright.compiler.schedule import decisions_from_json, schedule
 from tilewright.compiler.targets import Target
 from tilewright.compiler.tasks import Tuned, as_lookup, tuned_choices
-from tilewright.errors import CompileError, TilewrightError
+from tilewright.errors import CompileError, InvalidScheduleError, TilewrightError
 
 Progress = Callable[[str], None]
 
@@ -43,11 +43,13 @@ class Lowered:
         program: scheduled kernels on physical shapes.
         plan: the layout choice of every operator.
         conversions: layout conversions that are executed.
+        stale: kernels whose tuned decisions no longer fit; they got the default ones.
     """
 
     program: Program
     plan: LayoutPlan
     conversions: tuple[Conversion, ...]
+    stale: tuple[str, ...] = ()
 
 
 def graph_passes(target: Target, winograd: bool = True) -> list[tvm.ir.transform.Pass]:
@@ -98,9 +100,10 @@ def lower(
     dump("layouts", tvm.IRModule(_named(program.kernels)))
 
     progress("schedules")
-    program = replace(program, kernels=schedule_kernels(program.kernels, target))
+    kernels, stale = _schedule(program.kernels, target)
+    program = replace(program, kernels=kernels)
     dump("scheduled", tvm.IRModule(_named(program.kernels)))
-    return Lowered(program, plan, conversions)
+    return Lowered(program, plan, conversions, stale)
 
 
 def fuse(
@@ -125,16 +128,32 @@ def fuse(
 
 def schedule_kernels(kernels: Mapping[str, PrimFunc], target: Target) -> dict[str, PrimFunc]:
     """Schedule every kernel by the decisions that it carries, else by the default ones."""
-    scheduled = {}
+    return _schedule(kernels, target)[0]
+
+
+def _schedule(
+    kernels: Mapping[str, PrimFunc], target: Target
+) -> tuple[dict[str, PrimFunc], tuple[str, ...]]:
+    """Schedule every kernel.
+
+    Returns:
+        The scheduled kernels, and the names of those whose decisions do not fit them any more
+        (measured with another release); they got the default ones.
+    """
+    scheduled, stale = {}, []
     for name, func in kernels.items():
-        attributes = func.attrs
-        text = attributes.get(DECISIONS_ATTRIBUTE) if attributes else None
-        decisions = None if text is None else decisions_from_json(str(text))
+        text = func.attrs.get(DECISIONS_ATTRIBUTE) if func.attrs else None
         try:
-            scheduled[name] = schedule(func, target, decisions)
+            if text is not None:
+                try:
+                    scheduled[name] = schedule(func, target, decisions_from_json(str(text)))
+                    continue
+                except InvalidScheduleError:
+                    stale.append(name)
+            scheduled[name] = schedule(func, target)
         except TilewrightError as error:
             raise CompileError(f"kernel '{name}' cannot be scheduled: {error}") from error
-    return scheduled
+    return scheduled, tuple(stale)
 
 
 def _named(kernels: Mapping[str, PrimFunc]) -> dict[str, PrimFunc]:

@@ -155,7 +155,9 @@ def tuned_choices(operator: Operator, target: Target, lookup: Lookup) -> tuple[C
     time, so that an optimistic estimate never beats a measurement.
     """
     choices = operator_choices(operator, target)
-    decisions = lookup(task_of(operator, target))
+    task = task_of(operator, target)
+    decisions = lookup(task)
+    choices = tuple(replace(choice, task_key=task.key) for choice in choices)
     best: dict[tuple[Layout, ...], TunedDecision] = {}
     for decision in decisions:
         known = best.get(decision.layouts)
@@ -177,4 +179,11 @@ def tuned_choices(operator: Operator, target: Target, lookup: Lookup) -> tuple[C
 
 
 def _measured(name: str, decision: TunedDecision) -> Choice:
-    return Choice(name, decision.layouts, decision.seconds, decision.decisions, decision.origin)
+    return Choice(
+        name,
+        decision.layouts,
+        decision.seconds,
+        decision.decisions,
+        decision.origin,
+        decision.task_key,
+    )

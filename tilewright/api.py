@@ -18,6 +18,8 @@ from tilewright.runtime.module import Module
 if TYPE_CHECKING:
     from tilewright.compiler.pipeline import Lowered
     from tilewright.compiler.targets import Target
+    from tilewright.compiler.tasks import Tuned
+    from tilewright.tuning import Logs
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -79,6 +81,8 @@ def compile(
     shapes: Shapes | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
     *,
+    logs: Logs | None = None,
+    require_tuned: float | None = None,
     dump_ir: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda _stage: None,
 ) -> CompiledModule:
@@ -89,26 +93,36 @@ def compile(
         target: "native", or a name from `targets()`.
         shapes: shape per input, where the model leaves dimensions open.
         constants: values of inputs that never change; they leave the signature.
+        logs: tuning logs; None: those of the package and of the user, (): none.
+        require_tuned: least share of the expected time that must be tuned, 0 to 1.
         dump_ir: folder for the stages of the compile as text.
         progress: called with the name of each stage.
 
     Raises:
         ModelError: the file is missing, damaged or uses what is not supported.
         TargetError: the target is unknown, or there is no C compiler.
-        CompileError: a pass or the linker failed.
+        CompileError: a pass or the linker failed, or too little is tuned.
+        LogError: a log that was named cannot be read.
     """
     from tilewright.compiler.package import package
     from tilewright.compiler.targets import parse_target
+    from tilewright.tuning import check_required, describe_tuning, find_tuned
 
     description = parse_target(target)
+    lookup = find_tuned(description, logs)
     lowered, digest = lower_model(
-        model, description, shapes, constants, dump_ir=dump_ir, progress=progress
+        *(model, description, shapes, constants),
+        tuned=lookup,
+        dump_ir=dump_ir,
+        progress=progress,
     )
+    tuning = describe_tuning(lowered, lookup)
+    check_required(tuning, require_tuned)
     progress("code generation")
     folder = tempfile.TemporaryDirectory(prefix="tilewright-")
     path = Path(folder.name) / "model.so"
     package(lowered.program, description, path, {"model_digest": digest})
-    return CompiledModule(path, folder, describe_layouts(lowered))
+    return CompiledModule(path, folder, {**describe_layouts(lowered), "tuning": tuning})
 
 
 def lower_model(
@@ -117,12 +131,14 @@ def lower_model(
     shapes: Shapes | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
     *,
+    tuned: Tuned | None = None,
     dump_ir: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda _stage: None,
 ) -> tuple[Lowered, str]:
     """Import a model and lower it; return the program with its layouts, and the model's digest.
 
-    This is `compile` without code generation; arguments and errors are the same.
+    This is `compile` without code generation; arguments and errors are the same, but `tuned` are
+    the decisions themselves.
     """
     from tilewright.compiler.pipeline import lower
     from tilewright.compiler.program import TensorSpec
@@ -135,6 +151,7 @@ def lower_model(
         [TensorSpec(s.name, s.shape, s.dtype) for s in imported.inputs],
         [TensorSpec(s.name, s.shape, s.dtype) for s in imported.outputs],
         target,
+        tuned=tuned,
         dump_ir=None if dump_ir is None else Path(dump_ir),
         progress=progress,
     )

@@ -1,7 +1,7 @@
 """From logs to decisions: an exact hit, else the nearest shape transferred, else nothing.
 
-What is found is checked against the operator before a compile gets it: decisions that no longer
-schedule are a miss with a reason, never a failed compile.
+Transferred decisions are checked against the operator before a compile gets them; of measured ones
+that no longer fit, the compile itself goes back to its default and says so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tilewright.errors import TilewrightError
 from tilewright.tuner.candidate import canonical_json
 from tilewright.tuner.layouts import layout_choices
 from tilewright.tuner.log import Log
-from tilewright.tuner.records import Record, applies_to, same_target
+from tilewright.tuner.records import Record, applies_to, merit, same_target
 from tilewright.tuner.space import LoopSpace
 from tilewright.tuner.workload import describe, describe_loops
 
@@ -34,6 +34,8 @@ Origin = Literal["tuned", "transferred", "default"]
 # Distance in doublings, over all axes, up to which another shape's decisions are worth using.
 _FARTHEST = 3.0
 _NEAREST_RECORDS = 3
+# Each costs a rewrite and a schedule while compiling.
+_MOST_LAYOUTS = 4
 
 
 def default_logs() -> list[Path]:
@@ -120,7 +122,7 @@ class Lookup:
         if exact:
             chosen = _best_of_layouts(here or exact)
             decisions = tuple(_decision(task, record) for record in chosen)
-            valid = tuple(d for d in decisions if self._works(task, d))
+            valid = tuple(d for d in decisions if _fits(task, d))
             if valid:
                 self._cover(task, "tuned", "" if here else "measured on a similar target", valid)
                 return valid
@@ -167,7 +169,8 @@ class Lookup:
         scale = mine["macs"] / max(1, records[0].task["macs"])
         choices = layout_choices(task.operator, self.target)
         found = []
-        for record in _best_of_layouts(records):
+        best = sorted(_best_of_layouts(records), key=lambda record: record.seconds)
+        for record in best[:_MOST_LAYOUTS]:
             schedule_data = record.candidate.to_json()["schedule"]
             names = [_steps(layout) for layout in record.candidate.layouts]
             for choice in choices:
@@ -202,14 +205,17 @@ class Lookup:
 
     def _works(self, task: Task, decision: TunedDecision) -> bool:
         """Say whether the decisions still schedule this operator."""
-        if len(decision.layouts) != len(task.operator.func.params):
-            return False
         try:
             parsed = None if decision.decisions is None else decisions_from_json(decision.decisions)
             schedule(_rewritten(task, decision.layouts), self.target, parsed)
         except (TilewrightError, tvm.error.InternalError, ValueError, KeyError, TypeError):
             return False
         return True
+
+
+def _fits(task: Task, decision: TunedDecision) -> bool:
+    """Say whether the layouts are for these parameters; a compile checks the rest itself."""
+    return [layout.shape for layout in decision.layouts] == list(task.operator.shapes)
 
 
 def _rewritten(task: Task, layouts: tuple[Layout, ...]) -> tvm.tirx.PrimFunc:
@@ -224,10 +230,6 @@ def _decision(task: Task, record: Record) -> TunedDecision:
 
 def _best_of_layouts(records: Iterable[Record]) -> list[Record]:
     """Return the best record of each layouts; one that won a race before others."""
-
-    def merit(record: Record) -> tuple[bool, bool, float]:
-        facts = record.hardware
-        return not facts.get("winner", False), not facts.get("raced", False), record.seconds
 
     best: dict[tuple[Layout, ...], Record] = {}
     for record in records:

@@ -157,18 +157,36 @@ def same_target(record_target: Mapping[str, Any], target: Target) -> bool:
     )
 
 
-def best_records(records: Iterable[Record], count: int = 1) -> list[Record]:
-    """Return the fastest records of each task, target and layouts, at most `count` of each."""
+def merit(record: Record) -> tuple[bool, bool, float]:
+    """Return what good records are sorted by: winners of a final race, its others, then time."""
+    facts = record.hardware
+    return not facts.get("winner", False), not facts.get("raced", False), record.seconds
+
+
+def _place(record: Record) -> str:
+    return digest([record.task_key, dict(record.target)])
+
+
+def best_records(records: Iterable[Record], count: int = 1, within: float = 2.0) -> list[Record]:
+    """Return the fastest records of each task, target and layouts, at most `count` of each.
+
+    Layouts that take more than `within` times the best layouts of their task are left out.
+    """
+    best: dict[str, float] = {}
     groups: dict[str, list[Record]] = {}
     for record in records:
         if record.ok:
             layouts = record.candidate.to_json()["layouts"]
             group = digest([record.task_key, dict(record.target), layouts])
             groups.setdefault(group, []).append(record)
+            place = _place(record)
+            best[place] = min(best.get(place, record.seconds), record.seconds)
     kept = []
     for alike in groups.values():
         seen: set[Candidate] = set()
-        for record in sorted(alike, key=lambda record: record.seconds):
+        for record in sorted(alike, key=merit):
+            if record.seconds > within * best[_place(record)]:
+                continue
             if record.candidate not in seen and len(seen) < count:
                 seen.add(record.candidate)
                 kept.append(record)

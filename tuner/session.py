@@ -83,6 +83,7 @@ class TaskState:
         progress: for the budget.
         problem: why it cannot be tuned, or "".
         resumed: trials that came from the log.
+        logged_s: best time in the log, or None.
         final_s: time of the winner in the last race, and of the incumbent.
     """
 
@@ -93,18 +94,21 @@ class TaskState:
     tuner: Tuner | None = None
     problem: str = ""
     resumed: int = 0
+    logged_s: float | None = None
     failures: int = 0
     final_s: tuple[float, float] | None = None
 
     @property
     def trials(self) -> int:
-        """Measured candidates, failures included."""
-        return 0 if self.tuner is None else self.tuner.history.trials
+        """Measured candidates, failures and those of the log included."""
+        return self.resumed if self.tuner is None else self.tuner.history.trials
 
     @property
     def best_s(self) -> float | None:
         """Best time so far."""
-        best = None if self.tuner is None else self.tuner.best()
+        if self.tuner is None:
+            return self.logged_s
+        best = self.tuner.best()
         return None if best is None else best.seconds
 
     @property
@@ -217,12 +221,17 @@ class _Runner:
             model = RankingModel(PRETRAINED)
         self.model = model
         self.earlier = self._read_log()
+        for state in self.session.states:
+            known = self.earlier.get(state.task.key, {})
+            state.resumed = len(known)
+            state.logged_s = min((r.seconds for r in known.values() if r.ok), default=None)
         self.pending: list[Record] = []
         self.versions, self.processor = versions(), processor_name()
 
     def run(self, callback: Callback) -> None:
         """Spend the budget, then let the best of each task race the incumbent."""
         session = self.session
+        session.stopped = self._spent()
         try:
             while not session.stopped:
                 position = next_task([state.progress for state in session.states])
@@ -247,16 +256,22 @@ class _Runner:
             return f"{session.elapsed_s:.0f} s"
         return ""
 
-    def _read_log(self) -> dict[str, list[Record]]:
-        found: dict[str, list[Record]] = {}
-        if self.log is not None:
-            contents = self.log.read()
-            warning = contents.warning(self.log.path)
-            if warning:
-                self.session.warnings.append(warning)
-            for record in contents.records:
-                if same_target(record.target, self.target):
-                    found.setdefault(record.task_key, []).append(record)
+    def _read_log(self) -> dict[str, dict[Candidate, Record]]:
+        """Return the best record of each candidate by task."""
+        found: dict[str, dict[Candidate, Record]] = {}
+        if self.log is None:
+            return found
+        contents = self.log.read()
+        warning = contents.warning(self.log.path)
+        if warning:
+            self.session.warnings.append(warning)
+        for record in contents.records:
+            if not same_target(record.target, self.target):
+                continue
+            known = found.setdefault(record.task_key, {})
+            before = known.get(record.candidate)
+            if before is None or not before.ok or (record.ok and record.seconds < before.seconds):
+                known[record.candidate] = record
         return found
 
     def _start(self, state: TaskState) -> None:
@@ -267,18 +282,13 @@ class _Runner:
             space = TaskSpace((min(space.choices, key=lambda choice: choice.estimate_s),))
         explorer = Explorer(self.target, self.model)
         state.tuner = Tuner(space, self._strategy(explorer), explorer, self.rng, state.task.key)
-        known: dict[Candidate, Record] = {}
-        for record in self.earlier.get(state.task.key, []):
-            before = known.get(record.candidate)
-            if before is None or not before.ok or (record.ok and record.seconds < before.seconds):
-                known[record.candidate] = record
+        known = self.earlier.get(state.task.key, {})
         state.tuner.tell(
             [
                 Measurement(r.candidate, r.status, r.error, r.run_times_s, r.build_time_s)
                 for r in known.values()
             ]
         )
-        state.resumed = len(known)
         if state.best_s is not None:
             state.progress.best_s += [state.best_s] * (len(known) // self.options.batch)
 
