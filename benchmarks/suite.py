@@ -217,10 +217,7 @@ def run_case(case: TestCase, fresh: bool) -> Outcome:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, AssertionError):
-        text = "; ".join(lines[:4])
-    else:
-        text = lines[0] if lines else ""
+    text = "; ".join(lines[: 4 if isinstance(error, AssertionError) else 1])
     name = "" if isinstance(error, TilewrightError) else f"{type(error).__name__}: "
     return (name + text)[:_REASON_CHARS]
 
@@ -243,7 +240,7 @@ def run_cases(
         timeout_seconds: limit per case.
     """
     import tilewright.compiler.package
-    import tilewright.compiler.pipeline  # noqa: F401  loaded once here, and inherited
+    import tilewright.compiler.pipeline  # loaded once here, and inherited
 
     tilewright.compiler.package.prepare_runtime()
     names = list(cases)

@@ -3,8 +3,8 @@
     import onnx, tilewright.onnx_backend as backend
     outputs = backend.run_model(onnx.load("model.onnx"), [array])
 
-Inputs that decide shapes (the new shape of a Reshape, the `k` of a TopK, ...) may differ from run to
-run: each set of values that is seen gets a module of its own, which is kept.
+Inputs that decide shapes (the new shape of a Reshape, the `k` of a TopK, ...) may differ between
+runs: each set of values that is seen gets a module of its own, which is kept.
 """
 
 from __future__ import annotations
