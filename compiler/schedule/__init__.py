@@ -18,6 +18,7 @@ from tilewright.compiler.schedule.elementwise import (
     default_elementwise_decisions,
     schedule_elementwise,
 )
+from tilewright.compiler.schedule.integer import default_integer, find_dot, schedule_integer
 from tilewright.compiler.schedule.reduction import (
     ReductionDecisions,
     default_reduction_decisions,
@@ -58,6 +59,7 @@ Decisions: TypeAlias = (
 )
 _KINDS: dict[str, Any] = {
     "contraction": ContractionDecisions,
+    "integer": ContractionDecisions,
     "window": WindowDecisions,
     "winograd": WinogradDecisions,
     "reduction": ReductionDecisions,
@@ -65,6 +67,7 @@ _KINDS: dict[str, Any] = {
 }
 _SCHEDULERS: dict[str, Any] = {
     "contraction": schedule_contraction,
+    "integer": schedule_integer,
     "window": schedule_window,
     "winograd": schedule_winograd,
     "reduction": schedule_reduction,
@@ -85,7 +88,7 @@ def schedule(
     Raises:
         InvalidScheduleError: the decisions do not fit the function.
     """
-    kind = "winograd" if find_transform(func) else classify(func, target.lanes("float32"))
+    kind = _kind(func, target)
     if decisions is not None and not isinstance(decisions, _KINDS[kind]):
         raise InvalidScheduleError(
             f"{type(decisions).__name__} do not fit a function of class {kind!r}"
@@ -93,11 +96,24 @@ def schedule(
     return _SCHEDULERS[kind](func, target, decisions)
 
 
+def _kind(func: tirx.PrimFunc, target: Target) -> str:
+    """Return the name of the scheduler that handles a function."""
+    if find_transform(func):
+        return "winograd"
+    stages = read_stages(func)
+    if stages is not None and find_dot(stages, target) is not None:
+        return "integer"
+    return classify(func, target.lanes("float32"))
+
+
 def default_decisions(func: tirx.PrimFunc, target: Target) -> Decisions:
     """Return what the analytical model of the operator's class chooses."""
     if find_transform(func):
         return WinogradDecisions()
     stages = read_stages(func)
+    dot = None if stages is None else find_dot(stages, target)
+    if dot is not None:
+        return default_integer(dot, target)
     anchor = None if stages is None else find_anchor(stages, target.lanes("float32"))
     if stages is not None and anchor is not None:
         if anchor.kind == "window":

@@ -107,7 +107,7 @@ def _splat(value: Expr, lanes: int) -> Expr:
     return value if lanes == 1 else tirx.Broadcast(value, lanes)
 
 
-class _Emitter:
+class Emitter:
     """Walks the reduction loops of one tile."""
 
     def __init__(self, tile: RegisterTile, accumulators: Any, index_dtype: str) -> None:
@@ -226,7 +226,6 @@ class _Emitter:
         afterwards. The other way round LLVM keeps one register for each row alive and spills.
         """
         tile = self.tile
-        combine = _COMBINE[tile.combine]
         statements = []
         for row in range(tile.rows):
             if tile.skip(row, steps):
@@ -234,11 +233,17 @@ class _Emitter:
             for column in range(tile.columns):
                 cell = self.cell(chain, row, column)
                 old = tirx.BufferLoad(self.accumulators, [cell])
-                term = self.term(row, column, bases, fixed)
-                statements.append(tirx.BufferStore(self.accumulators, combine(old, term), [cell]))
+                new = self.combined(old, row, column, bases, fixed)
+                statements.append(tirx.BufferStore(self.accumulators, new, [cell]))
         return statements
 
-    def term(self, row: int, column: int, bases: list[Expr], fixed: list[int]) -> Expr:
+    def combined(
+        self, old: Expr, row: int, column: int, bases: Sequence[Expr], fixed: Sequence[int]
+    ) -> Expr:
+        """Return an accumulator vector after one step."""
+        return _COMBINE[self.tile.combine](old, self.term(row, column, bases, fixed))
+
+    def term(self, row: int, column: int, bases: Sequence[Expr], fixed: Sequence[int]) -> Expr:
         """Return the term of one output vector."""
         operands = iter(zip(self.tile.operands, bases, fixed, strict=True))
         lanes = self.tile.lanes
@@ -275,7 +280,10 @@ class _Emitter:
 
 
 def emit_reduction(
-    tile: RegisterTile, bases: Sequence[Expr], index_dtype: str
+    tile: RegisterTile,
+    bases: Sequence[Expr],
+    index_dtype: str,
+    emitter_class: Callable[[RegisterTile, Any, str], Emitter] = Emitter,
 ) -> tuple[Any, list[Any]]:
     """Return the accumulator buffer and the statements that fill it.
 
@@ -285,10 +293,11 @@ def emit_reduction(
         tile: the tile.
         bases: address of each operand for row 0, column 0 and reduction step 0.
         index_dtype: dtype of addresses.
+        emitter_class: what makes the steps, for other instructions than multiply-add.
     """
     size = tile.chains * tile.rows * tile.columns * tile.lanes
     accumulators = local_buffer("accumulators", size, tile.dtype)
-    emitter = _Emitter(tile, accumulators, index_dtype)
+    emitter = emitter_class(tile, accumulators, index_dtype)
     statements = [tirx.AllocBuffer(accumulators), *emitter.initial()]
     statements += emitter.walk(0, list(bases), [0] * len(tile.operands), {}, 0)
     return accumulators, statements + emitter.joined()

@@ -331,8 +331,12 @@ class KernelBuilder:
             chains=self.plan.chains,
             skip=lambda row, steps: self._skips(geometry, row, steps),
         )
-        accumulators, body = emit_reduction(tile, bases, self.index_dtype)
+        accumulators, body = self.emit(tile, bases)
         return sequence([*statements, *body, *self.epilogue.stores(accumulators, geometry)])
+
+    def emit(self, tile: RegisterTile, bases: Sequence[Expr]) -> tuple[Any, list[Any]]:
+        """Return the accumulators of a tile, and the statements that fill them."""
+        return emit_reduction(tile, bases, self.index_dtype)
 
     def _operand(self, access: Access, geometry: TileGeometry) -> Operand:
         return Operand(

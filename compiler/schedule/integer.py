@@ -1,0 +1,234 @@
+"""Schedule integer contractions: u8 data times s8 weights, summed by dot-product instructions.
+
+    out[.., o] += int32(data[.., k * group + i]) * int32(weight[o / 16, k, .., o % 16, i])
+
+The `group` neighbouring elements of one output are summed by one instruction, so the innermost
+reduction axis i vanishes, and what remains is an ordinary contraction of 32-bit cells whose
+multiply-add is that instruction. Tiles, tasks and padding are those of `schedule.contraction`.
+
+    group 4: vpdpbusd (AVX-512 VNNI, AVX-VNNI); it does not saturate
+    group 2: bytes widened to 16 bits, vpmaddwd, add; exact, for processors without VNNI
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tvm import tirx
+from tvm.ir import TensorLoad
+from tvm.target.codegen import llvm_lookup_intrinsic_id
+
+from tilewright.compiler.schedule.analysis import Access, Anchor, Stage, find_anchor, read_stages
+from tilewright.compiler.schedule.contraction import (
+    ContractionDecisions,
+    default_contraction,
+    plan_contraction,
+)
+from tilewright.compiler.schedule.expressions import Expr, Linear
+from tilewright.compiler.schedule.micro_kernel import (
+    Emitter,
+    RegisterTile,
+    constant_like,
+    emit_reduction,
+    ramp,
+)
+from tilewright.compiler.schedule.padding import Clip
+from tilewright.compiler.schedule.tile_loops import KernelBuilder
+from tilewright.compiler.targets import Target
+from tilewright.errors import InvalidScheduleError
+
+DATA_DTYPE, WEIGHT_DTYPE, SUM_DTYPE = "uint8", "int8", "int32"
+_VNNI_GROUP, _WIDENED_GROUP = 4, 2
+_DPBUSD = {512: "llvm.x86.avx512.vpdpbusd.512", 256: "llvm.x86.avx512.vpdpbusd.256"}
+_MADDWD = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}
+
+
+def dot_group(target: Target) -> int:
+    """Return how many neighbouring products the target's dot instruction sums."""
+    return _VNNI_GROUP if _has_vnni(target) else _WIDENED_GROUP
+
+
+def _has_vnni(target: Target) -> bool:
+    wide = target.vector_bits == 512
+    return ("avx512_vnni" if wide else "avx_vnni") in target.features
+
+
+@dataclass(frozen=True, eq=False)
+class Dot:
+    """An integer contraction.
+
+    Attributes:
+        original: the anchor in elements, its grouped reduction axis last.
+        cells: the same in cells of `group` elements, without that axis.
+        group: elements in a cell.
+    """
+
+    original: Anchor
+    cells: Anchor
+    group: int
+
+
+def find_dot(stages: Sequence[Stage], target: Target) -> Dot | None:
+    """Return the integer contraction of a function that dot instructions can compute, if any."""
+    anchor = find_anchor(tuple(stages), target.lanes(SUM_DTYPE))
+    if anchor is None or anchor.kind != "contraction" or anchor.dtype != SUM_DTYPE:
+        return None
+    if anchor.combine != "add" or len(anchor.accesses) != 2:
+        return None
+    if anchor.lanes != target.lanes(SUM_DTYPE):
+        return None
+    weight = next(access for access in anchor.accesses if access.vector)
+    data = next(access for access in anchor.accesses if not access.vector)
+    dtypes = str(data.buffer.dtype), str(weight.buffer.dtype)
+    if dtypes != (DATA_DTYPE, WEIGHT_DTYPE):
+        return None
+    group = dot_group(target)
+    for axis in anchor.stage.reduction:
+        steps = data.offset.of(axis.var), weight.offset.of(axis.var)
+        if steps == (1, 1) and axis.extent == group and weight.vector == group:
+            return _in_cells(anchor, axis.var, group)
+    return None
+
+
+def _in_cells(anchor: Anchor, grouped: Any, group: int) -> Dot | None:
+    """Return the anchor with `group` elements as one, where every other step is whole."""
+    stage = anchor.stage
+    kept = tuple(axis for axis in stage.reduction if not axis.var.same_as(grouped))
+    axis = next(axis for axis in stage.reduction if axis.var.same_as(grouped))
+    if not kept:
+        return None
+    cells = [_access_in_cells(access, grouped, group) for access in anchor.accesses]
+    if any(cell is None for cell in cells):
+        return None
+    original = replace(anchor, stage=replace(stage, reduction=(*kept, axis)))
+    in_cells = replace(
+        anchor,
+        stage=replace(stage, reduction=kept),
+        accesses=tuple(cell for cell in cells if cell is not None),
+    )
+    return Dot(original, in_cells, group)
+
+
+def _access_in_cells(access: Access, grouped: Any, group: int) -> Access | None:
+    linear = access.offset
+    others = {v: c for v, c in linear.coefficients.items() if not v.same_as(grouped)}
+    if any(c % group for c in (linear.constant, access.vector, *others.values())):
+        return None
+    offset = Linear(linear.constant // group, {v: c // group for v, c in others.items()})
+    return replace(access, offset=offset, vector=access.vector // group)
+
+
+def default_integer(dot: Dot, target: Target) -> ContractionDecisions:
+    """Choose decisions by the model of contractions, on cells of 32 bits."""
+    return default_contraction(dot.cells, target)
+
+
+def schedule_integer(
+    func: tirx.PrimFunc, target: Target, decisions: ContractionDecisions | None = None
+) -> tirx.PrimFunc:
+    """Return the loops of an integer contraction with its epilogue.
+
+    Args:
+        func: unscheduled function in normal form for which `find_dot` finds something.
+        target: what to schedule for.
+        decisions: how; None chooses by the analytical model.
+
+    Raises:
+        InvalidScheduleError: the decisions do not fit the function, or it is no such contraction.
+    """
+    stages = read_stages(func)
+    dot = None if stages is None else find_dot(stages, target)
+    if stages is None or dot is None:
+        raise InvalidScheduleError("the function is not an integer contraction")
+    if decisions is None:
+        decisions = default_integer(dot, target)
+    plan = plan_contraction(dot.cells, decisions, target)
+    builder = _DotBuilder(func, stages, dot.cells, plan, target.lanes("float32"))
+    builder.dot, builder.target = dot, target
+    return builder.build()
+
+
+class _DotBuilder(KernelBuilder):
+    """Tiles of 32-bit cells; what is behind a pad is found in elements first."""
+
+    dot: Dot
+    target: Target
+
+    def _resolve(self, access: Access) -> tuple[Access, list[Clip]]:
+        position = self.anchor.accesses.index(access)
+        self.anchor = self.dot.original
+        resolved, clips = super()._resolve(self.dot.original.accesses[position])
+        self.anchor = self.dot.cells
+        grouped = self.dot.original.stage.reduction[-1].var
+        in_cells = _access_in_cells(resolved, grouped, self.dot.group)
+        if in_cells is None:
+            raise InvalidScheduleError(
+                f"data behind {access.buffer.name!r} does not come in groups of {self.dot.group}"
+            )
+        return in_cells, clips
+
+    def emit(self, tile: RegisterTile, bases: Sequence[Expr]) -> tuple[Any, list[Any]]:
+        """Return the accumulators of a tile, and the statements that fill them."""
+        group, target = self.dot.group, self.target
+
+        def emitter(tile: RegisterTile, accumulators: Any, index_dtype: str) -> Emitter:
+            return _DotEmitter(tile, accumulators, index_dtype, group, target)
+
+        return emit_reduction(tile, bases, self.index_dtype, emitter)
+
+
+class _DotEmitter(Emitter):
+    """Emits one dot instruction where the float kernel has a multiply-add."""
+
+    def __init__(
+        self,
+        tile: RegisterTile,
+        accumulators: Any,
+        index_dtype: str,
+        group: int,
+        target: Target,
+    ) -> None:
+        super().__init__(tile, accumulators, index_dtype)
+        self.group, self.bits = group, target.vector_bits
+        self.accumulate = _dpbusd if _has_vnni(target) else _maddwd
+
+    def combined(
+        self, old: Expr, row: int, column: int, bases: Sequence[Expr], fixed: Sequence[int]
+    ) -> Expr:
+        """Return the accumulator after one step."""
+        by_dtype = {}
+        for operand, base, offset in zip(self.tile.operands, bases, fixed, strict=True):
+            cell = offset + operand.rows[row] + operand.columns[column]
+            address = (base + constant_like(cell, self.index_dtype)) * self.group
+            count = self.group if operand.vector == 0 else self.group * self.tile.lanes
+            load = tirx.BufferLoad(operand.buffer, [ramp(address, 1, count)])
+            by_dtype[str(operand.buffer.dtype)] = load
+        data, weight = by_dtype[DATA_DTYPE], by_dtype[WEIGHT_DTYPE]
+        return self.accumulate(old, data, weight, self.bits)
+
+
+def _intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
+    return tirx.call_llvm_pure_intrin(
+        dtype, tirx.const(llvm_lookup_intrinsic_id(name), "uint32"), *args
+    )
+
+
+def _dpbusd(old: Expr, data: TensorLoad, weight: TensorLoad, bits: int) -> Expr:
+    """Sums of 4 products: u8x4 for all lanes, s8x4 per lane."""
+    lanes = bits // 32
+    spread = tirx.Broadcast(tirx.reinterpret("int32", data), lanes)
+    return _intrinsic(
+        _DPBUSD[bits], f"int32x{lanes}", old, tirx.reinterpret(f"uint8x{bits // 8}", spread), weight
+    )
+
+
+def _maddwd(old: Expr, data: TensorLoad, weight: TensorLoad, bits: int) -> Expr:
+    """Sums of 2 products: u8x2 for all lanes, s8x2 per lane, both widened to 16 bits."""
+    lanes = bits // 32
+    spread = tirx.Broadcast(tirx.reinterpret("int16", data), lanes)
+    wide = f"int16x{2 * lanes}"
+    data_words = tirx.Cast(wide, tirx.reinterpret(f"uint8x{2 * lanes}", spread))
+    product = _intrinsic(_MADDWD[bits], f"int32x{lanes}", data_words, tirx.Cast(wide, weight))
+    return old + product
