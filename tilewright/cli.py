@@ -21,6 +21,7 @@ import typer
 import tilewright
 from tilewright import _cli_arguments as arguments
 from tilewright import _cli_output as output
+from tilewright import _cli_tune as tuning
 from tilewright.errors import TilewrightError
 
 _INTERRUPTED = 130
@@ -67,9 +68,23 @@ def compile_command(
     target: Target = "native",
     shape: Shapes = None,
     constant: Constants = None,
+    log: Annotated[
+        list[Path] | None,
+        typer.Option(help="Tuning log; may be repeated. Default: the package's and the user's."),
+    ] = None,
+    tuned: Annotated[
+        bool, typer.Option("--tuned/--untuned", help="Whether to use tuning logs.")
+    ] = True,
+    require_tuned: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Fail where less of the expected time is tuned."),
+    ] = None,
     dump_ir: Annotated[
         Path | None, typer.Option(help="Folder for the stages of the compile as text.")
     ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Say for each operator whether it is tuned.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Compile a model into one deployable file."""
@@ -78,11 +93,16 @@ def compile_command(
         arguments.check_writable(out)
         start = time.perf_counter()
         module = tilewright.compile(
-            model, target, shapes, constants, dump_ir=dump_ir, progress=progress
+            *(model, target, shapes, constants),
+            logs=log if tuned else (),
+            require_tuned=require_tuned,
+            dump_ir=dump_ir,
+            progress=progress,
         )
         module.save(out)
         seconds = time.perf_counter() - start
     output.print_compiled(out, target, module.report, seconds)
+    tuning.print_coverage(module.report["tuning"], verbose)
 
 
 @app.command("run")
@@ -162,6 +182,9 @@ def targets_command(as_json: AsJson = False, debug: Debug = False) -> None:
     with _errors(debug):
         result = tilewright.targets()
     _print(result, as_json, output.print_targets)
+
+
+tuning.mount(app, lambda debug: _errors(debug))
 
 
 def main() -> None:

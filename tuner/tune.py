@@ -73,6 +73,7 @@ def tune(
     threads: int = 1,
     seed: int = 0,
     options: TuneOptions | None = None,
+    winograd: bool = True,
     callback: Callable[[Session], None] = lambda _session: None,
 ) -> TuneResult:
     """Tune the operators of an ONNX model on this machine; `compile` finds the log by itself.
@@ -90,6 +91,7 @@ def tune(
         threads: that kernels may use.
         seed: of the search and of the random inputs.
         options: everything else; `trials`, `time_s`, `seed` and `threads` are set in it.
+        winograd: as for `compiler.pipeline.lower`.
         callback: called with the session after every batch.
 
     Raises:
@@ -99,7 +101,7 @@ def tune(
     """
     description = replace(parse_target(target), cores=threads)
     path = user_log() if log is None else Path(log)
-    tasks = model_tasks(model, description, shapes, constants)
+    tasks = model_tasks(model, description, shapes, constants, winograd)
     if trials is None and time_s is None:
         trials = _DEFAULT_TRIALS_PER_TASK * len(tasks)
     options = options or TuneOptions()
@@ -114,6 +116,7 @@ def model_tasks(
     target: Target,
     shapes: Mapping[str, Sequence[int]] | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
+    winograd: bool = True,
 ) -> list[tuple[Task, int]]:
     """Return the tasks of an ONNX model, with their number of calls."""
     imported = import_onnx(model, shapes=shapes, constants=constants)
@@ -122,6 +125,7 @@ def model_tasks(
         [TensorSpec(s.name, s.shape, s.dtype) for s in imported.inputs],
         [TensorSpec(s.name, s.shape, s.dtype) for s in imported.outputs],
         target,
+        winograd,
     )
     return extract_tasks(program, target)
 

@@ -1,0 +1,76 @@
+"""The tuning commands print what their functions return, and one line for a mistake."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.tuner.helpers import make_record
+from tilewright.cli import app
+from tilewright.tuner import Log
+
+
+@pytest.fixture
+def log(tmp_path):
+    made = Log(tmp_path / "log.jsonl")
+    task = {"name": "matmul", "axes": [4, 8], "macs": 1000}
+    made.append([make_record(1e-3, task=task), make_record(2e-3, task=task)])
+    return made
+
+
+def _run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_show_prints_the_best_record_of_each_task(log):
+    result = _run("logs", "show", log.path)
+    assert result.exit_code == 0, result.output
+    assert "matmul" in result.output
+    assert "1.00 ms" in result.output
+    rows = json.loads(_run("logs", "show", log.path, "--json").output)
+    assert [row["records"] for row in rows] == [2]
+
+
+def test_doctor_explains_and_repairs(log):
+    with open(log.path, "ab") as file:
+        file.write(b"{torn\n")
+    result = _run("logs", "doctor", log.path)
+    assert result.exit_code == 1
+    assert f"{log.path}:3: torn or not JSON" in result.output
+    assert _run("logs", "doctor", log.path, "--repair").exit_code == 0
+    assert _run("logs", "doctor", log.path).output.endswith("2 records, 0 lines skipped\n")
+
+
+def test_prune_and_merge_say_what_they_did(log, tmp_path):
+    assert "1 of 2 lines kept" in _run("logs", "prune", log.path).output
+    merged = tmp_path / "merged.jsonl"
+    assert f"{merged}: 1 records added" in _run("logs", "merge", merged, log.path).output
+
+
+def test_ls_is_json_on_request(monkeypatch, log):
+    monkeypatch.setattr("tilewright.tuner.default_logs", lambda: [log.path])
+    (row,) = json.loads(_run("logs", "ls", "--json").output)
+    assert row["records"] == 2
+    assert row["skipped"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("logs", "show", "none.jsonl"), 1, "no such file"),
+        (("tune", "none.onnx", "--trials", "1"), 1, "none.onnx"),
+        (("tune", "none.onnx", "--time", "soon"), 2, "expected a time such as 90s"),
+        (("tune", "none.onnx", "--strategy", "luck"), 2, "expected one of cross"),
+        (("tune-op", "conv9d", "--data", "1", "--weight", "1"), 2, "expected one of conv1d"),
+        (("tune-op", "matmul", "--data", "a", "--weight", "1"), 2, "expected positive numbers"),
+        (
+            ("tune-op", "conv2d", "--data", "1,2", "--weight", "1,2"),
+            1,
+            "takes data and weight of 4",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(arguments, status, message):
+    result = _run(*arguments)
+    assert result.exit_code == status
+    assert message in " ".join(result.output.replace("│", " ").split())
