@@ -42,10 +42,14 @@ _SOURCES = (
     "tw_thread_state.c",
     "tw_memory.c",
     "tw_cpu.c",
+    "tw_cpu_x86.c",
+    "tw_cpu_arm.c",
 )
 _EXPORTS = "{ global: tilewright_api; local: *; };\n"
 # No -march: this code must run on any processor of the family, to refuse the wrong one politely.
 _COMPILE_FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread")
+# Files may be larger than 2 GiB on 32-bit systems too.
+_COMPILE_FLAGS_OF = {"armv7": ("-D_FILE_OFFSET_BITS=64",)}
 _LINK_FLAGS = (
     *("-shared", "-Wl,-z,relro,-z,now,-z,noexecstack", "-Wl,--no-undefined", "-Wl,--strip-debug"),
     "-Wl,--as-needed",
@@ -79,7 +83,8 @@ def package(
     objects = build_object(kernels, target) if kernels else None
     entry = generate_entry(program, plan, features)
     code_id = zlib.crc32(entry.encode(), zlib.crc32(objects or b""))
-    code = link(objects, f"#define TW_CODE_ID {code_id}u\n{entry}")
+    source = f"#define TW_CODE_ID {code_id}u\n{entry}"
+    code = link(objects, source, architecture=target.architecture)
     info = {"versions": _versions(), **(meta or {})}
     description = describe(program, plan, json.loads(target.to_json()), features, info)
     _write_file(path, code, code_id, plan, description)
@@ -101,14 +106,21 @@ def check_writable(path: Path) -> None:
         raise CompileError(f"cannot write '{path}': {error.strerror}") from error
 
 
-def link(kernels: bytes | None, entry: str, extra_flags: Sequence[str] = ()) -> bytes:
+def link(
+    kernels: bytes | None,
+    entry: str,
+    extra_flags: Sequence[str] = (),
+    architecture: str | None = None,
+) -> bytes:
     """Compile the entry and the C runtime, link them with the kernels, return the shared object.
 
     Args:
         kernels: an ELF object, or None for a program without calls.
         entry: C source from `generate_entry`, with its `TW_CODE_ID`.
         extra_flags: for both compiling and linking, for instance a sanitizer.
+        architecture: as in `Target.architecture`; by default that of this machine.
     """
+    flags = (*_COMPILE_FLAGS_OF.get(architecture or "", ()), *extra_flags)
     sources = resources.files("tilewright.runtime") / "c"
     with (
         resources.as_file(sources) as source_dir,
@@ -117,7 +129,7 @@ def link(kernels: bytes | None, entry: str, extra_flags: Sequence[str] = ()) -> 
         work = Path(folder)
         (work / "entry.c").write_text(entry)
         (work / "exports.map").write_text(_EXPORTS)
-        objects = dict(_runtime_objects((*find_c_compiler(),), (*extra_flags,)))
+        objects = dict(_runtime_objects((*find_c_compiler(architecture),), (*flags,), architecture))
         if kernels is not None:
             objects["kernels.o"] = kernels
         for name, content in objects.items():
@@ -127,32 +139,33 @@ def link(kernels: bytes | None, entry: str, extra_flags: Sequence[str] = ()) -> 
                 *_COMPILE_FLAGS,
                 f"-I{source_dir}",
                 *_LINK_FLAGS,
-                *extra_flags,
+                *flags,
                 f"-Wl,--version-script={work / 'exports.map'}",
                 work / "entry.c",
                 *(work / name for name in objects),
                 "-lm",
                 "-o",
                 work / "module.so",
-            ]
+            ],
+            architecture,
         )
         return (work / "module.so").read_bytes()
 
 
 def prepare_runtime() -> None:
     """Compile the C runtime now: processes that are forked afterwards need not."""
-    _runtime_objects((*find_c_compiler(),), ())
+    _runtime_objects((*find_c_compiler(),), (), None)
 
 
 @cache
 def _runtime_objects(
-    compiler: tuple[str, ...], extra_flags: tuple[str, ...]
+    compiler: tuple[str, ...], extra_flags: tuple[str, ...], architecture: str | None
 ) -> tuple[tuple[str, bytes], ...]:
     """Compile the C runtime: once per process, as it is the same in every module.
 
     Args:
         compiler: the command that `run_c_compiler` calls; here so that another one is not mixed up.
-        extra_flags: as for `link`.
+        extra_flags, architecture: as for `link`.
 
     Returns:
         Pairs of file name and ELF object.
@@ -169,7 +182,8 @@ def _runtime_objects(
                 [
                     *(*_COMPILE_FLAGS, f"-I{source_dir}", *extra_flags),
                     *("-c", source_dir / name, "-o", out),
-                ]
+                ],
+                architecture,
             )
             objects.append((out.name, out.read_bytes()))
         return tuple(objects)

@@ -1,9 +1,11 @@
 """Target descriptions: what schedules and code generation need to know about a processor."""
 
+from __future__ import annotations
+
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +17,39 @@ from tilewright.errors import TargetError
 # The vector features that kernels may use: name in /proc/cpuinfo -> name in LLVM. A module
 # lists those it was built with, and its loader refuses a processor that lacks one.
 _LLVM_FEATURES = {
-    "avx2": "avx2",
-    "fma": "fma",
-    "f16c": "f16c",
-    "avx512f": "avx512f",
-    "avx512vl": "avx512vl",
-    "avx512bw": "avx512bw",
-    "avx512dq": "avx512dq",
-    "avx512cd": "avx512cd",
-    "avx512_vnni": "avx512vnni",
-    "avx512_bf16": "avx512bf16",
-    "avx_vnni": "avxvnni",
+    "x86_64": {
+        "avx2": "avx2",
+        "fma": "fma",
+        "f16c": "f16c",
+        "avx512f": "avx512f",
+        "avx512vl": "avx512vl",
+        "avx512bw": "avx512bw",
+        "avx512dq": "avx512dq",
+        "avx512cd": "avx512cd",
+        "avx512_vnni": "avx512vnni",
+        "avx512_bf16": "avx512bf16",
+        "avx_vnni": "avxvnni",
+    },
+    "aarch64": {
+        "asimd": "neon",
+        "asimdhp": "fullfp16",
+        "asimddp": "dotprod",
+        "i8mm": "i8mm",
+        "bf16": "bf16",
+        "sve": "sve",
+        # Some boards of a processor lack these (Raspberry Pi 4), and kernels never need them.
+        "aes": "aes",
+        "sha2": "sha2",
+    },
+    "armv7": {"neon": "neon", "vfpv4": "vfp4"},
 }
 _V3 = ("avx2", "fma", "f16c")
 _V4 = (*_V3, "avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512cd")
-_LINUX_TRIPLE = "x86_64-unknown-linux-gnu"
+_TRIPLES = {
+    "x86_64": "x86_64-unknown-linux-gnu",
+    "aarch64": "aarch64-unknown-linux-gnu",
+    "armv7": "armv7-unknown-linux-gnueabihf",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +77,11 @@ class Target:
     l3_bytes: int
     cores: int
 
+    @property
+    def architecture(self) -> str:
+        """The family that machine code is made for: "x86_64", "aarch64" or "armv7"."""
+        return self.triple.partition("-")[0]
+
     def lanes(self, dtype: str) -> int:
         """Return how many elements of `dtype` one vector register holds."""
         bits = tvm.DataType(dtype).bits
@@ -66,28 +91,29 @@ class Target:
         """Return the TVM target, with exactly the vector features listed."""
         attributes = [
             ("+" if feature in self.features else "-") + llvm
-            for feature, llvm in _LLVM_FEATURES.items()
+            for feature, llvm in _LLVM_FEATURES[self.architecture].items()
         ]
         if self.vector_bits == 512:
             # LLVM's models of several Intel processors would otherwise split 512-bit vectors.
             attributes.append("-prefer-256-bit")
-        return tvm.target.Target(
-            {
-                "kind": "llvm",
-                "mtriple": self.triple,
-                "mcpu": self.mcpu,
-                "mattr": attributes,
-                "num-cores": self.cores,
-                "opt-level": 3,
-            }
-        )
+        options: dict[str, Any] = {
+            "kind": "llvm",
+            "mtriple": self.triple,
+            "mcpu": self.mcpu,
+            "mattr": attributes,
+            "num-cores": self.cores,
+            "opt-level": 3,
+        }
+        if self.architecture == "armv7":
+            options["mfloat-abi"] = "hard"
+        return tvm.target.Target(options)
 
     def to_json(self) -> str:
         """Return one line of JSON that `from_json` reads back."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> "Target":
+    def from_json(cls, text: str) -> Target:
         """Read a target back.
 
         Raises:
@@ -109,7 +135,7 @@ def _named(mcpu: str, features: tuple[str, ...], l1: int, l2: int, l3: int, core
     wide = "avx512f" in features
     return Target(
         name=mcpu,
-        triple=_LINUX_TRIPLE,
+        triple=_TRIPLES["x86_64"],
         mcpu=mcpu,
         features=features,
         vector_bits=512 if wide else 256,
@@ -121,8 +147,28 @@ def _named(mcpu: str, features: tuple[str, ...], l1: int, l2: int, l3: int, core
     )
 
 
+def _arm(
+    name: str, mcpu: str, features: tuple[str, ...], l1: int, l2: int, l3: int, cores: int
+) -> Target:
+    """Describe an ARM processor; NEON's vectors have 128 bits on all of them."""
+    architecture = name.partition(":")[0]
+    return Target(
+        name=name,
+        triple=_TRIPLES[architecture],
+        mcpu=mcpu,
+        features=features,
+        vector_bits=128,
+        vector_registers=32 if architecture == "aarch64" else 16,
+        l1_bytes=l1 << 10,
+        l2_bytes=l2 << 10,
+        l3_bytes=l3 << 10,
+        cores=cores,
+    )
+
+
 _VNNI = (*_V4, "avx512_vnni")
 _BF16 = (*_VNNI, "avx512_bf16")
+_DOT = ("asimd", "asimdhp", "asimddp")
 # Caches in KiB: the smallest that is common among the processors of that name.
 _NAMED = {
     target.name: target
@@ -138,6 +184,15 @@ _NAMED = {
         _named("znver3", _V3, 32, 512, 32768, 8),
         _named("znver4", _BF16, 32, 1024, 32768, 8),
         _named("znver5", (*_BF16, "avx_vnni"), 48, 1024, 32768, 8),
+        _arm("aarch64", "generic", ("asimd",), 32, 512, 1024, 4),
+        # Raspberry Pi 4. Processors without a third level get the size of the second here: it
+        # bounds what may be reused from a cache.
+        _arm("aarch64:cortex-a72", "cortex-a72", ("asimd",), 32, 1024, 2048, 4),
+        _arm("aarch64:cortex-a76", "cortex-a76", _DOT, 64, 512, 2048, 4),  # Raspberry Pi 5
+        _arm("aarch64:neoverse-n1", "neoverse-n1", _DOT, 64, 1024, 32768, 8),
+        # LLVM's SVE code for fixed 128-bit vectors gains nothing over NEON: it is not asked for.
+        _arm("aarch64:neoverse-v1", "neoverse-v1", (*_DOT, "i8mm", "bf16"), 64, 1024, 32768, 8),
+        _arm("armv7:cortex-a7", "cortex-a7", ("neon", "vfpv4"), 32, 512, 1024, 4),
     )
 }
 
@@ -151,8 +206,8 @@ def parse_target(name: str) -> Target:
     """Return the description of a target by name; "native" reads this machine.
 
     Raises:
-        TargetError: the name is unknown, or "native" is asked for on a machine that is not a
-            Linux x86-64 with AVX2.
+        TargetError: the name is unknown, or "native" is asked for on a machine that is neither
+            x86-64 with AVX2 nor aarch64.
     """
     if name == "native":
         return _native()
@@ -163,24 +218,25 @@ def parse_target(name: str) -> Target:
 
 def _native() -> Target:
     flags = _cpu_flags(Path("/proc/cpuinfo"))
-    if platform.machine() != "x86_64" or not {"avx2", "fma"} <= flags:
+    machine = platform.machine()
+    if machine == "x86_64" and {"avx2", "fma"} <= flags:
+        wide = set(_V4) <= flags
+        generic = _NAMED["x86-64-v4" if wide else "x86-64-v3"]
+        unused = () if wide else tuple(name for name in flags if name.startswith("avx512"))
+    elif machine == "aarch64":
+        generic, unused = _NAMED["aarch64"], ("sve", "aes", "sha2")
+    else:
         raise TargetError(
-            f"target 'native' needs a Linux x86-64 processor with AVX2 and FMA, this is "
-            f"{platform.machine()}; name a target instead: {', '.join(_NAMED)}"
+            f"target 'native' needs Linux on x86-64 with AVX2 and FMA, or on aarch64; this is "
+            f"{machine}; name a target instead: {', '.join(_NAMED)}"
         )
-    wide = set(_V4) <= flags
-    features = tuple(
-        name for name in _LLVM_FEATURES if name in flags and (wide or not name.startswith("avx512"))
-    )
+    known = _LLVM_FEATURES[generic.architecture]
     caches = _cache_sizes(Path("/sys/devices/system/cpu/cpu0/cache"))
-    generic = _NAMED["x86-64-v4" if wide else "x86-64-v3"]
-    return Target(
+    return replace(
+        generic,
         name="native",
-        triple=_LINUX_TRIPLE,
         mcpu=str(codegen.llvm_get_system_cpu()),
-        features=features,
-        vector_bits=generic.vector_bits,
-        vector_registers=generic.vector_registers,
+        features=tuple(name for name in known if name in flags and name not in unused),
         l1_bytes=caches.get(1, generic.l1_bytes),
         l2_bytes=caches.get(2, generic.l2_bytes),
         l3_bytes=caches.get(3, generic.l3_bytes),
@@ -192,7 +248,7 @@ def _cpu_flags(cpuinfo: Path) -> frozenset[str]:
     if not cpuinfo.exists():
         return frozenset()
     for line in cpuinfo.read_text().splitlines():
-        if line.startswith("flags"):
+        if line.startswith(("flags", "Features")):
             return frozenset(line.partition(":")[2].split())
     return frozenset()
 

@@ -12,6 +12,11 @@
 /* Set the error text of this thread, printf style; always returns -1. */
 int tw_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* ---- tw_cpu_x86.c, tw_cpu_arm.c ---- */
+
+/* Whether this CPU and its system have a feature; false for a name that is not known. */
+int tw_cpu_has(const char *name);
+
 /* ---- tw_cpu.c ---- */
 
 /* Write the names in `required` (NULL-terminated) that this CPU or its system lacks to `missing`,

@@ -74,7 +74,7 @@ int tw_usable_processors(void) {
 static void relax(void) {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) || defined(__ARM_ARCH_7A__)
   __asm__ volatile("yield");
 #endif
 }
