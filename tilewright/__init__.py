@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tilewright.inspection import inspect
     from tilewright.peers import bench
     from tilewright.runtime.module import Module
+    from tilewright.tuner.tune import tune
 
 try:
     __version__ = version("tilewright")
@@ -34,6 +35,7 @@ __all__ = [
     "inspect",
     "load",
     "targets",
+    "tune",
 ]
 
 _HOME = {
@@ -45,6 +47,7 @@ _HOME = {
     "inspect": "tilewright.inspection",
     "load": "tilewright.api",
     "targets": "tilewright.api",
+    "tune": "tilewright.tuner.tune",
 }
 
 
