@@ -17,7 +17,7 @@ from tvm.relax import transform
 
 from tilewright.compiler.legalize import LEGALIZATIONS, VIEW_ATTRIBUTE
 from tilewright.compiler.passes.limit_fusion import LimitFusion
-from tilewright.compiler.program import Call, Program, Tensor, TensorSpec
+from tilewright.compiler.program import Call, Program, Tensor, TensorSpec, storage_dtype
 from tilewright.compiler.relax_utils import bindings, constant_array, is_constant, op_name
 from tilewright.errors import CompileError
 
@@ -69,7 +69,8 @@ class _Reader:
     def read(self) -> Program:
         main = self.mod["main"]
         for var, spec in zip(main.params, self.inputs, strict=True):
-            self.ids[var] = self._add(Tensor(spec.name, spec.shape, spec.dtype, "input"))
+            dtype = storage_dtype(spec.dtype)
+            self.ids[var] = self._add(Tensor(spec.name, spec.shape, dtype, "input"))
         for binding in bindings(main):
             self._read_binding(binding)
         result = self._resolve(main.body.body)

@@ -39,6 +39,21 @@ _ITEM_BYTES = {
     "float64": 8,
 }
 
+# Types without arithmetic: kernels see their bits, one element per byte.
+_BITS_DTYPE = "uint8"
+_STORED_AS_BITS = frozenset(
+    [
+        *("int2", "uint2", "int4", "uint4", "float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn"),
+        *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    ]
+)
+_ITEM_BYTES |= dict.fromkeys(sorted(_STORED_AS_BITS), 1)
+
+
+def storage_dtype(dtype: str) -> str:
+    """Return the dtype by which kernels read and write what a caller sees as `dtype`."""
+    return _BITS_DTYPE if dtype in _STORED_AS_BITS else dtype
+
 
 def item_bytes(dtype: str) -> int:
     """Return the size in bytes of one element of `dtype` (a numpy dtype name).
@@ -215,7 +230,7 @@ def _check_interface(program: Program) -> None:
             if what == "input" and tensor.kind != "input":
                 raise CompileError(f"input '{spec.name}' is a tensor of kind {tensor.kind}")
             spec_bytes = math.prod(spec.shape) * item_bytes(spec.dtype)
-            if tensor.dtype != spec.dtype or tensor.size_bytes != spec_bytes:
+            if tensor.dtype != storage_dtype(spec.dtype) or tensor.size_bytes != spec_bytes:
                 raise CompileError(
                     f"{what} '{spec.name}' is {spec.dtype} {list(spec.shape)} for the caller, but "
                     f"{tensor.dtype} {list(tensor.shape)} in the program; convert it by a kernel"

@@ -26,7 +26,13 @@ _BINARY = (
     tirx.GE,
     tirx.And,
     tirx.Or,
+    tirx.BitwiseAnd,
+    tirx.BitwiseOr,
+    tirx.BitwiseXor,
+    tirx.LShift,
+    tirx.RShift,
 )
+_UNARY = (tirx.Not, tirx.BitwiseNot)
 Expr = Any
 Leaf = Callable[[Expr], Expr | None]
 
@@ -48,7 +54,7 @@ def children(expr: Expr) -> tuple[Expr, ...]:
         return (expr.condition, expr.true_value, expr.false_value)
     if isinstance(expr, tirx.Cast | tirx.Broadcast):
         return (expr.value,)
-    if isinstance(expr, tirx.Not):
+    if isinstance(expr, _UNARY):
         return (expr.a,)
     if isinstance(expr, tirx.Let):
         return (expr.value, expr.body)
@@ -85,8 +91,8 @@ def _with_children(expr: Expr, new: tuple[Expr, ...]) -> Expr:
         return tirx.Cast(dtype_of(expr), new[0])
     if isinstance(expr, tirx.Broadcast):
         return tirx.Broadcast(new[0], expr.lanes)
-    if isinstance(expr, tirx.Not):
-        return tirx.Not(new[0])
+    if isinstance(expr, _UNARY):
+        return type(expr)(*new)
     return tirx.Let(expr.var, *new)
 
 

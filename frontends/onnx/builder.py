@@ -11,7 +11,13 @@ import tvm
 from tvm import relax
 
 from tilewright.errors import UnsupportedModelError
-from tilewright.frontends.onnx.values import Value, numpy_dtype
+from tilewright.frontends.onnx.values import (
+    SMALL_DTYPES,
+    STORAGE_DTYPE,
+    Value,
+    is_small,
+    numpy_dtype,
+)
 
 TVM_DTYPES = frozenset(
     [
@@ -45,16 +51,22 @@ class GraphBuilder:
     def parameter(self, name: str, shape: Sequence[int], dtype: str) -> tuple[relax.Var, Value]:
         """Make a parameter of the main function for a graph input."""
         check_dtype(dtype, f"input {name!r}")
-        var = relax.Var(self.unique(name), relax.TensorType(list(shape), dtype))
+        stored = STORAGE_DTYPE if is_small(dtype) else dtype
+        var = relax.Var(self.unique(name), relax.TensorType(list(shape), stored))
         return var, Value(tuple(shape), dtype, expr=var)
 
     def expr(self, value: Value) -> relax.Expr:
-        """Return the Relax expression of a value; a constant is made when first used."""
+        """Return the Relax expression of a value; a constant is made when first used.
+
+        That of a small type holds its bits, as uint8.
+        """
         if value.expr is None:
             if value.data is None:
                 raise ValueError("a value has neither data nor an expression")
             check_dtype(value.dtype, "a constant")
             array = np.ascontiguousarray(value.data).reshape(value.shape)
+            if is_small(value.dtype):
+                array = array.view(STORAGE_DTYPE)
             # As a TVM tensor: relax.const narrows 64-bit arrays to 32 bits.
             tensor = tvm.runtime.tensor(array)
             value.expr = relax.const(tensor)
@@ -99,11 +111,11 @@ class GraphBuilder:
 
 def check_dtype(dtype: str, what: str) -> None:
     """Raise unless tensors of this element type can be computed with."""
-    if dtype not in TVM_DTYPES:
+    if dtype not in TVM_DTYPES and dtype not in SMALL_DTYPES:
         name = "string" if dtype == "object" else dtype
         raise UnsupportedModelError(
             f"{what} has element type {name}, which cannot be compiled; supported are "
-            f"{', '.join(sorted(TVM_DTYPES))}"
+            f"{', '.join(sorted(TVM_DTYPES | SMALL_DTYPES))}"
         )
 
 

@@ -12,7 +12,7 @@ from tvm import relax
 from tilewright.errors import UnsupportedModelError
 from tilewright.frontends.onnx.attributes import Attributes
 from tilewright.frontends.onnx.builder import GraphBuilder
-from tilewright.frontends.onnx.values import Value, constant
+from tilewright.frontends.onnx.values import STORAGE_DTYPE, Value, constant, is_small, numpy_dtype
 
 if TYPE_CHECKING:
     from tilewright.frontends.onnx.walk import Scope
@@ -113,6 +113,16 @@ class NodeContext:
         function, values = _close_over(function, args)
         return self.builder.emit_te_tuple(function, self._exprs(values), name, self.hint)
 
+    def bits(self, value: Value) -> Value:
+        """Return the stored bytes of a value of a small type (int4, float8...), as uint8."""
+        return Value(value.shape, STORAGE_DTYPE, expr=self.builder.expr(value))
+
+    def from_bits(self, bits: Value, dtype: str) -> Value:
+        """Return the value of a small type whose stored bytes are given."""
+        if bits.data is not None:
+            return constant(bits.data.view(numpy_dtype(dtype)))
+        return Value(bits.shape, dtype, expr=self.builder.expr(bits))
+
     def scalar(self, number: float | int | bool, dtype: str) -> Value:
         """Return a constant of rank 0."""
         return constant(number, dtype)
@@ -130,6 +140,8 @@ class NodeContext:
 
     def _expr(self, arg: Any) -> Any:
         if isinstance(arg, Value):
+            if is_small(arg.dtype):
+                self.fail(f"there is no arithmetic on {arg.dtype}; put a Cast before the node")
             return self.builder.expr(arg)
         if isinstance(arg, list):
             return self._exprs(arg)

@@ -63,6 +63,14 @@ def dtype_of_onnx(elem_type: int) -> str:
     return str(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
 
 
+def is_small(dtype: str) -> bool:
+    """Tell whether a type has no arithmetic of its own (int4, float8...): it is only converted.
+
+    Elements are stored one per byte, in the low bits, as ``ml_dtypes`` does.
+    """
+    return dtype in SMALL_DTYPES
+
+
 def onnx_of_dtype(name: str) -> int:
     """Return the ONNX ``TensorProto.DataType`` of a numpy dtype name."""
     return onnx.helper.np_dtype_to_tensor_dtype(numpy_dtype(name))
@@ -77,3 +85,9 @@ def _dtypes_by_name() -> dict[str, np.dtype]:
 
 
 _BY_NAME = _dtypes_by_name()
+SMALL_DTYPES = frozenset(
+    name
+    for name in _BY_NAME
+    if name.startswith(("int2", "int4", "uint2", "uint4", "float4", "float6", "float8"))
+)
+STORAGE_DTYPE = "uint8"  # what holds the elements of a small type

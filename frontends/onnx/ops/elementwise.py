@@ -10,8 +10,9 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from tilewright.frontends.onnx.node import NodeContext
+from tilewright.frontends.onnx.ops.small_types import decode, encode, is_small_integer
 from tilewright.frontends.onnx.registry import register
-from tilewright.frontends.onnx.values import Value, dtype_of_onnx, numpy_dtype
+from tilewright.frontends.onnx.values import Value, dtype_of_onnx, numpy_dtype, is_small
 
 R = relax.op
 
@@ -315,23 +316,39 @@ def clip(op: NodeContext, data: Value, low: float | None, high: float | None) ->
 @register("Cast")
 def cast_node(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__Cast.html"""
-    for name in ("saturate", "round_mode"):
-        op.attr(name, None)
-    return cast(op, op.input(0), dtype_of_onnx(op.attr("to")))
+    return _cast_by_attributes(op, dtype_of_onnx(op.attr("to")))
 
 
 @register("CastLike")
 def cast_like(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__CastLike.html"""
-    for name in ("saturate", "round_mode"):
-        op.attr(name, None)
-    return cast(op, op.input(0), op.input(1).dtype)
+    return _cast_by_attributes(op, op.input(1).dtype)
 
 
-def cast(op: NodeContext, data: Value, dtype: str) -> Value:
-    """Convert the elements of a value; a constant is converted at once."""
+def _cast_by_attributes(op: NodeContext, dtype: str) -> Value:
+    saturate, mode = bool(op.attr("saturate", 1)), op.attr("round_mode", "up")
+    return cast(op, op.input(0), dtype, saturate, mode)
+
+
+def cast(
+    op: NodeContext, data: Value, dtype: str, saturate: bool = True, round_mode: str = "up"
+) -> Value:
+    """Convert the elements of a value; a constant is converted at once.
+
+    Args:
+        op: The node.
+        data: What to convert.
+        dtype: The wanted type.
+        saturate: Whether numbers beyond the range of a float8 become its largest, not NaN.
+        round_mode: "up", "down" or "nearest", for float8_e8m0fnu.
+    """
     if data.dtype == dtype:
         return data
+    if is_small(data.dtype):
+        return cast(op, decode(op, data), dtype, saturate, round_mode)
+    if is_small(dtype):
+        wide = "int32" if is_small_integer(dtype) else "float32"
+        return encode(op, cast(op, data, wide), dtype, saturate, round_mode)
     if dtype == "bool":
         return op.call(R.not_equal, data, op.scalar(0, data.dtype))
     return op.call(R.astype, data, dtype)

@@ -48,9 +48,12 @@ def gemm(op: NodeContext) -> Value:
 
 
 def transposed(op: NodeContext, value: Value) -> Value:
-    """Swap the last two dimensions; a constant is swapped when compiling."""
+    """Swap the last two dimensions; a constant is swapped when compiling.
+
+    A dequantized constant, which has a variable too, is left to the passes on quantized graphs.
+    """
     axes = [*range(value.rank - 2), value.rank - 1, value.rank - 2]
-    if value.data is not None:
+    if value.data is not None and not isinstance(value.expr, relax.Var):
         return constant(value.data.transpose(axes))
     return op.call(R.permute_dims, value, axes)
 

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from tvm import relax, te, tirx
 
+from tilewright.compiler.quantize.affine import emit_affine
+from tilewright.frontends.onnx.folding import fold
 from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.ops.convolution import conv_te
 from tilewright.frontends.onnx.ops.elementwise import FLOATS, cast, round_to_even
+from tilewright.frontends.onnx.ops.small_types import decode, integer_range, is_small_integer
 from tilewright.frontends.onnx.ops.window import read_window
 from tilewright.frontends.onnx.registry import register
-from tilewright.frontends.onnx.values import Value, constant, dtype_of_onnx
+from tilewright.frontends.onnx.values import Value, constant, dtype_of_onnx, is_small
 
 R = relax.op
 
@@ -61,44 +64,110 @@ def quantize_linear(op: NodeContext) -> Value:
     """
     data, scale, zero = op.input(0), op.input(1), op.optional(2)
     axis, block = op.attr("axis", 1), op.attr("block_size", 0)
-    op.attr("saturate", 1)
+    saturate = bool(op.attr("saturate", 1))
     output, precision = op.attr("output_dtype", 0), op.attr("precision", 0)
     dtype = zero.dtype if zero is not None else dtype_of_onnx(output) if output else "uint8"
-    if dtype not in _RANGES:
-        op.fail(f"quantization to {dtype}; supported are {', '.join(_RANGES)}")
+    if dtype not in _RANGES and not is_small(dtype):
+        op.fail(f"quantization to {dtype}; supported are {', '.join(_RANGES)} and smaller types")
     axis = axis % data.rank if data.rank else 0
     wide = dtype_of_onnx(precision) if precision else "float32"
+    if data.dtype == wide == scale.dtype == "float32" and is_fixed(data, scale, zero, axis, block):
+        return affine(op, "quantize", data, dtype, scale, zero, axis)
     if data.dtype == "float64":
         wide = "float64"
     scale = along(op, cast(op, scale, wide), data.shape, axis, block)
     if zero is not None:
-        zero = along(op, zero, data.shape, axis, block)
-    return quantize(op, cast(op, data, wide), scale, zero, dtype)
+        zero = along(op, _widened(op, zero), data.shape, axis, block)
+    return quantize(op, cast(op, data, wide), scale, zero, dtype, saturate)
 
 
-def quantize(op: NodeContext, data: Value, scale: Value, zero: Value | None, dtype: str) -> Value:
-    """Compute saturate(round_half_even(data / scale) + zero)."""
+def _widened(op: NodeContext, value: Value) -> Value:
+    """Decode a value of a small type, which has no arithmetic."""
+    return decode(op, value) if is_small(value.dtype) else value
+
+
+def quantize(
+    op: NodeContext,
+    data: Value,
+    scale: Value,
+    zero: Value | None,
+    dtype: str,
+    saturate: bool = True,
+) -> Value:
+    """Compute saturate(round_half_even(data / scale) + zero); a small float rounds once, last."""
+    if is_small(dtype) and not is_small_integer(dtype):
+        scaled = op.call(R.divide, data, scale)
+        if zero is not None and not (zero.data is not None and not zero.data.any()):
+            scaled = op.call(R.add, scaled, cast(op, zero, scaled.dtype))
+        return cast(op, scaled, dtype, saturate)
     rounded = round_to_even(op, op.call(R.divide, data, scale))
     if zero is not None:
         rounded = op.call(R.add, rounded, cast(op, zero, rounded.dtype))
-    low, high = _RANGES[dtype]
+    low, high = _RANGES[dtype] if dtype in _RANGES else integer_range(dtype)
     clipped = op.call(R.clip, rounded, min=float(low), max=float(high))
     return cast(op, cast(op, clipped, "int32"), dtype)
 
 
-@register("DequantizeLinear", 10)
+@register("DequantizeLinear", 10, foldable=False)
 def dequantize_linear(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html"""
-    data, scale, zero = op.input(0), op.input(1), op.optional(2)
+    data, scale, zero = _widened(op, op.input(0)), op.input(1), op.optional(2)
     axis, block = op.attr("axis", 1), op.attr("block_size", 0)
     output = op.attr("output_dtype", 0)
     axis = axis % data.rank if data.rank else 0
     dtype = dtype_of_onnx(output) if output else scale.dtype
+    if (
+        data.dtype in _AFFINE
+        and dtype == scale.dtype == "float32"
+        and is_fixed(data, scale, zero, axis, block)
+    ):
+        return affine(op, "dequantize", data, data.dtype, scale, zero, axis)
+    if all(value is None or value.is_constant for value in (data, scale, zero)):
+        folded = fold(op.node, op.inputs, op.opset)
+        if folded is not None:
+            return constant(folded[0])
     scale = along(op, cast(op, scale, dtype), data.shape, axis, block)
     if zero is None:
         return op.call(R.multiply, cast(op, data, dtype), scale)
-    centred = centre(op, data, along(op, zero, data.shape, axis, block))
+    centred = centre(op, data, along(op, _widened(op, zero), data.shape, axis, block))
     return op.call(R.multiply, cast(op, centred, dtype), scale)
+
+
+_AFFINE = (*_RANGES, "int32")
+
+
+def is_fixed(data: Value, scale: Value, zero: Value | None, axis: int, block: int) -> bool:
+    """Say whether scale and zero point are known, for the whole tensor or for each channel."""
+    if scale.data is None or (zero is not None and zero.data is None) or block:
+        return False
+    if zero is not None and zero.size != scale.size:
+        return False
+    return scale.size == 1 or (scale.rank == 1 and scale.size == data.shape[axis])
+
+
+def affine(
+    op: NodeContext, kind: str, data: Value, dtype: str, scale: Value, zero: Value | None, axis: int
+) -> Value:
+    """Emit a conversion that passes can read back; see `compiler.quantize.affine`.
+
+    A dequantized constant is also known when compiling, for converters that ask.
+    """
+    assert scale.data is not None
+    scales = np.asarray(scale.data, "float32")
+    zeros = np.zeros(scales.shape) if zero is None else np.asarray(zero.data)
+    if scales.size == 1:
+        scales, zeros = scales.reshape(()), zeros.reshape(())
+    zeros = zeros.astype("int32")
+    source = op.builder.expr(data)
+    call = emit_affine(op.builder.block, kind, source, dtype, scales, zeros, axis)
+    result = op.builder.emit(call, op.hint)
+    if kind == "dequantize" and data.data is not None:
+        column = [1] * data.rank
+        if scales.ndim:
+            column[axis] = -1
+        centred = np.asarray(data.data).astype("int32") - zeros.reshape(column)
+        result.data = (centred.astype("float32") * scales.reshape(column)).reshape(data.shape)
+    return result
 
 
 def centre(op: NodeContext, data: Value, zero: Value | None) -> Value:
