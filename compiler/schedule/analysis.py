@@ -435,6 +435,8 @@ def inline_loads(expr: Expr, producers: dict[Any, Stage]) -> Expr:
             return None
         stage = producers[node.source]
         indices = [inline_loads(index, producers) for index in node.indices]
+        # A stage that computes a scalar has one axis of extent 1 all the same.
+        indices += [tirx.const(0, "int64")] * (len(stage.spatial) - len(indices))
         values = dict(zip((axis.var for axis in stage.spatial), indices, strict=True))
         return inline_loads(substitute(stage.value, values), producers)
 

@@ -71,7 +71,8 @@ def quantize_linear(op: NodeContext) -> Value:
         op.fail(f"quantization to {dtype}; supported are {', '.join(_RANGES)} and smaller types")
     axis = axis % data.rank if data.rank else 0
     wide = dtype_of_onnx(precision) if precision else "float32"
-    if data.dtype == wide == scale.dtype == "float32" and is_fixed(data, scale, zero, axis, block):
+    fixed = dtype in _RANGES and is_fixed(data, scale, zero, axis, block)
+    if fixed and data.dtype == wide == scale.dtype == "float32":
         return affine(op, "quantize", data, dtype, scale, zero, axis)
     if data.dtype == "float64":
         wide = "float64"

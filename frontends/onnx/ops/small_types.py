@@ -103,37 +103,48 @@ def encode(op: NodeContext, data: Value, dtype: str, saturate: bool, round_mode:
 
 
 def _float_code(number: tirx.PrimExpr, to: _Format, saturate: bool) -> tirx.PrimExpr:
-    """Return the code of a float32 number, rounded half to even."""
-    bits = tirx.reinterpret("int32", number)
-    magnitude = bits & ((1 << _SIGN_BIT) - 1)
+    """Return the code of a float32 number, rounded half to even.
+
+    Everything is unsigned: TVM widens comparisons of int32, which it takes for indices.
+    """
+    bits = tirx.reinterpret("uint32", number)
+    magnitude = bits & _word((1 << _SIGN_BIT) - 1)
     dropped = _MANTISSA_BITS - to.mantissa
-    half = (1 << (dropped - 1)) - 1
-    rounded = (magnitude + half + ((magnitude >> dropped) & 1)) >> dropped
-    normal = rounded - ((_BIAS - to.bias) << to.mantissa)
+    half = _word((1 << (dropped - 1)) - 1)
+    rounded = (magnitude + half + ((magnitude >> _word(dropped)) & _word(1))) >> _word(dropped)
+    rebias = (_BIAS - to.bias) << to.mantissa
     # Below the normal numbers codes are multiples of the smallest; adding this power of two leaves
     # the multiple, correctly rounded, in the low bits of a float32.
     shift = np.float32(2.0 ** (_MANTISSA_BITS + 1 - to.bias - to.mantissa))
     shifted = tirx.reinterpret("float32", magnitude) + tirx.const(float(shift), "float32")
-    tiny = tirx.reinterpret("int32", shifted) - int(shift.view(np.int32))
-    code = tirx.Select(normal < (1 << to.mantissa), tiny, normal)
-    sign = ((bits >> _SIGN_BIT) & 1) << (to.bits - 1)
+    tiny = tirx.reinterpret("uint32", shifted) - _word(int(shift.view(np.uint32)))
+    is_tiny = rounded < _word(rebias + (1 << to.mantissa))
+    code = tirx.Select(is_tiny, tiny, rounded - _word(rebias))
+    sign = (bits >> _word(_SIGN_BIT)) << _word(to.bits - 1)
     if not to.signed_zero:
-        sign = tirx.Select(code == 0, 0, sign)
-    beyond = to.largest if saturate else to.beyond
-    signed = tirx.Select(code > to.largest, beyond, code) | sign
-    return tirx.Select(magnitude > _INFINITY_BITS, to.nan, signed)
+        sign = tirx.Select(code < _word(1), _word(0), sign)
+    beyond = _word(to.largest if saturate else to.beyond)
+    signed = tirx.Select(code > _word(to.largest), beyond, code) | sign
+    # A format without negative zero has its only NaN there.
+    if not to.signed_zero and not saturate:
+        signed = tirx.Select(code > _word(to.largest), beyond, signed)
+    return tirx.Select(magnitude > _word(_INFINITY_BITS), _word(to.nan), signed)
 
 
 def _exponent_code(number: tirx.PrimExpr, saturate: bool, round_mode: str) -> tirx.PrimExpr:
     """Return the exponent of a float32 number, which is all of a float8_e8m0fnu; 255 is NaN."""
-    bits = tirx.reinterpret("int32", number)
-    exponent = (bits >> _MANTISSA_BITS) & 0xFF
-    fraction = bits & ((1 << _MANTISSA_BITS) - 1)
-    half = 1 << (_MANTISSA_BITS - 1)
+    bits = tirx.reinterpret("uint32", number)
+    exponent = (bits >> _word(_MANTISSA_BITS)) & _word(0xFF)
+    fraction = bits & _word((1 << _MANTISSA_BITS) - 1)
+    half = _word(1 << (_MANTISSA_BITS - 1))
     is_up = {
-        "up": fraction > 0,
-        "nearest": tirx.any(fraction > half, tirx.all(fraction == half, exponent > 0)),
+        "up": fraction > _word(0),
+        "nearest": tirx.any(fraction > half, tirx.all(fraction >= half, exponent > _word(0))),
         "down": tirx.const(False, "bool"),
     }[round_mode]
-    is_up = tirx.all(is_up, exponent < (0xFE if saturate else 0xFF))
-    return exponent + is_up.astype("int32")
+    is_up = tirx.all(is_up, exponent < _word(0xFE if saturate else 0xFF))
+    return tirx.Select(is_up, exponent + _word(1), exponent)
+
+
+def _word(number: int) -> tirx.PrimExpr:
+    return tirx.const(number, "uint32")
