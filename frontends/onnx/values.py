@@ -88,6 +88,6 @@ _BY_NAME = _dtypes_by_name()
 SMALL_DTYPES = frozenset(
     name
     for name in _BY_NAME
-    if name.startswith(("int2", "int4", "uint2", "uint4", "float4", "float6", "float8"))
+    if name.startswith(("int2", "int4", "uint2", "uint4", "float4", "float6_", "float8"))
 )
 STORAGE_DTYPE = "uint8"  # what holds the elements of a small type
