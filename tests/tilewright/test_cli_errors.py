@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import numpy as np
 import onnx
@@ -97,6 +98,7 @@ def test_save_to_an_unwritable_path_leaves_nothing(model_path, tmp_path) -> None
 def test_no_c_compiler(cli, model_path, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setitem(sys.modules, "ziglang", None)  # the compiler that comes as a wheel
     _fails(cli("compile", model_path, "-o", tmp_path / "a.so"), "C compiler")
     assert os.listdir(tmp_path) == []
 
