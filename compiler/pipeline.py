@@ -27,6 +27,7 @@ from tilewright.compiler.passes.fold_batch_norm import FoldBatchNorm
 from tilewright.compiler.passes.lower_conv_transpose import LowerConvTranspose
 from tilewright.compiler.passes.lower_winograd import LowerWinograd
 from tilewright.compiler.program import Program, TensorSpec
+from tilewright.compiler.quantize.qdq import QuantizedOperators
 from tilewright.compiler.schedule import decisions_from_json, schedule
 from tilewright.compiler.targets import Target
 from tilewright.compiler.tasks import Tuned, as_lookup, tuned_choices
@@ -55,6 +56,7 @@ class Lowered:
 def graph_passes(target: Target, winograd: bool = True) -> list[tvm.ir.transform.Pass]:
     """Return the passes on Relax, in order; without `winograd` convolutions stay direct."""
     return [
+        QuantizedOperators(),
         CanonicalizeOps(),
         FoldBatchNorm(),
         LowerConvTranspose(),

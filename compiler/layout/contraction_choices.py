@@ -20,8 +20,10 @@ from tilewright.compiler.layout.formats import (
     is_image_shape,
     packed_weight,
 )
+from tilewright.compiler.layout.integer_choices import channels_last, grouped_weight, is_integer
 from tilewright.compiler.layout.operator import Choice, Operator
 from tilewright.compiler.layout.primitives import Layout, Reorder, blocked
+from tilewright.compiler.schedule.integer import dot_group
 from tilewright.compiler.targets import Target
 
 
@@ -48,6 +50,8 @@ def contraction_choices(
     plain = Choice("L", tuple(logical), seconds)
     if operands.weight is None or operands.weight not in operator.constants:
         return [plain]
+    if len(columns) == 1 and is_integer(anchor, operands.data_load, operands.weight_load):
+        return [plain, *_integer(operator, anchor, operands, columns[0], target)]
     if _is_convolution(operator, anchor, operands, columns):
         if columns:
             return [plain, *_dense(operator, anchor, operands, columns[0], target)]
@@ -180,6 +184,34 @@ def _data_share(source: str, weight_shape: tuple[int, ...]) -> float:
         return costs.PLANAR_DATA_SHARE
     is_window = prod(weight_shape[2:]) > 1
     return costs.WINDOWED_LAST_SHARE if source == "C" and is_window else costs.CONTRACTION_SHARE
+
+
+def _integer(
+    operator: Operator, anchor: BlockAccess, operands: _Product, column: tirx.Var, target: Target
+) -> list[Choice]:
+    """Bytes by the dot instructions: images channels last, matrices as they are."""
+    assert operands.weight is not None
+    assert operands.data is not None
+    group, shape = dot_group(target), operator.shapes[operands.weight]
+    dim = _dim_indexed_by(operands.weight_load, column)
+    is_image = _is_convolution(operator, anchor, operands, [column])
+    data_shape = operator.shapes[operands.data]
+    depth_dim = CHANNEL if is_image else len(data_shape) - 1
+    in_depth = variables(operands.data_load.indices[depth_dim])
+    reduction = next((v for v in anchor.reduction if v in in_depth), None)
+    along = None if reduction is None else _dim_indexed_by(operands.weight_load, reduction)
+    if dim is None or along is None or data_shape[depth_dim] % group:
+        return []
+    weight = grouped_weight(shape, dim, along, target.lanes("int32"), group)
+    if is_image:
+        out = channels_last(operator.shapes[operator.output])
+        layouts = _around(operator, operands, channels_last(data_shape), weight, out)
+    else:
+        layouts = operator.logical()
+        layouts[operands.weight] = weight
+    macs = anchor.points * prod(weight.physical_shape) / prod(shape) / group
+    seconds = costs.seconds(operator, layouts, target, macs, costs.CONTRACTION_SHARE)
+    return [Choice("C -> C" if is_image else "packed", tuple(layouts), seconds)]
 
 
 def _grouped(

@@ -29,7 +29,9 @@ def image_layout(shape: tuple[int, ...], image_format: str, target: Target) -> L
     if image_format == "L":
         return Layout(shape)
     lanes = target.lanes("float32")
-    if not is_image_shape(shape) or 2 * shape[CHANNEL] < lanes:
+    # Four channels are what the dot instructions of bytes want, and what a pixel of them holds.
+    least = lanes // 2 if image_format == "B" else min(lanes // 2, 4)
+    if not is_image_shape(shape) or shape[CHANNEL] < least:
         return None
     if image_format == "B":
         return blocked(shape, CHANNEL, lanes)

@@ -1,0 +1,1 @@
+"""Quantized operators: integer kernels from Q/DQ graphs, and post-training quantization."""

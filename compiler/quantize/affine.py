@@ -1,0 +1,149 @@
+"""Conversions between floats and small integers: the PrimFuncs, and how passes read them back.
+
+    quantize:    q = saturate(round_half_even(x / scale) + zero)
+    dequantize:  x = float32(q - zero) * scale
+
+The importer emits each as one PrimFunc with an attribute that says its parameters; a pass reads
+the attribute, and where no pass does, the PrimFunc is compiled as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, te, tirx
+
+from tilewright.compiler.relax_utils import constant_array, op_name
+
+ATTRIBUTE = "tilewright.quantization"
+RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """One conversion.
+
+    Attributes:
+        kind: "quantize" or "dequantize".
+        source: what is converted.
+        dtype: of the integers.
+        scale: float32 [] or [channels].
+        zero: int32, the shape of `scale`.
+        axis: which dimension of the source the channels are; 0 for a single scale.
+    """
+
+    kind: str
+    source: relax.Expr
+    dtype: str
+    scale: np.ndarray
+    zero: np.ndarray
+    axis: int
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether the whole tensor has one scale."""
+        return self.scale.ndim == 0
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """Least and greatest integer."""
+        return RANGES[self.dtype]
+
+
+def read_affine(mod: tvm.IRModule, expr: object) -> Affine | None:
+    """Return the conversion that a call is, or None."""
+    if op_name(expr) != "relax.call_tir":
+        return None
+    attrs = mod[expr.args[0]].attrs  # type: ignore[attr-defined]
+    if attrs is None or ATTRIBUTE not in attrs:
+        return None
+    said = json.loads(str(attrs[ATTRIBUTE]))
+    source, *constants = expr.args[1].fields  # type: ignore[attr-defined]
+    if constants:
+        scale, zero = (constant_array(constant) for constant in constants)
+    else:
+        scale, zero = np.float32(said["scale"]), np.int32(said["zero"])
+    return Affine(
+        said["kind"], source, said["dtype"], np.asarray(scale), np.asarray(zero), said["axis"]
+    )
+
+
+def evaluate(affine: Affine, integers: np.ndarray) -> np.ndarray:
+    """Dequantize constant integers, as the kernel would."""
+    column = [1] * integers.ndim
+    if not affine.is_uniform:
+        column[affine.axis] = -1
+    zero, scale = affine.zero.reshape(column), affine.scale.reshape(column)
+    return ((integers.astype(np.int32) - zero).astype(np.float32) * scale).reshape(integers.shape)
+
+
+def emit_affine(
+    builder: relax.BlockBuilder,
+    kind: str,
+    source: relax.Expr,
+    dtype: str,
+    scale: np.ndarray,
+    zero: np.ndarray,
+    axis: int = 0,
+) -> relax.Call:
+    """Return the call of a conversion's PrimFunc, which is added to the builder's module.
+
+    Args:
+        builder: where the PrimFunc goes.
+        kind: "quantize" or "dequantize".
+        source: float32 tensor, or integers.
+        dtype: of the integers.
+        scale: float32 [] or [channels].
+        zero: int32, the shape of `scale`.
+        axis: dimension of the channels.
+    """
+    said: dict[str, Any] = {"kind": kind, "dtype": dtype, "axis": axis}
+    operands: list[relax.Expr] = []
+    if scale.ndim == 0:
+        said |= {"scale": float(scale), "zero": int(zero)}
+    else:
+        operands = [relax.const(scale.astype("float32")), relax.const(zero.astype("int32"))]
+
+    def compute(x: te.Tensor, *channels: te.Tensor) -> te.Tensor:
+        def parameters(at: Sequence[Any]) -> tuple[Any, Any]:
+            if not channels:
+                return tirx.const(float(scale), "float32"), tirx.const(int(zero), "int32")
+            return channels[0](at[axis]), channels[1](at[axis])
+
+        return te.compute(x.shape, _element(kind, x, parameters, dtype), name=f"{kind}d")
+
+    lowered = builder.call_te(compute, source, *operands, primfunc_name_hint=f"{kind}_linear")
+    name = lowered.args[0]
+    func = builder.get()[name].with_attr(ATTRIBUTE, json.dumps(said))
+    builder.update_func(name, func)
+    return lowered
+
+
+def _element(
+    kind: str, x: te.Tensor, parameters: Callable[[Sequence[Any]], tuple[Any, Any]], dtype: str
+) -> Callable[..., Any]:
+    def quantized(*at: Any) -> Any:
+        scale, zero = parameters(at)
+        return saturated(tirx.nearbyint(x(*at) / scale) + zero.astype("float32"), dtype)
+
+    def real(*at: Any) -> Any:
+        scale, zero = parameters(at)
+        return (x(*at).astype("int32") - zero).astype("float32") * scale
+
+    return quantized if kind == "quantize" else real
+
+
+def saturated(value: Any, dtype: str) -> Any:
+    """Clip a whole float32 to the range of an integer type, and convert it."""
+    low, high = (tirx.const(float(bound), "float32") for bound in RANGES[dtype])
+    return tirx.max(tirx.min(value, high), low).astype("int32").astype(dtype)
+
+
+def unsigned_zero(affine: Affine) -> int:
+    """Return the zero point of the same bytes as unsigned ones, signed bytes moved up by 128."""
+    return int(affine.zero) + (128 if affine.dtype == "int8" else 0)

@@ -1,0 +1,264 @@
+"""The element-wise part of an integer kernel as one tensor expression: sums in, bytes out.
+
+Scales are folded: what a quantize operator would divide by is multiplied, when compiling, into the
+scales and bounds that come before it. So relu(conv + bias) / scale becomes
+
+    max(float32(sums + offset) * (sx * sw / scale), 0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tvm import relax, te, tirx
+
+from tilewright.compiler.quantize.affine import RANGES, saturated, unsigned_zero
+from tilewright.compiler.quantize.graph import Graph
+from tilewright.compiler.quantize.linear import Linear
+from tilewright.compiler.quantize.region import Region
+from tilewright.compiler.relax_utils import is_constant, op_name
+
+Load = Callable[[Sequence[Any]], Any]
+
+_CALLS = {
+    "relax.sigmoid": tirx.sigmoid,
+    "relax.tanh": tirx.tanh,
+    "relax.exp": tirx.exp,
+}
+
+
+@dataclass(eq=False)
+class Operands:
+    """Tensors that an expression reads, in the order in which a PrimFunc gets them.
+
+    `tensors` is filled with placeholders when the tensor expression is made.
+    """
+
+    exprs: list[relax.Expr] = field(default_factory=list)
+    tensors: tuple[te.Tensor, ...] = ()
+
+    def load(self, expr: relax.Expr) -> Load:
+        """Return what loads an element, broadcast from the right."""
+        number = next((i for i, known in enumerate(self.exprs) if known is expr), None)
+        if number is None:
+            number = len(self.exprs)
+            self.exprs.append(expr)
+
+        def element(at: Sequence[Any]) -> Any:
+            tensor = self.tensors[number]
+            shape = [int(extent) for extent in tensor.shape]
+            inner = list(at)[len(at) - len(shape) :] if shape else []
+            return tensor(*(0 if n == 1 else i for i, n in zip(inner, shape, strict=True)))
+
+        return element
+
+
+def _number(value: float) -> Any:
+    return tirx.const(float(np.float32(value)), "float32")
+
+
+class EpilogueBuilder:
+    """Builds the expression of a region.
+
+    Args:
+        graph: the function.
+        region: what to compute.
+        linear: the anchor with its bias folded in so far; None without an anchor.
+        read_bytes: gives for a quantized variable its unsigned bytes (signed ones plus 128).
+        remap: gives the new expression of a float variable.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        region: Region,
+        linear: Linear | None,
+        read_bytes: Callable[[relax.Var], relax.Expr],
+        remap: Callable[[relax.Expr], relax.Expr],
+    ) -> None:
+        self.graph, self.region, self.linear = graph, region, linear
+        self.read_bytes, self.remap = read_bytes, remap
+        self.operands = Operands()
+        self.sums: te.Tensor | None = None
+
+    def root(self) -> Load:
+        """Return what computes an element of the result, in unsigned bytes."""
+        affine = self.graph.affines[self.region.root]
+        scale, zero = float(affine.scale), unsigned_zero(affine)
+        source = affine.source
+        if source in self.region.members:
+            value = self.value(source, 1.0 / scale)
+        else:
+            # Alone, it divides, as the standard says.
+            inner = self.value(source, 1.0)
+
+            def value(at: Sequence[Any]) -> Any:
+                return inner(at) / _number(scale)
+
+        return lambda at: saturated(tirx.nearbyint(value(at)) + _number(zero), "uint8")
+
+    def value(self, expr: relax.Expr, factor: float) -> Load:
+        """Return what computes `factor` times an expression of the region or before it."""
+        array = self.graph.constant(expr)
+        if array is not None:
+            return self._constant(array, factor)
+        if not isinstance(expr, relax.Var) or expr not in self.region.members:
+            return self._outside(expr, factor)
+        if expr is self.region.anchor or expr.same_as(self.region.anchor):
+            return self._sums(factor)
+        affine = self.graph.affines.get(expr)
+        if affine is not None:
+            return self._dequantized(expr, factor)
+        return self._operator(expr, factor)
+
+    def _constant(self, array: np.ndarray, factor: float) -> Load:
+        if array.size == 1:
+            number = _number(float(array.reshape(())) * factor)
+            return lambda _at: number
+        scaled = (array.astype(np.float64) * factor).astype(np.float32)
+        return self.operands.load(relax.const(scaled))
+
+    def _outside(self, expr: relax.Expr, factor: float) -> Load:
+        affine = self.graph.of_kind(expr, "dequantize")
+        if affine is not None and affine.is_uniform and affine.dtype in ("uint8", "int8"):
+            source = self.read_bytes(affine.source)
+            return self._bytes(source, unsigned_zero(affine), float(affine.scale) * factor)
+        load = self.operands.load(self.remap(expr))
+        if factor == 1.0:
+            return load
+        return lambda at: load(at) * _number(factor)
+
+    def _bytes(self, source: relax.Expr, zero: int, factor: float) -> Load:
+        load = self.operands.load(source)
+
+        def element(at: Sequence[Any]) -> Any:
+            whole = load(at).astype("int32")
+            centred = whole - tirx.const(zero, "int32") if zero else whole
+            return centred.astype("float32") * _number(factor)
+
+        return element
+
+    def _sums(self, factor: float) -> Load:
+        assert self.linear is not None
+        linear = self.linear
+        shape = (-1, *(1,) * (linear.channel - 1))
+        scale = linear.scale.astype(np.float64) * factor
+        scales = self._constant(np.float32(scale).reshape(shape), 1.0)
+        offsets = None
+        if linear.offset.any():
+            offsets = self.operands.load(relax.const(linear.offset.reshape(shape)))
+
+        def element(at: Sequence[Any]) -> Any:
+            assert self.sums is not None
+            total = self.sums(*at)
+            if offsets is not None:
+                total = total + offsets(at)
+            return total.astype("float32") * scales(at)
+
+        return element
+
+    def _dequantized(self, var: relax.Var, factor: float) -> Load:
+        """Return a dequantize of the region; its source is rounded in place, or is memory."""
+        affine = self.graph.affines[var]
+        scale, source = float(affine.scale), affine.source
+        if source not in self.region.members:
+            return self._outside(var, factor)
+        inner = self.graph.affines[source]
+        low, high = RANGES[inner.dtype]
+        given = self.value(inner.source, 1.0 / float(inner.scale))
+        zero = int(inner.zero)
+        shift = zero - int(affine.zero)
+
+        def element(at: Sequence[Any]) -> Any:
+            # Rounded and saturated, with the zero point left out.
+            rounded = tirx.nearbyint(given(at))
+            bounded = tirx.max(tirx.min(rounded, _number(high - zero)), _number(low - zero))
+            centred = bounded + _number(shift) if shift else bounded
+            return centred * _number(scale * factor)
+
+        return element
+
+    def _operator(self, var: relax.Var, factor: float) -> Load:
+        call = self.graph.value[var]
+        name = op_name(call)
+        if name in ("relax.add", "relax.subtract"):
+            return self._sum(call, name == "relax.add", factor)
+        if name == "relax.nn.relu":
+            inner = self.value(call.args[0], factor)
+            return lambda at: tirx.max(inner(at), _number(0))
+        if name == "relax.clip":
+            inner = self.value(call.args[0], factor)
+            low, high = (_number(_plain(bound) * factor) for bound in call.args[1:3])
+            return lambda at: tirx.max(tirx.min(inner(at), high), low)
+        if name in ("relax.maximum", "relax.minimum"):
+            choose = tirx.max if name == "relax.maximum" else tirx.min
+            a, b = (self.value(arg, factor) for arg in call.args)
+            return lambda at: choose(a(at), b(at))
+        if name == "relax.multiply":
+            a, b = self.value(call.args[0], 1.0), self.value(call.args[1], factor)
+            return lambda at: a(at) * b(at)
+        if name == "relax.divide":
+            a, b = self.value(call.args[0], factor), self.value(call.args[1], 1.0)
+            return lambda at: a(at) / b(at)
+        return self._function(call, str(name), factor)
+
+    def _sum(self, call: relax.Call, plus: bool, factor: float) -> Load:
+        left, right = call.args
+        folded = self._with_bias(left, right) if plus else False
+        if folded:
+            return self._sums(factor)
+        a, b = self.value(left, factor), self.value(right, factor)
+        return (lambda at: a(at) + b(at)) if plus else (lambda at: a(at) - b(at))
+
+    def _with_bias(self, left: relax.Expr, right: relax.Expr) -> bool:
+        """Take the bias of the anchor into its integer offset, where that is exact."""
+        if self.linear is None:
+            return False
+        if is_constant(left) or not _is(left, self.region.anchor):
+            left, right = right, left
+        if not _is(left, self.region.anchor) or len(self.graph.users[left]) != 1:
+            return False
+        bias = self.graph.constant(right)
+        if bias is None or not _per_channel(bias, self.linear):
+            return False
+        biased = self.linear.with_bias(bias)
+        if biased is None:
+            return False
+        self.linear = biased
+        return True
+
+    def _function(self, call: relax.Call, name: str, factor: float) -> Load:
+        inner = self.value(call.args[0], 1.0)
+
+        def plain(at: Sequence[Any]) -> Any:
+            x = inner(at)
+            if name == "relax.nn.silu":
+                return x * tirx.sigmoid(x)
+            if name == "relax.nn.leakyrelu":
+                return tirx.max(x, _number(0)) + tirx.min(x, _number(0)) * _number(
+                    float(call.attrs.alpha)
+                )
+            return _CALLS[name](x)
+
+        return lambda at: plain(at) * _number(factor)
+
+
+def _is(expr: relax.Expr, var: relax.Var | None) -> bool:
+    return var is not None and isinstance(expr, relax.Var) and expr.same_as(var)
+
+
+def _per_channel(bias: np.ndarray, linear: Linear) -> bool:
+    """Say whether a constant varies along the output channels alone."""
+    if bias.size == 1:
+        return True
+    place = bias.ndim - linear.channel
+    return bias.size == linear.offset.size and place >= 0 and bias.shape[place] == bias.size
+
+
+def _plain(expr: relax.Expr) -> float:
+    """Return the number in a primitive argument of an operator."""
+    value = getattr(expr, "value", expr)
+    return float(getattr(value, "value", value))

@@ -1,0 +1,182 @@
+"""Convolutions and matrix products on quantized operands: recognised, and made integer.
+
+    sum (x - zx) (w - zw) sx sw = (sum x (w - zw) - zx sum (w - zw)) sx sw
+
+The weights are centred when compiling, and the second sum is a constant per output channel that
+joins the bias. It holds at the border too, because the integer operator pads with zx.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from tvm import relax, te, tirx, topi
+
+from tilewright.compiler.quantize.affine import Affine
+from tilewright.compiler.quantize.graph import Graph
+from tilewright.compiler.relax_utils import op_name
+
+_CONVOLUTIONS = {"relax.nn.conv1d": 1, "relax.nn.conv2d": 2, "relax.nn.conv3d": 3}
+_MATMUL = "relax.matmul"
+# The dot instructions sum products in groups of at most this many.
+_GROUP = 4
+# A float bias counts as an integer multiple of the accumulator's scale up to this error.
+_BIAS_ERROR = 1e-2
+_INT32_LIMIT = 2.0**31
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """An integer convolution or matrix product.
+
+    Attributes:
+        data: variable of the dequantized data.
+        affine: how the data was dequantized, with the zero point of unsigned bytes.
+        weight: int8, centred, input channels padded to whole groups.
+        scale: float32 per output channel (or one for all): accumulator -> float.
+        offset: int32 per output channel: what joins the accumulator.
+        channel: dimension of the output that the channels are, from the right.
+        pad_channels: channels of zeros that the data lacks.
+        window: (strides, padding, dilation, groups) of a convolution, None for a product.
+    """
+
+    data: relax.Var
+    affine: Affine
+    weight: np.ndarray
+    scale: np.ndarray
+    offset: np.ndarray
+    channel: int
+    pad_channels: int
+    window: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int] | None
+
+    def with_bias(self, bias: np.ndarray) -> Linear | None:
+        """Return the operator with a float bias in integers, or None where that is not exact."""
+        if bias.size not in (1, self.offset.size):
+            return None
+        steps = bias.reshape(-1).astype(np.float64) / self.scale.astype(np.float64)
+        whole = np.rint(steps)
+        if np.any(np.abs(steps - whole) > _BIAS_ERROR + 1e-6 * np.abs(steps)):
+            return None
+        total = self.offset.astype(np.float64) + whole
+        if np.abs(total).max() >= _INT32_LIMIT:
+            return None
+        return replace(self, offset=total.astype(np.int32))
+
+
+def read_linear(graph: Graph, var: relax.Var) -> Linear | None:
+    """Return the integer operator that computes a variable, or None if there is none."""
+    call = graph.made_by(var)
+    name = op_name(call)
+    if call is None or (name not in _CONVOLUTIONS and name != _MATMUL):
+        return None
+    data, weight = call.args
+    affine = graph.of_kind(data, "dequantize")
+    constant = graph.quantized_constant(weight)
+    if affine is None or constant is None or not affine.is_uniform:
+        return None
+    if affine.dtype not in ("uint8", "int8"):
+        return None
+    out_axis = 0 if name in _CONVOLUTIONS else constant.integers.ndim - 1
+    centred = _centred(constant.integers, constant.affine, out_axis)
+    if centred is None or (name == _MATMUL and constant.integers.ndim != 2):
+        return None
+    # Signed data is read as unsigned, 128 higher.
+    affine = replace(affine, zero=affine.zero + (128 if affine.dtype == "int8" else 0))
+    summed = tuple(axis for axis in range(centred.ndim) if axis != out_axis)
+    sums = centred.astype(np.int64).sum(axis=summed)
+    bound = np.abs(centred.astype(np.int64)).sum(axis=summed).max(initial=0) * 255
+    if 2 * bound >= _INT32_LIMIT:
+        return None
+    offset = (-int(affine.zero) * sums).astype(np.int32)
+    scale = np.float32(affine.scale) * constant.affine.scale.astype(np.float32)
+    scale = np.broadcast_to(scale, offset.shape).astype(np.float32)
+    window, pad, channel = None, 0, 1
+    if name in _CONVOLUTIONS:
+        attrs = call.attrs
+        groups = int(attrs.groups)
+        channel = 1 + _CONVOLUTIONS[name]
+        window = (_ints(attrs.strides), _ints(attrs.padding), _ints(attrs.dilation), groups)
+        if groups == 1:
+            pad = -centred.shape[1] % _GROUP
+    elif centred.shape[0] % _GROUP:
+        pad = -centred.shape[0] % _GROUP
+    if pad:
+        in_axis = 1 - out_axis
+        widths = [(0, pad if axis == in_axis else 0) for axis in range(centred.ndim)]
+        centred = np.pad(centred, widths)
+    return Linear(data, affine, centred, scale, offset, channel, pad, window)
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
+
+
+def _centred(integers: np.ndarray, affine: Affine, out_axis: int) -> np.ndarray | None:
+    """Return the weights less their zero points as int8, or None where they do not fit."""
+    if affine.dtype not in ("uint8", "int8"):
+        return None
+    if not affine.is_uniform and affine.axis != out_axis:
+        return None
+    column = [1] * integers.ndim
+    column[out_axis] = -1
+    zero = affine.zero.reshape(column if not affine.is_uniform else [1] * integers.ndim)
+    centred = integers.astype(np.int32) - zero
+    if centred.min(initial=0) < -128 or centred.max(initial=0) > 127:
+        return None
+    return centred.astype(np.int8)
+
+
+def accumulate(linear: Linear, data: te.Tensor, weight: te.Tensor) -> te.Tensor:
+    """Return the int32 sums of products as a tensor expression."""
+    if linear.window is None:
+        return _product(data, weight)
+    return _convolution(linear, data, weight)
+
+
+def _product(data: te.Tensor, weight: te.Tensor) -> te.Tensor:
+    depth, columns = (int(extent) for extent in weight.shape)
+    k = te.reduce_axis((0, depth), "k")
+    return te.compute(
+        (*data.shape[:-1], columns),
+        lambda *at: te.sum(
+            data(*at[:-1], k).astype("int32") * weight(k, at[-1]).astype("int32"), axis=[k]
+        ),
+        name="matmul",
+    )
+
+
+def _convolution(linear: Linear, data: te.Tensor, weight: te.Tensor) -> te.Tensor:
+    assert linear.window is not None
+    strides, padding, dilation, groups = linear.window
+    rank = len(strides)
+    before, after = list(padding[:rank]), list(padding[rank:])
+    source = data
+    if any(padding):
+        zero = tirx.const(int(linear.affine.zero), "uint8")
+        source = topi.nn.pad(data, [0, 0, *before], [0, 0, *after], zero, name="pad_temp")
+    outputs, depth, *kernel = (int(extent) for extent in weight.shape)
+    extents = [
+        (int(extent) - (taps - 1) * step - 1) // stride + 1
+        for extent, taps, step, stride in zip(
+            source.shape[2:], kernel, dilation, strides, strict=True
+        )
+    ]
+    taps = [te.reduce_axis((0, extent), f"r{axis}") for axis, extent in enumerate(kernel)]
+    channel = te.reduce_axis((0, depth), "rc")
+    per_group = outputs // groups
+
+    def element(n: Any, o: Any, *at: Any) -> Any:
+        places = [at[axis] * strides[axis] + taps[axis] * dilation[axis] for axis in range(rank)]
+        from_channel = channel
+        if groups > 1:
+            # Depthwise: the channel is the output's own, which layouts can then follow.
+            group = o if per_group == 1 else tirx.floordiv(o, per_group)
+            from_channel = group if depth == 1 else group * depth + channel
+        inner = channel if groups == 1 or depth > 1 else 0
+        term = source(n, from_channel, *places).astype("int32")
+        axes = [*taps, channel] if groups == 1 or depth > 1 else taps
+        return te.sum(term * weight(o, inner, *taps).astype("int32"), axis=axes)
+
+    return te.compute((data.shape[0], outputs, *extents), element, name="conv")

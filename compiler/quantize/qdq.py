@@ -1,0 +1,246 @@
+"""Rewrite a graph of quantize and dequantize operators to integer operators.
+
+    conv(dequantize(x), dequantize(W)) + b, relu, .., quantize
+        ->  requantize(sum(x * W))         one kernel: int32 sums, bytes out
+    quantize(max_pool(dequantize(x)))      ->  max_pool(x), likewise for reshape, concat, ..
+
+Between the integer operators flow unsigned bytes; signed ones are moved up by 128. What does not
+match keeps its dequantize operators and runs in floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, te, tirx, topi
+
+from tilewright.compiler.quantize.affine import Affine, unsigned_zero
+from tilewright.compiler.quantize.epilogue import EpilogueBuilder, Load, Operands
+from tilewright.compiler.quantize.graph import Graph
+from tilewright.compiler.quantize.linear import Linear, accumulate, read_linear
+from tilewright.compiler.quantize.region import Region, find_regions
+from tilewright.compiler.relax_utils import op_name, static_shape
+
+# What FuseOps knows as an anchor that takes an epilogue, and as an epilogue.
+_ANCHOR, _BROADCAST = 4, 1
+_MOVEMENTS = frozenset(
+    "relax." + name
+    for name in (
+        "reshape", "permute_dims", "expand_dims", "squeeze", "flatten", "concat", "strided_slice",
+        "nn.max_pool1d", "nn.max_pool2d", "nn.max_pool3d",
+    )
+)  # fmt: skip
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="QuantizedOperators")
+class QuantizedOperators:
+    """Module pass; see the module's docstring."""
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: object) -> tvm.IRModule:
+        graph = Graph(mod)
+        if not graph.affines:
+            return mod
+        rewriter = _Rewriter(mod, graph)
+        main = rewriter.visit_expr(mod["main"])
+        mod = rewriter.builder_.get()
+        mod["main"] = main
+        return tvm.ir.transform.Sequential(
+            [
+                relax.transform.CanonicalizeBindings(),
+                relax.transform.DeadCodeElimination(["main"]),
+            ]
+        )(mod)
+
+
+@relax.expr_functor.mutator
+class _Rewriter(relax.expr_functor.PyExprMutator):
+    def __init__(self, mod: tvm.IRModule, graph: Graph) -> None:
+        super().__init__(mod)
+        self.graph = graph
+        self.linear = lru_cache(maxsize=None)(lambda var: read_linear(graph, var))
+        self.regions = find_regions(graph, self.linear)
+        self.anchors = {region.anchor for region in self.regions.values()}
+        self.bytes: dict[relax.Var, relax.Expr] = {}
+
+    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
+        var = binding.var
+        region = self.regions.get(var)
+        if region is not None:
+            self._quantized(region)
+        elif var not in self.anchors and self.linear(var) is not None:
+            self.set_var_remap(var, self._float_result(var))
+        elif self._is_needed_constant(var):
+            self.set_var_remap(var, self.builder_.emit(relax.const(self.graph.constant(var))))
+        else:
+            super().visit_var_binding_(binding)
+
+    def _is_needed_constant(self, var: relax.Var) -> bool:
+        """Say whether a dequantized constant has users that stay in floats."""
+        if self.graph.quantized_constant(var) is None:
+            return False
+        return any(
+            user is None or self.linear(user) is None for user in self.graph.users.get(var, ())
+        )
+
+    # -- results ---------------------------------------------------------------------------
+
+    def _quantized(self, region: Region) -> None:
+        """Emit a region, or a movement of bytes, in place of a quantize operator."""
+        root = region.root
+        affine = self.graph.affines[root]
+        moved = self._movement(affine)
+        result = self._region(region) if moved is None else moved
+        self.bytes[root] = result
+        if affine.dtype == "int8":
+            result = self._te("to_signed", _flip("int8"), [result], None)
+        self.set_var_remap(root, result)
+
+    def _region(self, region: Region) -> relax.Expr:
+        linear = None if region.anchor is None else self.linear(region.anchor)
+        builder = EpilogueBuilder(self.graph, region, linear, self._bytes, self._remapped)
+        element = builder.root()
+        sums = None if builder.linear is None else self._sums(builder.linear)
+        shape = self.graph.shape(region.root)
+        return self._elementwise("requantize", builder, element, sums, shape)
+
+    def _float_result(self, var: relax.Var) -> relax.Expr:
+        """Emit an integer operator whose result is needed in floats."""
+        linear = self.linear(var)
+        region = Region(var, frozenset([var]), var)
+        builder = EpilogueBuilder(self.graph, region, linear, self._bytes, self._remapped)
+        element = builder.value(var, 1.0)
+        sums = self._sums(linear)
+        return self._elementwise("rescale", builder, element, sums, self.graph.shape(var))
+
+    def _elementwise(
+        self,
+        name: str,
+        builder: EpilogueBuilder,
+        element: Load,
+        sums: relax.Expr | None,
+        shape: tuple[int, ...],
+    ) -> relax.Expr:
+        operands: Operands = builder.operands
+        given = operands.exprs if sums is None else [sums, *operands.exprs]
+
+        def compute(*tensors: te.Tensor) -> te.Tensor:
+            if sums is None:
+                operands.tensors = tensors
+            else:
+                builder.sums, operands.tensors = tensors[0], tensors[1:]
+            return te.compute(shape, lambda *at: element(at), name=name)
+
+        return self._te(name, compute, given, _BROADCAST)
+
+    def _sums(self, linear: Linear) -> relax.Expr:
+        data = self._bytes(self.graph.affines[linear.data].source)
+        if linear.pad_channels:
+            axis = 1 if linear.window is not None else len(static_shape(data)) - 1
+            after = [0] * len(static_shape(data))
+            after[axis] = linear.pad_channels
+            before = [0] * len(after)
+            data = self._te(
+                "pad_channels",
+                lambda x: topi.nn.pad(x, before, after, tirx.const(0, "uint8")),
+                [data],
+                None,
+            )
+        weight = relax.const(linear.weight)
+        name = "matmul_int8" if linear.window is None else "conv_int8"
+        return self._te(name, lambda x, w: accumulate(linear, x, w), [data, weight], _ANCHOR)
+
+    # -- movements of bytes -------------------------------------------------------------------
+
+    def _movement(self, affine: Affine) -> relax.Expr | None:
+        """Emit a movement on bytes, if what is quantized is one of dequantized tensors."""
+        call = self.graph.made_by(affine.source)
+        if call is None or op_name(call) not in _MOVEMENTS:
+            return None
+        first, *rest = call.args
+        sources = list(first.fields) if isinstance(first, relax.Tuple) else [first]
+        if op_name(call) == "relax.concat" and not isinstance(first, relax.Tuple):
+            return None
+        inputs = [self.graph.of_kind(source, "dequantize") for source in sources]
+        if not all(_is_bytes(found) for found in inputs):
+            return None
+        moved = [self._requantized(found, affine) for found in inputs]
+        argument = relax.Tuple(moved) if isinstance(first, relax.Tuple) else moved[0]
+        return self.builder_.emit(relax.Call(call.op, [argument, *rest], call.attrs, call.ty_args))
+
+    def _requantized(self, found: Affine | None, wanted: Affine) -> relax.Expr:
+        """Return the bytes of a dequantize's source, in the scale of another quantize."""
+        assert found is not None
+        source = self._bytes(found.source)
+        if found.scale == wanted.scale and unsigned_zero(found) == unsigned_zero(wanted):
+            return source
+        factor = float(found.scale) / float(wanted.scale)
+        zero, new = unsigned_zero(found), unsigned_zero(wanted)
+
+        def element(x: te.Tensor) -> Callable[..., Any]:
+            def requantized(*at: Any) -> Any:
+                centred = (x(*at).astype("int32") - tirx.const(zero, "int32")).astype("float32")
+                rounded = tirx.nearbyint(centred * tirx.const(np.float32(factor), "float32"))
+                return _saturated(rounded + tirx.const(float(new), "float32"))
+
+            return requantized
+
+        return self._te(
+            "requantize",
+            lambda x: te.compute(x.shape, element(x), name="requantize"),
+            [source],
+            _BROADCAST,
+        )
+
+    # -- operands -----------------------------------------------------------------------------
+
+    def _remapped(self, expr: relax.Expr) -> relax.Expr:
+        return self.visit_expr(expr)
+
+    def _bytes(self, var: relax.Expr) -> relax.Expr:
+        """Return unsigned bytes of a quantized tensor; signed ones are moved up by 128."""
+        if var in self.bytes:
+            return self.bytes[var]
+        expr = self.visit_expr(var)
+        if str(expr.ty.dtype) == "int8":
+            expr = self._te("to_unsigned", _flip("uint8"), [expr], None)
+        self.bytes[var] = expr
+        return expr
+
+    def _te(
+        self,
+        name: str,
+        function: Callable[..., te.Tensor],
+        operands: list[relax.Expr],
+        pattern: int | None,
+    ) -> relax.Var:
+        lowered = self.builder_.call_te(function, *operands, primfunc_name_hint=name)
+        if pattern is not None:
+            global_var = lowered.args[0]
+            func = self.builder_.get()[global_var].with_attr("op_pattern", pattern)
+            self.builder_.update_func(global_var, func)
+        return self.builder_.emit(lowered)
+
+
+def _is_bytes(affine: Affine | None) -> bool:
+    return affine is not None and affine.is_uniform and affine.dtype in ("uint8", "int8")
+
+
+def _saturated(value: Any) -> Any:
+    high, low = tirx.const(255.0, "float32"), tirx.const(0.0, "float32")
+    return tirx.max(tirx.min(value, high), low).astype("int32").astype("uint8")
+
+
+def _flip(dtype: str) -> Callable[[te.Tensor], te.Tensor]:
+    """Return what moves signed bytes up by 128, or unsigned ones down."""
+
+    def compute(x: te.Tensor) -> te.Tensor:
+        top = tirx.const(-128 if x.dtype == "int8" else 128, x.dtype)
+        return te.compute(
+            x.shape, lambda *at: tirx.reinterpret(dtype, x(*at) ^ top), name="flip_sign"
+        )
+
+    return compute
