@@ -22,8 +22,6 @@ NAMES = (
     *("dims_in", "dims_out"),
 )
 
-_KINDS = ("contraction", "window", "reduction", "elementwise")
-
 
 def features(
     loops: Mapping[str, Any],
@@ -40,7 +38,8 @@ def features(
         physical_ranks: dimensions of the first input and of the output as stored.
     """
     values = dict.fromkeys(NAMES, 0.0)
-    values[f"kind_{loops['kind']}"] = 1.0
+    if f"kind_{loops['kind']}" in values:
+        values[f"kind_{loops['kind']}"] = 1.0
     values["dims_in"], values["dims_out"] = map(float, physical_ranks)
     values["lanes"] = float(decisions.get("lanes", loops.get("lanes", 0)))
     values["accumulators"] = float(decisions.get("accumulators", 0))

@@ -102,6 +102,7 @@ class Measurer:
 
     Attributes:
         peak_flops: most multiply-add operations a second seen beside the measurements, 1 thread.
+        round_peaks: the same before each round of the last race.
     """
 
     def __init__(self, target: Target, options: MeasureOptions | None = None) -> None:
@@ -132,6 +133,7 @@ class Measurer:
         self._prepared: dict[str, _Prepared] = {}
         self._count = 0
         self.peak_flops = 0.0
+        self.round_peaks: list[float] = []
 
     def __enter__(self) -> Measurer:
         return self
@@ -211,7 +213,8 @@ class Measurer:
             Path(result["library"]).unlink(missing_ok=True)
         if "error" in answer:
             raise MeasureError(f"measuring the best again failed: {answer['error']}")
-        self.peak_flops = max(self.peak_flops, answer["peak_flops"])
+        self.round_peaks = answer["peaks"]
+        self.peak_flops = max(self.peak_flops, *answer["peaks"])
         return answer["seconds"]
 
     def _race(
@@ -238,7 +241,7 @@ class Measurer:
             answer = {"error": "died"}
         if "error" in answer:
             return [found[index].run_times_s for index in racers]
-        self.peak_flops = max(self.peak_flops, answer["peak_flops"])
+        self.peak_flops = max(self.peak_flops, *answer["peaks"])
         return [tuple(times) for times in answer["seconds"]]
 
     def _entry(self, task: Task, candidate: Candidate, built: dict[str, Any]) -> dict[str, Any]:

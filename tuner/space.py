@@ -8,7 +8,7 @@ knowing the class of operator. Options that stand for the same code appear once.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 from math import prod
@@ -76,14 +76,17 @@ class LoopSpace:
         self, loops: Mapping[str, Any], default: Mapping[str, Any], target: Target
     ) -> None:
         self.loops, self.default, self.target = loops, dict(default), target
-        make = {
+        # Of other classes, whose decisions leave nothing to choose, only the default is a point.
+        make: dict[str, Callable[[], list[Options]]] = {
             "contraction": self._contraction,
             "window": self._window,
             "reduction": self._reduction,
             "elementwise": self._elementwise,
         }
         self.groups: list[Options] = [
-            self._with_default(group) for group in make[str(loops["kind"])]()
+            self._with_default(group)
+            for group in make.get(str(loops["kind"]), list)()
+            if set(group[0]) <= set(self.default)
         ]
         self._least: float | None = None
 

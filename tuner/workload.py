@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from math import prod
 from typing import Any
 
@@ -10,13 +11,15 @@ from tvm.tirx import PrimFunc
 
 from tilewright.compiler.access import blocks, find_contraction
 from tilewright.compiler.layout.operator import Operator
-from tilewright.compiler.schedule.analysis import Anchor, classify, find_anchor, read_stages
+from tilewright.compiler.schedule import default_decisions
+from tilewright.compiler.schedule.analysis import Anchor, find_anchor, read_stages
 from tilewright.compiler.schedule.cost import (
     column_vectors,
     padding_can_be_clipped,
     row_extents,
     window_reductions,
 )
+from tilewright.compiler.schedule.integer import find_dot
 from tilewright.compiler.schedule.padding import fusable_rows
 from tilewright.compiler.schedule.window import sliding_reductions
 from tilewright.compiler.targets import Target
@@ -85,18 +88,15 @@ def moved_bytes(operator: Operator) -> int:
 def describe_loops(func: PrimFunc, target: Target) -> dict[str, Any]:
     """Return what there is to decide about the loops of a rewritten function, as plain data.
 
-    Keys: kind; for a contraction or a window also lanes, rows (extents of the last two row axes
-    for each number of fused axes), tiles_outside (points of the other spatial axes), vectors
-    (column vectors that a tile may span), columns (all of them), reductions (extents), depth,
-    clip (padding can be clipped), window (reduction axes that slide along a row), slides.
+    Keys: kind (that of its decisions); for a contraction or a window also lanes, rows (extents of
+    the last two row axes for each number of fused axes), points (of all spatial axes), vectors
+    (that a tile may span), columns, row_points, batch, reductions (extents), clip (padding can be
+    clipped), padded, window (reduction axes that slide along a row), slides, data_bytes.
     """
-    kind = classify(func, target.lanes("float32"))
-    if kind not in ("contraction", "window"):
+    kind = json.loads(default_decisions(func, target).to_json())["kind"]
+    anchor = _anchor(func, target) if kind in ("contraction", "window") else None
+    if anchor is None:
         return {"kind": kind}
-    stages = read_stages(func)
-    assert stages is not None
-    anchor = find_anchor(stages, target.lanes("float32"))
-    assert anchor is not None
     pads = [access.pad for access in anchor.accesses if access.pad is not None]
     fused = fusable_rows(anchor, pads) if kind == "contraction" else 1
     return {
@@ -115,6 +115,15 @@ def describe_loops(func: PrimFunc, target: Target) -> dict[str, Any]:
         "slides": list(sliding_reductions(anchor)) if kind == "window" else [],
         "data_bytes": _data_bytes(anchor),
     }
+
+
+def _anchor(func: PrimFunc, target: Target) -> Anchor | None:
+    """Return the anchor that decisions are about; for integers that of 32-bit cells."""
+    stages = read_stages(func)
+    if stages is None:
+        return None
+    dot = find_dot(stages, target)
+    return find_anchor(stages, target.lanes("float32")) if dot is None else dot.cells
 
 
 def _data_bytes(anchor: Anchor) -> int:

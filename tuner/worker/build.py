@@ -82,7 +82,7 @@ class Builder:
                     "name": choice.name,
                     "layouts": layouts,
                     "estimate_s": choice.seconds,
-                    "default": None if default is None else json.loads(default.to_json()),
+                    "default": json.loads(default.to_json()),
                     "loops": loops,
                 }
             )

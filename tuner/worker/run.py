@@ -166,10 +166,12 @@ class Runner:
             prepared.append((kernel, table, sets, inner, copies))
         rounds = max(3, min(rounds, int(budget_s / slowest)))
         times: list[list[float]] = [[] for _ in prepared]
+        peaks = []
         for _ in range(rounds):
+            peaks.append(self.harness.harness_peak())
             for mine, (kernel, table, sets, inner, _copies) in zip(times, prepared, strict=True):
                 mine += self._call(kernel, table, sets, inner, 1)
-        return {"seconds": times, "peak_flops": self.harness.harness_peak()}
+        return {"seconds": times, "peaks": peaks}
 
     def _sets(self, arguments: Arguments) -> int:
         wanted = -(-self.rotate_bytes // max(1, arguments.nbytes))

@@ -1,0 +1,153 @@
+"""Tune single operators with 64 trials each: `python -m benchmarks.tuner_operators [--trials 64]`.
+
+Reported is the winner's arithmetic rate as a share of the multiply-add peak, which a probe measures
+in the same process before each round of the final race (median of the rounds' ratios, one thread).
+The product with one row is bound by memory: its buffers are rotated beyond the last-level cache and
+its rate is compared with the read bandwidth. Also reported: candidates a second, and the same
+search with the layouts fixed to what the compiler estimates to be best ("loop only").
+Writes benchmarks/results/tuner_operators.json and .md.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from benchmarks.machine import Probes, describe
+from benchmarks.report import (
+    RESULTS,
+    markdown_machine,
+    markdown_table,
+    merge_rows,
+    write_json,
+    write_text,
+)
+from tilewright.compiler.targets import parse_target
+from tilewright.tuner import Log, MeasureOptions, Measurer, TuneOptions, tune_tasks
+from tilewright.tuner.operators import operator_model
+from tilewright.tuner.tune import model_tasks
+
+OPERATORS = {
+    "C2D 64x56x56 -> 64, 3x3": ("conv2d", (1, 64, 56, 56), (64, 64, 3, 3), 1),
+    "C2D 128x28x28 -> 128, 3x3": ("conv2d", (1, 128, 28, 28), (128, 128, 3, 3), 1),
+    "C2D 256x14x14 -> 256, 3x3": ("conv2d", (1, 256, 14, 14), (256, 256, 3, 3), 1),
+    "C2D 512x7x7 -> 512, 3x3": ("conv2d", (1, 512, 7, 7), (512, 512, 3, 3), 1),
+    "C2D 256x14x14 -> 1024, 1x1": ("conv2d", (1, 256, 14, 14), (1024, 256, 1, 1), 0),
+    "GMM 512x512x512": ("matmul", (512, 512), (512, 512), 0),
+    "GMM 128x768x3072": ("matmul", (128, 768), (768, 3072), 0),
+    "GMM 1x2048x1000": ("matmul", (1, 2048), (2048, 1000), 0),
+}
+MEMORY_BOUND = ("GMM 1x2048x1000",)
+
+
+def tune_one(name: str, trials: int, fixed_layouts: bool, seed: int, cold: bool) -> dict:
+    """Tune one operator; return times, rates and shares of the winner and of the incumbent."""
+    kind, data, weight, pad = OPERATORS[name]
+    target = replace(parse_target("native"), cores=1)
+    ((task, _count),) = [
+        pair
+        for pair in model_tasks(operator_model(kind, data, weight, pad=pad), target, winograd=False)
+        if pair[0].operator.constants
+    ]
+    options = TuneOptions(
+        trials=trials,
+        seed=seed,
+        fixed_layouts=fixed_layouts,
+        measure=MeasureOptions(cold=cold),
+    )
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Log(Path(folder, "log.jsonl"))
+        session = tune_tasks([(task, 1)], target, log, options)
+        elapsed = time.monotonic() - start
+        state = session.states[0]
+        assert state.tuner is not None, state.problem
+        winner = state.tuner.best()
+        assert winner is not None
+        with Measurer(target, options.measure) as measurer:
+            times = measurer.race(task, [winner.candidate, state.tuner.incumbent], rounds=25)
+            peaks = measurer.round_peaks
+    share = [state.flops / t / p for t, p in zip(times[0], peaks, strict=False)]
+    before = [state.flops / t / p for t, p in zip(times[1], peaks, strict=False)]
+    choice = state.tuner.space.choice_of(winner.candidate)
+    return {
+        "operator": name,
+        "layouts": "fixed" if fixed_layouts else "joint",
+        "trials": state.trials,
+        "failed": state.failures,
+        "space": state.tuner.space.size,
+        "best_us": median(times[0]) * 1e6,
+        "incumbent_us": median(times[1]) * 1e6,
+        "gflops": state.flops / median(times[0]) / 1e9,
+        "peak_share": median(share),
+        "incumbent_share": median(before),
+        "trials_per_s": state.trials / elapsed,
+        "choice": "" if choice is None else choice.name,
+        "schedule": winner.candidate.schedule,
+        "seed": seed,
+    }
+
+
+def _bandwidth_share(row: dict, probes: Probes) -> dict:
+    _kind, data, weight, _pad = OPERATORS[row["operator"]]
+    moved = 4 * (weight[0] * weight[1] + data[1] + weight[1])
+    rate = moved / row["best_us"] * 1e6 / 1e9
+    return {
+        **row,
+        "gb_s": rate,
+        "bandwidth_share": rate / median(probes.read_gb_s() for _ in range(9)),
+    }
+
+
+def main() -> None:
+    """Tune, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("operators", nargs="*", help="parts of names; default: all")
+    parser.add_argument("--trials", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fixed", action="store_true", help="tune loops only, too")
+    arguments = parser.parse_args()
+    wanted = [
+        name
+        for name in OPERATORS
+        if not arguments.operators or any(part in name for part in arguments.operators)
+    ]
+    probes = Probes()
+    path = RESULTS / "tuner_operators.json"
+    for name in wanted:
+        for fixed in (False, True) if arguments.fixed else (False,):
+            row = tune_one(name, arguments.trials, fixed, arguments.seed, name in MEMORY_BOUND)
+            if name in MEMORY_BOUND:
+                row = _bandwidth_share(row, probes)
+            print(name, {k: v for k, v in row.items() if k != "schedule"}, file=sys.stderr)
+            rows = merge_rows(path, [row], ("operator", "layouts", "seed"))
+            write_json(path, {"machine": describe(), "rows": rows})
+            write_text(path.with_suffix(".md"), _markdown(rows))
+
+
+def _markdown(rows: list[dict]) -> str:
+    header = ("operator", "layouts", "trials", "default us", "tuned us", "GFLOP/s")
+    header = (*header, "default / peak", "tuned / peak", "trials/s", "winner")
+    lines = [
+        [
+            *(row["operator"], row["layouts"], str(row["trials"])),
+            *(f"{row['incumbent_us']:.1f}", f"{row['best_us']:.1f}", f"{row['gflops']:.0f}"),
+            f"{row['incumbent_share']:.0%}",
+            f"{row['bandwidth_share']:.0%} of bandwidth"
+            if "bandwidth_share" in row
+            else f"{row['peak_share']:.0%}",
+            f"{row['trials_per_s']:.1f}",
+            row["choice"],
+        ]
+        for row in rows
+    ]
+    title = "# Operators tuned with 64 trials, one thread\n\n"
+    about = "`python -m benchmarks.tuner_operators --fixed`; see its docstring.\n\n"
+    return title + about + markdown_machine(describe()) + "\n" + markdown_table(header, lines)
+
+
+if __name__ == "__main__":
+    main()
