@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -149,6 +150,8 @@ def check_fresh(
         return replace(passed, fresh_reason="no input to vary")
     try:
         expected = evaluator.run(None, dict(other))
+        if _overflows(expected) and not _overflows(wanted):
+            return replace(passed, fresh_reason="no reference: it overflows")
     except _FAILURES as error:
         return replace(passed, fresh_reason=f"no reference: {_first_line(error)}")
     try:
@@ -158,6 +161,12 @@ def check_fresh(
     except (*_FAILURES, TilewrightError) as error:
         return replace(passed, fresh="fail", fresh_reason=_first_line(error))
     return replace(passed, fresh="pass")
+
+
+def _overflows(values: Sequence[Any]) -> bool:
+    """Say whether there is NaN or infinity in floating-point results."""
+    arrays = [value for value in values if _is_array(value) and value.dtype.kind == "f"]
+    return not all(np.isfinite(array).all() for array in arrays)
 
 
 def _is_array(value: Any) -> bool:
@@ -177,11 +186,15 @@ def _fresh(value: Any, random: np.random.Generator) -> Any:
         return random.choice(value.reshape(-1), value.shape)
     if value.dtype.kind in "iu":
         low, high = int(value.min()), int(value.max())
-        return random.integers(low, high, value.shape, value.dtype, endpoint=True)
+        other = random.integers(low, high, value.shape, value.dtype, endpoint=True)
+        # What had no zero may be a divisor.
+        return other if (value == 0).any() else np.where(other == 0, value, other)
     wide = value.astype(np.complex128 if value.dtype.kind == "c" else np.float64)
     finite = wide[np.isfinite(wide)]
     if not finite.size:
         return value
+    if np.array_equal(finite, np.round(finite)):  # indices or counts in a floating type
+        return random.permutation(value.reshape(-1)).reshape(value.shape)
     return random.uniform(finite.min(), finite.max(), value.shape).astype(value.dtype)
 
 
@@ -252,9 +265,12 @@ def run_cases(
         if worker.start():
             running[worker.pipe] = worker
     while running:
-        wait = [worker.pipe for worker in running.values()]
-        ready = multiprocessing.connection.wait(wait, timeout_seconds)
-        for pipe in ready or wait:
+        limit = min(worker.started for worker in running.values()) + timeout_seconds
+        ready = multiprocessing.connection.wait(list(running), max(0.0, limit - time.monotonic()))
+        late = [
+            pipe for pipe, worker in running.items() if worker.started + timeout_seconds <= limit
+        ]
+        for pipe in ready or late:
             worker = running.pop(pipe)
             name, outcome = worker.finish(timed_out=not ready)
             outcomes[name] = outcome
@@ -272,6 +288,7 @@ class _Worker:
         self.process: Any = None
         self.pipe: Any = None
         self.current = ""
+        self.started = 0.0
 
     def start(self) -> bool:
         """Begin the next case; False when there is none left."""
@@ -290,6 +307,7 @@ class _Worker:
             self.process.start()
             other.close()
         self.pipe.send(self.current)
+        self.started = time.monotonic()
         return True
 
     def finish(self, timed_out: bool) -> tuple[str, Outcome]:

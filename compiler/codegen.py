@@ -167,6 +167,8 @@ class MakePlainFunction:
         pointers = []
         declarations = []
         for param in func.params:
+            if isinstance(param.elem_offset, tirx.Var):  # left open by te.extern
+                declarations.append(tirx.Bind(param.elem_offset, tirx.const(0, "int64")))
             pointer_type = tvm.ir.PointerType(tvm.ir.PrimType(param.dtype), "global")
             pointer = tirx.Var(f"{param.name}_data", pointer_type)
             pointers.append(pointer)

@@ -12,7 +12,7 @@ from tvm import relax, te, tirx
 from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.ops.small_types import decode, encode, is_small_integer
 from tilewright.frontends.onnx.registry import register
-from tilewright.frontends.onnx.values import Value, dtype_of_onnx, numpy_dtype, is_small
+from tilewright.frontends.onnx.values import Value, dtype_of_onnx, is_small, numpy_dtype
 
 R = relax.op
 
