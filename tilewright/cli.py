@@ -164,6 +164,8 @@ def inspect_command(
     layouts: Annotated[
         bool, typer.Option("--layouts", help="Choose the layouts of a model, and show them.")
     ] = False,
+    dot: Annotated[Path | None, typer.Option(help="Draw the layouts: a DOT file.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Draw the layouts: an SVG file.")] = None,
     target: Target = "native",
     shape: Shapes = None,
     as_json: AsJson = False,
@@ -172,7 +174,9 @@ def inspect_command(
     """Show what a model or a module is: inputs, outputs, operators, target, layouts."""
     shapes = arguments.parse_shapes(shape)
     with _errors(debug):
-        result = tilewright.inspect(path, layouts=layouts, target=target, shapes=shapes)
+        result = tilewright.inspect(
+            path, layouts=layouts, target=target, shapes=shapes, dot=dot, svg=svg
+        )
     _print(result, as_json, output.print_inspection)
 
 

@@ -22,6 +22,8 @@ def inspect(
     layouts: bool = False,
     target: str = "native",
     shapes: Mapping[str, Sequence[int]] | None = None,
+    dot: str | os.PathLike[str] | None = None,
+    svg: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Describe an ONNX model or a compiled module.
 
@@ -30,6 +32,8 @@ def inspect(
         layouts: also choose the layouts of the model for `target`, and describe them.
         target: as for `compile`; only for `layouts`.
         shapes: as for `compile`; only for `layouts`.
+        dot, svg: also draw the operators, their layouts and the conversions into these files;
+            implies `layouts`.
 
     Returns:
         For a model: "kind" ("model"), "inputs", "outputs", "opsets", "operators" (name -> count),
@@ -39,8 +43,12 @@ def inspect(
     Raises:
         ModelError: the file cannot be read, or is neither.
         ModuleError: the module is damaged.
+        CompileError: a drawing cannot be written.
+        MissingExtraError: SVG is asked for, and matplotlib is not installed.
     """
     path = Path(path)
+    drawings = {"dot": dot, "svg": svg}
+    layouts = layouts or dot is not None or svg is not None
     try:
         with path.open("rb") as file:
             is_module = file.read(len(_ELF_MAGIC)) == _ELF_MAGIC
@@ -48,7 +56,7 @@ def inspect(
         raise ModelError(f"cannot read '{path}': {error.strerror or error}") from error
     if is_module:
         return _inspect_module(path, layouts)
-    return _inspect_model(path, layouts, target, shapes)
+    return _inspect_model(path, layouts, target, shapes, drawings)
 
 
 def describe_layouts(lowered: Lowered) -> dict[str, Any]:
@@ -90,7 +98,11 @@ def _inspect_module(path: Path, layouts: bool) -> dict[str, Any]:
 
 
 def _inspect_model(
-    path: Path, layouts: bool, target: str, shapes: Mapping[str, Sequence[int]] | None
+    path: Path,
+    layouts: bool,
+    target: str,
+    shapes: Mapping[str, Sequence[int]] | None,
+    drawings: Mapping[str, str | os.PathLike[str] | None],
 ) -> dict[str, Any]:
     from tilewright.frontends.onnx.loading import load_model
 
@@ -119,7 +131,7 @@ def _inspect_model(
         "parameters": sum(_elements(item.dims) for item in graph.initializer),
     }
     if layouts:
-        described["layouts"] = _layouts(path, target, shapes)
+        described["layouts"] = _layouts(path, target, shapes, drawings)
     return described
 
 
@@ -135,11 +147,21 @@ def _is_supported(node: Any, opset: int) -> bool:
     return schema is not None and (schema.has_function or schema.has_context_dependent_function)
 
 
-def _layouts(path: Path, target: str, shapes: Mapping[str, Sequence[int]] | None) -> dict[str, Any]:
+def _layouts(
+    path: Path,
+    target: str,
+    shapes: Mapping[str, Sequence[int]] | None,
+    drawings: Mapping[str, str | os.PathLike[str] | None],
+) -> dict[str, Any]:
     from tilewright.api import lower_model
     from tilewright.compiler.targets import parse_target
+    from tilewright.drawing import write_dot, write_svg
 
     lowered, _ = lower_model(path, parse_target(target), shapes)
+    for kind, write in (("dot", write_dot), ("svg", write_svg)):
+        out = drawings[kind]
+        if out is not None:
+            write(lowered, Path(out))
     return describe_layouts(lowered)
 
 
