@@ -17,6 +17,7 @@ from tilewright.frontends.onnx.ops import (  # noqa: F401
     reshaping,
     resize,
     sampling,
+    selection,
     sequences,
     signal,
     sources,

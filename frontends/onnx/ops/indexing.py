@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tvm import relax, te, tirx
+from tvm import relax, te, tirx, topi
 
 from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.ops.reshaping import cut, reshape_to
@@ -190,20 +190,6 @@ def _one_hot(indices: te.Tensor, values: te.Tensor, depth: int, axis: int) -> te
     return te.compute(shape, element, name="one_hot")
 
 
-@register("TopK", 1)
-@register("TopK", 10, shape_inputs=(1,))
-def top_k(op: NodeContext) -> list[Value]:
-    """https://onnx.ai/onnx/operators/onnx__TopK.html"""
-    data = op.input(0)
-    k = int(np.ravel(op.data(1))[0]) if op.opset >= 10 else op.attr("k")
-    largest = bool(op.attr("largest", 1))
-    op.attr("sorted", 1)
-    axis = op.attr("axis", -1) % data.rank
-    return op.call_tuple(
-        R.topk, data, k=k, axis=axis, ret_type="both", largest=largest, dtype="int64"
-    )
-
-
 @register("CumSum", shape_inputs=(1,))
 @register("CumProd", shape_inputs=(1,))
 def cumulative(op: NodeContext) -> Value:
@@ -211,10 +197,10 @@ def cumulative(op: NodeContext) -> Value:
     data = op.input(0)
     axis = int(np.ravel(op.data(1))[0]) % data.rank
     exclusive, reverse = bool(op.attr("exclusive")), bool(op.attr("reverse"))
-    function = R.cumsum if op.node.op_type == "CumSum" else R.cumprod
+    function = topi.cumsum if op.node.op_type == "CumSum" else topi.cumprod
     if reverse:
         data = op.call(R.flip, data, axis)
-    result = op.call(function, data, axis=axis, dtype=data.dtype, exclusive=exclusive)
+    result = op.te(function, data, axis, data.dtype, exclusive, name="scan")
     return op.call(R.flip, result, axis) if reverse else result
 
 
