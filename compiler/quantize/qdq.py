@@ -25,8 +25,8 @@ from tilewright.compiler.quantize.linear import Linear, accumulate, read_linear
 from tilewright.compiler.quantize.region import Region, find_regions
 from tilewright.compiler.relax_utils import op_name, static_shape
 
-# What FuseOps knows as an anchor that takes an epilogue, and as an epilogue.
-_ANCHOR, _BROADCAST = 4, 1
+# What FuseOps knows as an epilogue, as an anchor that takes one, and as complete.
+_ELEMENTWISE, _ANCHOR, _OPAQUE = 0, 4, 8
 _MOVEMENTS = frozenset(
     "relax." + name
     for name in (
@@ -103,9 +103,27 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
         linear = None if region.anchor is None else self.linear(region.anchor)
         builder = EpilogueBuilder(self.graph, region, linear, self._bytes, self._remapped)
         element = builder.root()
-        sums = None if builder.linear is None else self._sums(builder.linear)
         shape = self.graph.shape(region.root)
-        return self._elementwise("requantize", builder, element, sums, shape)
+        if builder.linear is None:
+            return self._elementwise("requantize", builder, element, None, shape)
+        return self._whole(builder, builder.linear, element, shape)
+
+    def _whole(
+        self,
+        builder: EpilogueBuilder,
+        linear: Linear,
+        element: Load,
+        shape: tuple[int, ...],
+    ) -> relax.Expr:
+        """Emit the sums and the region as one PrimFunc: FuseOps would not always join them."""
+        operands = builder.operands
+
+        def compute(data: te.Tensor, weight: te.Tensor, *tensors: te.Tensor) -> te.Tensor:
+            builder.sums, operands.tensors = accumulate(linear, data, weight), tensors
+            return te.compute(shape, lambda *at: element(at), name="requantize")
+
+        given = [self._data(linear), relax.const(linear.weight), *operands.exprs]
+        return self._te(_name(linear), compute, given, _OPAQUE)
 
     def _float_result(self, var: relax.Var) -> relax.Expr:
         """Emit an integer operator whose result is needed in floats."""
@@ -134,9 +152,14 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
                 builder.sums, operands.tensors = tensors[0], tensors[1:]
             return te.compute(shape, lambda *at: element(at), name=name)
 
-        return self._te(name, compute, given, _BROADCAST)
+        return self._te(name, compute, given, _ELEMENTWISE)
 
     def _sums(self, linear: Linear) -> relax.Expr:
+        given = [self._data(linear), relax.const(linear.weight)]
+        return self._te(_name(linear), lambda x, w: accumulate(linear, x, w), given, _ANCHOR)
+
+    def _data(self, linear: Linear) -> relax.Expr:
+        """Return the bytes that an operator reads, with channels in whole groups."""
         data = self._bytes(self.graph.affines[linear.data].source)
         if linear.pad_channels:
             axis = 1 if linear.window is not None else len(static_shape(data)) - 1
@@ -149,9 +172,7 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
                 [data],
                 None,
             )
-        weight = relax.const(linear.weight)
-        name = "matmul_int8" if linear.window is None else "conv_int8"
-        return self._te(name, lambda x, w: accumulate(linear, x, w), [data, weight], _ANCHOR)
+        return data
 
     # -- movements of bytes -------------------------------------------------------------------
 
@@ -192,7 +213,7 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
             "requantize",
             lambda x: te.compute(x.shape, element(x), name="requantize"),
             [source],
-            _BROADCAST,
+            _ELEMENTWISE,
         )
 
     # -- operands -----------------------------------------------------------------------------
@@ -223,6 +244,10 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
             func = self.builder_.get()[global_var].with_attr("op_pattern", pattern)
             self.builder_.update_func(global_var, func)
         return self.builder_.emit(lowered)
+
+
+def _name(linear: Linear) -> str:
+    return "matmul_int8" if linear.window is None else "conv_int8"
 
 
 def _is_bytes(affine: Affine | None) -> bool:
