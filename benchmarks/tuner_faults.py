@@ -1,8 +1,8 @@
 """Kill a tuning process at random moments: `python -m benchmarks.tuner_faults [--kills 50]`.
 
-Each round starts `tilewright tune` on a small model and one log, kills it with SIGKILL after a random
-time, and checks that the log lost nothing that it held before, that at most one line is torn, and
-that no worker process is left. At the end a last run goes on from the log and must finish.
+Each round starts `tilewright tune` on a small model and one log, kills it with SIGKILL after a
+random time, and checks that the log lost nothing that it held before, that at most one line is
+torn, and that no worker process is left. At the end a last run goes on from the log and must finish.
 Writes benchmarks/results/tuner_faults.md.
 """
 
@@ -76,7 +76,7 @@ def main() -> None:
         f"# {arguments.kills} kills at random moments\n\n"
         f"{counts[-1]} records survived, {torn} torn lines were skipped, no record was lost, no "
         f"process was left, and the last run finished: {done.stdout.strip().splitlines()[-1]}\n\n"
-        "`python -m benchmarks.tuner_faults`; the other faults (crashes, hangs, endless allocation, "
+        "`python -m benchmarks.tuner_faults`; the other faults (crashes, hangs, endless memory, "
         "wrong results, a full disk, two writers, damaged lines) are tests in tests/tuner.\n\n"
     )
     write_text(RESULTS / "tuner_faults.md", text + markdown_machine(describe()))

@@ -149,6 +149,20 @@ def test_full_disk_does_not_stop_tuning(tmp_path, monkeypatch):
     assert len([w for w in session.warnings if "No space left" in w]) == 1
 
 
+def test_interrupt_keeps_what_was_found(tmp_path):
+    def interrupt(session):
+        if session.trials == 4 and not session.stopped:
+            raise KeyboardInterrupt
+
+    log = Log(tmp_path / "log.jsonl")
+    measure = MeasureOptions(builders=1, budget_s=0.001)
+    options = TuneOptions(trials=1000, batch=2, measure=measure)
+    session = tune_tasks([(matmul_task(), 1)], native(), log, options, interrupt)
+    assert session.stopped == "interrupted"
+    assert session.states[0].best_s is not None
+    assert len(log.read().records) == 4
+
+
 def test_lookup_warns_of_damaged_lines(tuned):
     result, _ = tuned
     damaged = result.log.with_name("damaged.jsonl")
