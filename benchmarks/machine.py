@@ -14,7 +14,7 @@ _READ_FLOATS = 64 << 20  # 256 MiB, above any last-level cache that one core can
 
 
 class Probes:
-    """Multiply-add peak and read bandwidth of one thread, measured when called."""
+    """Multiply-add peaks and read bandwidth of one thread, measured when called."""
 
     def __init__(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -22,7 +22,8 @@ class Probes:
             command = ["gcc", "-O2", "-march=native", "-shared", "-fPIC", "-o", library, _SOURCE]
             subprocess.run(command, check=True)
             self._library = ctypes.CDLL(str(library))
-        for function in (self._library.peak_gflops, self._library.read_gb_s):
+        names = ("peak_gflops", "int8_gops", "read_gb_s")
+        for function in (getattr(self._library, name) for name in names):
             function.restype = ctypes.c_double
             function.argtypes = [ctypes.c_long]
         self.read_gb_s()  # allocates and touches its memory
@@ -30,6 +31,10 @@ class Probes:
     def peak_gflops(self) -> float:
         """Return the float32 multiply-add rate in registers, 10^9 operations a second."""
         return self._library.peak_gflops(_PEAK_STEPS)
+
+    def int8_gops(self) -> float:
+        """Return the int8 multiply-add rate in registers, 10^9 a second; below 0 without VNNI."""
+        return self._library.int8_gops(_PEAK_STEPS)
 
     def read_gb_s(self) -> float:
         """Return the rate of reading 256 MiB once, 10^9 bytes a second."""

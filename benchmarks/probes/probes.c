@@ -75,3 +75,25 @@ double read_gb_s(long count) {
     sink = first(ADD(ADD(s[0], s[1]), ADD(s[2], s[3])));
     return count * sizeof(float) / seconds / 1e9;
 }
+
+/* int8 multiply-adds in registers, in 10^9 operations a second (2 operations each); < 0: no VNNI */
+double int8_gops(long steps) {
+#if defined(__AVX512VNNI__)
+    __m512i a[ACCUMULATORS];
+    for (int i = 0; i < ACCUMULATORS; i++) a[i] = _mm512_set1_epi32(i);
+    __m512i b = _mm512_set1_epi8(1), c = _mm512_set1_epi8(1);
+    double start = now();
+    for (long k = 0; k < steps; k++) {
+#pragma GCC unroll 24
+        for (int i = 0; i < ACCUMULATORS; i++) a[i] = _mm512_dpbusd_epi32(a[i], b, c);
+    }
+    double seconds = now() - start;
+    __m512i sum = a[0];
+    for (int i = 1; i < ACCUMULATORS; i++) sum = _mm512_add_epi32(sum, a[i]);
+    sink = _mm512_reduce_add_epi32(sum);
+    return steps * (double)ACCUMULATORS * 64 * 2 / seconds / 1e9;
+#else
+    (void)steps;
+    return -1;
+#endif
+}

@@ -1,0 +1,48 @@
+"""What every engine looks like while it is measured, wherever it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Feed = Mapping[str, np.ndarray]
+Engine = Callable[[Feed], dict[str, np.ndarray]]
+Sampler = Callable[[int, str], float]
+"""(calls, clock) -> seconds of one call."""
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Clocks by name; "cpu" counts what the process itself computes, all of its threads together."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An engine with its input in place.
+
+    Attributes:
+        outputs: what it computed, to be checked before any time counts.
+        sample: runs it and times it.
+        notes: plain data that belongs into the result, for instance the curve of a tuner.
+        close: gives back processes and files.
+    """
+
+    outputs: Mapping[str, np.ndarray]
+    sample: Sampler
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    close: Callable[[], None] = lambda: None
+
+
+def local(engine: Engine, feed: Feed) -> Contender:
+    """Return the contender that an engine in this process is."""
+
+    def sample(calls: int, clock: str) -> float:
+        now = CLOCKS[clock]
+        start = now()
+        for _ in range(calls):
+            engine(feed)
+        return (now() - start) / calls
+
+    return Contender({key: np.array(value) for key, value in engine(feed).items()}, sample)

@@ -1,0 +1,133 @@
+"""The peers by name: what each needs, and how it gets an operator or a model in place."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tilewright.baselines import ansor, metaschedule, onnxruntime, openvino, torch
+from tilewright.baselines.engine import Contender, Engine, Feed, local
+from tilewright.baselines.environment import ansor_environment
+from tilewright.baselines.suite import Operator
+from tilewright.errors import MeasureError
+
+_BENCH_EXTRA = 'not installed; pip install "tilewright[bench]"'
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is to be computed.
+
+    Attributes:
+        model: the ONNX file.
+        feed: inputs by name.
+        threads: of each engine.
+        operator: where it is one of the suite.
+        trials: for tuners.
+        logs: folder of the tuning logs.
+        progress: called with what is going on.
+    """
+
+    model: Path
+    feed: Feed
+    threads: int
+    operator: Operator | None = None
+    trials: int = 0
+    logs: Path = Path("tuning_logs")
+    progress: Callable[[str], None] = lambda _stage: None
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One engine to compare with.
+
+    Attributes:
+        start: puts a case in place; raises whatever the engine raises.
+        missing: why the engine cannot be used here, or None.
+        about: what it is and how it is set up, for the report.
+    """
+
+    start: Callable[[Case], Contender]
+    missing: Callable[[], str | None]
+    about: str
+
+
+def _library(
+    open_model: Callable[[Path, int], Engine], packages: Sequence[str], about: str
+) -> Peer:
+    def missing() -> str | None:
+        absent = [name for name in packages if importlib.util.find_spec(name) is None]
+        return _BENCH_EXTRA if absent else None
+
+    return Peer(
+        lambda case: local(open_model(case.model, case.threads), case.feed), missing, about
+    )
+
+
+def _start_ansor(case: Case) -> Contender:
+    if case.operator is None:
+        raise MeasureError("Ansor is compared on operators; run: tilewright bench-ops")
+    return ansor.start(
+        case.operator, case.feed, case.threads, case.trials, case.logs, case.progress
+    )
+
+
+def _start_metaschedule(case: Case) -> Contender:
+    name = case.operator.name if case.operator else case.model.stem
+    return metaschedule.start(
+        case.model, name, case.feed, case.threads, case.trials, case.logs, case.progress
+    )
+
+
+PEERS: Mapping[str, Peer] = {
+    "onnxruntime": _library(
+        onnxruntime.open_model, ["onnxruntime"], "ONNX Runtime, all optimisations, CPU provider"
+    ),
+    "openvino": _library(
+        openvino.open_model, ["openvino"], "OpenVINO, float32, latency mode, one stream"
+    ),
+    "torch": _library(
+        torch.open_eager, ["torch", "onnx2torch"], "torch, eager, channels first"
+    ),
+    "inductor": _library(
+        torch.open_inductor, ["torch", "onnx2torch"], "torch.compile with Inductor"
+    ),
+    "ansor": Peer(
+        _start_ansor,
+        lambda: ansor_environment().missing(),
+        "Ansor: auto_scheduler of TVM 0.17 with LLVM 10, the faster of NCHW and NHWC, weights "
+        "packed (layout rewrite)",
+    ),
+    "metaschedule": Peer(
+        _start_metaschedule,
+        lambda: None,
+        "MetaSchedule of TVM 0.27 on the same PrimFuncs, with the same LLVM",
+    ),
+}
+"""Peers by name."""
+
+OURS = "tilewright"
+
+
+def start_tilewright(case: Case) -> Contender:
+    """Compile the case with tilewright, without tuning, and load it."""
+    from tilewright.api import compile as compile_model
+    from tilewright.api import load
+
+    compiled = compile_model(case.model)
+    return local(load(compiled.path, case.threads).run, case.feed)
+
+
+def parse_peers(text: str) -> tuple[str, ...]:
+    """Read comma-separated names.
+
+    Raises:
+        MeasureError: a name is unknown.
+    """
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name not in PEERS:
+            raise MeasureError(f"unknown peer '{name}'; known are {', '.join(PEERS)}")
+    return names

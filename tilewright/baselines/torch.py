@@ -1,0 +1,39 @@
+"""torch as a peer: the ONNX model as torch calls, one by one (eager) or compiled by Inductor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tilewright.baselines.engine import Engine, Feed
+
+
+def open_eager(model: Path, threads: int) -> Engine:
+    """Return the model in eager torch."""
+    return _open(model, threads, compiled=False)
+
+
+def open_inductor(model: Path, threads: int) -> Engine:
+    """Return the model compiled by torch's Inductor, which needs a C++ compiler."""
+    return _open(model, threads, compiled=True)
+
+
+def _open(path: Path, threads: int, compiled: bool) -> Engine:
+    import onnx
+    import onnx2torch
+    import torch
+
+    proto = onnx.load(path)
+    constants = {item.name for item in proto.graph.initializer}
+    inputs = [item.name for item in proto.graph.input if item.name not in constants]
+    outputs = [item.name for item in proto.graph.output]
+    network = onnx2torch.convert(proto).eval()
+    torch.set_num_threads(threads)
+    call = torch.compile(network, dynamic=False) if compiled else network
+
+    def run(feed: Feed) -> dict:
+        with torch.inference_mode():
+            found = call(*(torch.from_numpy(feed[name]) for name in inputs))
+        found = found if isinstance(found, (tuple, list)) else (found,)
+        return {name: value.numpy() for name, value in zip(outputs, found, strict=True)}
+
+    return run
