@@ -82,6 +82,11 @@ class Target:
         """The family that machine code is made for: "x86_64", "aarch64" or "armv7"."""
         return self.triple.partition("-")[0]
 
+    @property
+    def multiplies_by_lane(self) -> bool:
+        """Whether a vector can be multiplied by one lane of another at no extra cost."""
+        return self.architecture == "aarch64"
+
     def lanes(self, dtype: str) -> int:
         """Return how many elements of `dtype` one vector register holds."""
         bits = tvm.DataType(dtype).bits

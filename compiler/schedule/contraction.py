@@ -17,6 +17,7 @@ from tilewright.compiler.schedule.cost import (
     padding_is_clipped,
     window_reductions,
 )
+from tilewright.compiler.schedule.lane_kernel import LaneKernelBuilder
 from tilewright.compiler.schedule.padding import fusable_rows
 from tilewright.compiler.schedule.tile_loops import KernelBuilder, TilePlan
 from tilewright.compiler.targets import Target
@@ -178,4 +179,5 @@ def schedule_contraction(
     if decisions is None:
         decisions = default_contraction(anchor, target)
     plan = plan_contraction(anchor, decisions, target)
-    return KernelBuilder(func, stages, anchor, plan, lanes).build()
+    builder = LaneKernelBuilder if target.multiplies_by_lane else KernelBuilder
+    return builder(func, stages, anchor, plan, lanes).build()

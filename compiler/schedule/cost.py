@@ -56,9 +56,15 @@ def column_vectors(anchor: Anchor) -> int:
     return extent
 
 
-def tiles_that_fit(registers: int) -> Iterator[tuple[int, int]]:
+def tiles_that_fit(target: Target) -> Iterator[tuple[int, int]]:
     """Yield (rows, column vectors) whose accumulators and operands fit the register file."""
+    registers = target.vector_registers
     for vectors in (1, 2, 3, 4, 6, 8, 12):
+        if target.multiplies_by_lane:
+            # Every row keeps a vector of data; LLVM needs a spare register, else it spills.
+            for rows in range(1, (registers - 1 - vectors) // (vectors + 1) + 1):
+                yield rows, vectors
+            continue
         # One register per column vector, one for the broadcast element; with one column vector
         # the broadcast is folded into the multiply-add, but LLVM needs a spare.
         operands = 3 if vectors == 1 else vectors + 1
@@ -81,7 +87,7 @@ def choose_tile(
     vectors_total = column_vectors(anchor)
     depth = prod(axis.extent for axis in anchor.stage.reduction)
     best: tuple[float, tuple[int, int], int] | None = None
-    for rows, vectors in tiles_that_fit(target.vector_registers):
+    for rows, vectors in tiles_that_fit(target):
         shapes = [(1, rows)] if rows <= inner else []
         if whole_rows and outer > 1 and rows > inner and rows % inner == 0:
             shapes.append((min(rows // inner, outer), inner))

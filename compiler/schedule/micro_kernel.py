@@ -254,13 +254,17 @@ class Emitter:
                 offset += operand.rows[row] + operand.columns[column]
                 address = base + constant_like(offset, self.index_dtype) if offset else base
                 if operand.vector == 0:
-                    return _splat(tirx.BufferLoad(operand.buffer, [address]), lanes)
+                    return _splat(self.element(operand, row, address), lanes)
                 return tirx.BufferLoad(operand.buffer, [ramp(address, operand.vector, lanes)])
             if isinstance(node, tirx.Cast) and lanes > 1:
                 return tirx.Cast(f"{dtype_of(node)}x{lanes}", rebuild(node.value, leaf))
             return None
 
         return rebuild(self.tile.term, leaf)
+
+    def element(self, operand: Operand, _row: int, address: Expr) -> Expr:
+        """Return the element that all lanes of a row share."""
+        return tirx.BufferLoad(operand.buffer, [address])
 
     def joined(self) -> list[Any]:
         """Return the statements that join all chains into the first."""

@@ -1,0 +1,129 @@
+"""Register tiles for processors that multiply a vector by one lane of another (NEON).
+
+Four steps of the reduction come with one load for each row; each step then multiplies by a lane of
+it. That is a quarter of the loads of the plain tile, which matters where one load goes with one or
+two multiply-adds in a cycle, and leaves LLVM nothing to pair and spill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import tirx
+
+from tilewright.compiler.schedule.expressions import Expr
+from tilewright.compiler.schedule.micro_kernel import (
+    Emitter,
+    Operand,
+    ReductionLoop,
+    constant_like,
+    emit_reduction,
+    ramp,
+    sequence,
+)
+from tilewright.compiler.schedule.tile_loops import KernelBuilder
+
+# 32-bit lanes in a vector of NEON.
+_GROUP = 4
+
+
+class LaneKernelBuilder(KernelBuilder):
+    """Builds register tiles that multiply by lanes."""
+
+    def emit(self, tile: Any, bases: Sequence[Expr]) -> tuple[Any, list[Any]]:
+        """Return the accumulators of a tile, and the statements that fill them."""
+        return emit_reduction(tile, bases, self.index_dtype, LaneEmitter)
+
+
+class LaneEmitter(Emitter):
+    """Walks the innermost reduction loop in groups of steps where the data lies together."""
+
+    def __init__(self, tile: Any, accumulators: Any, index_dtype: str) -> None:
+        super().__init__(tile, accumulators, index_dtype)
+        self._lanes: dict[tuple[Operand, int], Expr] = {}
+
+    def rolled(
+        self,
+        depth: int,
+        loop: ReductionLoop,
+        bases: list[Expr],
+        fixed: list[int],
+        steps: dict[int, int],
+        turn: int,
+    ) -> list[Any]:
+        """Return a loop of rounds of `_GROUP` steps, then the steps that remain."""
+        if depth + 1 < len(self.tile.loops) or not self._lies_together(loop):
+            return super().rolled(depth, loop, bases, fixed, steps, turn)
+        rounds, rest = divmod(loop.end - loop.first, _GROUP)
+        statements = []
+        if rounds == 1:
+            moved = self.moved(fixed, loop.position, loop.first)
+            statements += self._grouped(loop.position, bases, moved, steps, turn)
+        elif rounds > 1:
+            var = tirx.Var(f"k{loop.position}", self.index_dtype)
+            body: list[Any] = []
+            inner = []
+            for number, (operand, base) in enumerate(zip(self.tile.operands, bases, strict=True)):
+                at = tirx.Var(f"at{number}", self.index_dtype)
+                step = operand.steps[loop.position]
+                body.append(tirx.Bind(at, base + (var * _GROUP + loop.first) * step))
+                inner.append(at)
+            body += self._grouped(loop.position, inner, fixed, steps, turn)
+            zero, extent = (constant_like(v, self.index_dtype) for v in (0, rounds))
+            statements.append(tirx.For(var, zero, extent, tirx.ForKind.SERIAL, sequence(body)))
+        for i in range(rest):
+            moved = self.moved(fixed, loop.position, loop.end - rest + i)
+            statements += self.walk(depth + 1, bases, moved, steps, turn + i)
+        return statements
+
+    def _lies_together(self, loop: ReductionLoop) -> bool:
+        """Tell whether the steps of a loop read neighbouring elements of the data."""
+        if not (isinstance(loop.first, int) and isinstance(loop.end, int)):
+            return False
+        data = [operand for operand in self.tile.operands if operand.vector == 0]
+        return (
+            len(data) == 1
+            and self.tile.dtype == "float32"
+            and str(data[0].buffer.dtype) == "float32"
+            and data[0].steps[loop.position] == 1
+            and len(set(data[0].columns)) == 1
+            and self.tile.lanes == _GROUP
+            and loop.end - loop.first >= _GROUP
+        )
+
+    def _grouped(
+        self,
+        position: int,
+        bases: list[Expr],
+        fixed: list[int],
+        steps: dict[int, int],
+        turn: int,
+    ) -> list[Any]:
+        """Return `_GROUP` steps: the loads of all rows, then the multiply-adds by lanes."""
+        statements: list[Any] = []
+        vectors: dict[tuple[Operand, int], Any] = {}
+        for operand, base, offset in zip(self.tile.operands, bases, fixed, strict=True):
+            if operand.vector != 0:
+                continue
+            for row in range(self.tile.rows):
+                if self.tile.skip(row, steps):
+                    continue
+                offset_of_row = offset + operand.rows[row] + operand.columns[0]
+                address = base + constant_like(offset_of_row, self.index_dtype)
+                load = tirx.BufferLoad(operand.buffer, [ramp(address, 1, _GROUP)])
+                vector = tirx.Var(f"row{row}", f"float32x{_GROUP}")
+                statements.append(tirx.Bind(vector, load))
+                vectors[operand, row] = vector
+        for step in range(_GROUP):
+            lane = [tirx.const(step, "int32")]
+            self._lanes = {key: tirx.Shuffle([vector], lane) for key, vector in vectors.items()}
+            moved = self.moved(fixed, position, step)
+            statements += self.updates(bases, moved, steps, (turn + step) % self.tile.chains)
+        self._lanes = {}
+        return statements
+
+    def element(self, operand: Operand, row: int, address: Expr) -> Expr:
+        """Return the element that a row of the tile multiplies by: a lane where it is loaded."""
+        lane = self._lanes.get((operand, row))
+        return super().element(operand, row, address) if lane is None else lane
