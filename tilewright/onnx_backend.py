@@ -39,13 +39,16 @@ class TilewrightRep(BackendRep):
         self._required = [name for name in self._names if name not in known]
         self._compiled: dict[_Key, CompiledModule] = {}
 
-    def run(self, inputs: Any, **kwargs: Any) -> tuple[np.ndarray, ...]:
+    def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Run once.
 
         Args:
             inputs: arrays in the order of the graph's inputs (initialisers left out or not), or a
-                mapping from names.
+                mapping from names. A sequence is a list of arrays, an absent optional value None.
             kwargs: none is known; the interface allows them.
+
+        Returns:
+            One array, list of arrays or None per output of the graph.
 
         Raises:
             ModelError: the inputs do not fit the model, or it cannot be compiled for them.
@@ -54,7 +57,7 @@ class TilewrightRep(BackendRep):
         module = self.compiled(feeds)
         accepted = {spec.name for spec in module.module.inputs}
         results = module.run({name: array for name, array in feeds.items() if name in accepted})
-        return tuple(results[item.name] for item in self.model.graph.output)
+        return tuple(_assembled(item, results) for item in self.model.graph.output)
 
     def compiled(self, feeds: Mapping[str, np.ndarray]) -> CompiledModule:
         """Return the module for these inputs; it is compiled when they are first seen."""
@@ -72,15 +75,35 @@ class TilewrightRep(BackendRep):
         return self._compiled[key]
 
     def _named(self, inputs: Any) -> dict[str, np.ndarray]:
+        """Return every tensor that is passed, by name; elements of sequences are `name[0]`..."""
         if isinstance(inputs, Mapping):
-            return {name: np.asarray(array) for name, array in inputs.items()}
-        arrays = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
-        names = self._names if len(arrays) == len(self._names) else self._required
-        if len(arrays) != len(names):
-            raise ModelError(
-                f"{len(arrays)} inputs given; the model has {len(names)}: {', '.join(names)}"
-            )
-        return {name: np.asarray(array) for name, array in zip(names, arrays, strict=True)}
+            given = dict(inputs)
+        else:
+            values = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+            names = self._names if len(values) == len(self._names) else self._required
+            if len(values) != len(names):
+                raise ModelError(
+                    f"{len(values)} inputs given; the model has {len(names)}: {', '.join(names)}"
+                )
+            given = dict(zip(names, values, strict=True))
+        feeds = {}
+        for name, value in given.items():
+            if isinstance(value, (list, tuple)):
+                feeds |= {f"{name}[{index}]": np.asarray(a) for index, a in enumerate(value)}
+            elif value is not None:
+                feeds[name] = np.asarray(value)
+        return feeds
+
+
+def _assembled(item: onnx.ValueInfoProto, results: Mapping[str, np.ndarray]) -> Any:
+    """Return an output of the graph from the tensors that the module returned."""
+    if item.name in results:
+        return results[item.name]
+    parts = []
+    while f"{item.name}[{len(parts)}]" in results:
+        parts.append(results[f"{item.name}[{len(parts)}]"])
+    is_absent = not parts and item.type.HasField("optional_type")
+    return None if is_absent else parts
 
 
 class TilewrightBackend(Backend):
@@ -115,7 +138,7 @@ class TilewrightBackend(Backend):
     @classmethod
     def run_model(
         cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **kwargs: Any
-    ) -> tuple[np.ndarray, ...]:
+    ) -> tuple[Any, ...]:
         """Compile and run a model once; see `prepare` and `TilewrightRep.run`."""
         return cls.prepare(model, device, **kwargs).run(inputs)
 
@@ -127,7 +150,7 @@ class TilewrightBackend(Backend):
         device: str = "CPU",
         outputs_info: Sequence[tuple[np.dtype, Sequence[int]]] | None = None,
         **kwargs: Any,
-    ) -> tuple[np.ndarray, ...]:
+    ) -> tuple[Any, ...]:
         """Compile and run one node.
 
         Args:

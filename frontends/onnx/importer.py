@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from tvm import relax
 
 from tilewright.errors import ModelError, ShapeError
 from tilewright.frontends.onnx.builder import GraphBuilder, check_dtype
+from tilewright.frontends.onnx.interface import InputTensors, element_type, tensors_of
 from tilewright.frontends.onnx.loading import Weight, load_model
 from tilewright.frontends.onnx.shapes import bind_shapes
 from tilewright.frontends.onnx.values import Value, constant, dtype_of_onnx
@@ -55,7 +57,9 @@ def import_onnx(
 
     Args:
         model: A file, or a model in memory.
-        shapes: Shapes of inputs by name; needed where the model leaves dimensions open.
+        shapes: Shapes of inputs by name; needed where the model leaves dimensions open. A
+            sequence becomes one input per element, ``name[0]``, ``name[1]``...: as many as get a
+            shape here; an optional input that gets none is absent.
         constants: Values of inputs by name; these inputs vanish from the signature.
 
     Returns:
@@ -71,12 +75,15 @@ def import_onnx(
     graph = proto.graph
     known = {tensor.name: tensor for tensor in graph.initializer}
     bound = _bind_constants(graph, constants or {})
-    open_inputs = [
-        item for item in graph.input if item.name not in known and item.name not in bound
-    ]
+    open_inputs = {
+        item.name: tensors_of(item, shapes or {})
+        for item in graph.input
+        if item.name not in known and item.name not in bound
+    }
+    tensors = [tensor for item in open_inputs.values() for tensor in item.tensors]
     specs = tuple(
         TensorSpec(item.name, shape, _tensor_dtype(item))
-        for item, shape in bind_shapes(open_inputs, shapes or {})
+        for item, shape in bind_shapes(tensors, shapes or {})
     )
     builder = GraphBuilder()
     problems = Problems()
@@ -88,21 +95,24 @@ def import_onnx(
     for sparse in graph.sparse_initializer:
         scope.values[sparse.values.name] = constant(_dense(sparse))
     scope.values.update(bound)
-    return ImportedModel(*_build(graph, specs, builder, problems, scope), digest)
+    return ImportedModel(*_build(graph, specs, open_inputs, builder, problems, scope), digest)
 
 
 def _build(
     graph: onnx.GraphProto,
     specs: Sequence[TensorSpec],
+    open_inputs: Mapping[str, InputTensors],
     builder: GraphBuilder,
     problems: Problems,
     scope: Scope,
 ) -> tuple[tvm.IRModule, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Import the nodes into the main function; return the module, its inputs and outputs."""
-    params = []
+    params, tensors = [], {}
     for spec in specs:
-        var, scope.values[spec.name] = builder.parameter(spec.name, spec.shape, spec.dtype)
+        var, tensors[spec.name] = builder.parameter(spec.name, spec.shape, spec.dtype)
         params.append(var)
+    for name, item in open_inputs.items():
+        scope.values[name] = item.assemble(tensors)
     block = builder.block
     outputs: tuple[TensorSpec, ...] = ()
     failure: ModelError | None = None
@@ -112,8 +122,13 @@ def _build(
             try:
                 values = scope.run(graph.node, [item.name for item in graph.output])
                 problems.raise_if_any()
-                outputs = tuple(map(_output_spec, graph.output, values))
-                fields = [builder.expr(value) for value in values]
+                leaves = [
+                    leaf
+                    for pair in zip(graph.output, values, strict=True)
+                    for leaf in _leaves(*pair)
+                ]
+                outputs = tuple(_output_spec(*leaf) for leaf in leaves)
+                fields = [builder.expr(value) for _, value in leaves]
             except ModelError as error:
                 # Raised below: an open Relax scope that is left complains on stderr.
                 failure = error
@@ -122,6 +137,19 @@ def _build(
     if failure is not None:
         raise failure
     return block.get(), tuple(specs), outputs
+
+
+def _leaves(item: onnx.ValueInfoProto, value: Any) -> list[tuple[onnx.ValueInfoProto, Any]]:
+    """Return the tensors of an output: those of a sequence are ``name[0]``, ``name[1]``..."""
+    if value is None and item.type.HasField("optional_type"):
+        return []
+    if not isinstance(value, list):
+        return [(item, value)]
+    element = element_type(item.type)
+    return [
+        (onnx.ValueInfoProto(name=f"{item.name}[{index}]", type=element), part)
+        for index, part in enumerate(value)
+    ]
 
 
 def _output_spec(item: onnx.ValueInfoProto, value: object) -> TensorSpec:
