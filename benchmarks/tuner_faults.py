@@ -2,7 +2,8 @@
 
 Each round starts `tilewright tune` on a small model and one log, kills it with SIGKILL after a
 random time, and checks that the log lost nothing that it held before, that at most one line is
-torn, and that no worker process is left. At the end a last run goes on from the log and must finish.
+torn, and that no worker process is left. At the end a last run goes on from the
+log and must finish.
 Writes benchmarks/results/tuner_faults.md.
 """
 
