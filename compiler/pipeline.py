@@ -24,6 +24,7 @@ from tilewright.compiler.layout.propagation import (
 from tilewright.compiler.lower import legalize_and_fuse, read_program
 from tilewright.compiler.passes.canonicalize import CanonicalizeOps
 from tilewright.compiler.passes.fold_batch_norm import FoldBatchNorm
+from tilewright.compiler.passes.join_winograd import join_winograd
 from tilewright.compiler.passes.lower_conv_transpose import LowerConvTranspose
 from tilewright.compiler.passes.lower_winograd import LowerWinograd
 from tilewright.compiler.program import Program, TensorSpec
@@ -102,8 +103,10 @@ def lower(
     dump("layouts", tvm.IRModule(_named(program.kernels)))
 
     progress("schedules")
-    kernels, stale = _schedule(program.kernels, target)
-    program = replace(program, kernels=kernels)
+    program, joined = join_winograd(program, target)
+    apart = {name: func for name, func in program.kernels.items() if name not in joined}
+    kernels, stale = _schedule(apart, target)
+    program = replace(program, kernels=kernels | joined)
     dump("scheduled", tvm.IRModule(_named(program.kernels)))
     return Lowered(program, plan, conversions, stale)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from math import prod
 from typing import Any
 
@@ -34,13 +34,20 @@ from tilewright.compiler.targets import Target
 from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK, WINOGRAD, Matrix, Winograd
 from tilewright.errors import InvalidScheduleError
 
+Place = Callable[[int, int, dict[Any, Expr]], tuple[Any, Expr]]
+"""(row, column, values of the axes) -> buffer and address of an element of a transformed tile."""
+
+Fetch = Callable[[TensorLoad, sym.Analyzer], Expr]
+"""Turns a load of the product into one from where the product lies."""
+
 
 def find_transform(func: tirx.PrimFunc) -> Stage | None:
     """Return the stage of a Winograd transform in an unscheduled function, if there is one."""
-    return _find(read_stages(func) or ())
+    return find_stage(read_stages(func) or ())
 
 
-def _find(stages: Sequence[Stage]) -> Stage | None:
+def find_stage(stages: Sequence[Stage]) -> Stage | None:
+    """Return the stage of a Winograd transform, if there is one."""
     return next((s for s in stages if s.name.startswith((INPUT_BLOCK, OUTPUT_BLOCK))), None)
 
 
@@ -73,9 +80,9 @@ def schedule_winograd(
         InvalidScheduleError: the function has another form than `LowerWinograd` gives it.
     """
     stages = read_stages(func) or ()
-    stage = _find(stages)
+    stage = find_stage(stages)
     assert stage is not None
-    builder = _Builder(func, target.lanes("float32"))
+    builder = Builder(func.params, target.lanes("float32"))
     if stage.name.startswith(INPUT_BLOCK):
         body = _input(builder, stages, stage)
     else:
@@ -84,16 +91,16 @@ def schedule_winograd(
 
 
 @dataclass(eq=False)
-class _Builder:
+class Builder:
     """Flat views of the parameters, and vector statements on them."""
 
-    func: tirx.PrimFunc
+    params: Sequence[Any]
     lanes: int
 
     def __post_init__(self) -> None:
         self.declared: list[Any] = []
         self.flat: dict[Any, Any] = {}
-        for param in self.func.params:
+        for param in self.params:
             view = tirx.decl_buffer(
                 (elements(param),), str(param.dtype), f"{param.name}_flat", layout=None
             )
@@ -192,7 +199,7 @@ def _nest(axes: Sequence[Axis], body_of: Callable[[dict[Any, Expr]], Any], work:
 
 
 def _vector_blocks(
-    builder: _Builder, axis: Axis, body_of: Callable[[Expr, int], list[Any]]
+    builder: Builder, axis: Axis, body_of: Callable[[Expr, int], list[Any]]
 ) -> list[Any]:
     """Return a loop over the whole vectors of an axis, and the vector that is left."""
     statements = []
@@ -215,9 +222,31 @@ def _variant(tile: int) -> Winograd:
     raise InvalidScheduleError(f"no Winograd variant has tiles of {tile} x {tile}")
 
 
-def _input(builder: _Builder, stages: Sequence[Stage], stage: Stage) -> Any:
+def _input(builder: Builder, stages: Sequence[Stage], stage: Stage) -> Any:
     """Loops over tiles and channel vectors; each loads t x t vectors and stores t x t."""
-    a, b, *tiles, channel = stage.spatial
+    a, b, *tiles, _channel = stage.spatial
+
+    def place(row: int, column: int, point: dict[Any, Expr]) -> tuple[Any, Expr]:
+        at = point | {a.var: row, b.var: column}
+        indices = [substitute(index, at) for index in stage.indices]
+        return builder.flat[stage.buffer], flat_index(stage.buffer, indices)
+
+    return _nest(tiles, input_tile(builder, stages, stage, place), stage.work)
+
+
+def input_tile(
+    builder: Builder, stages: Sequence[Stage], stage: Stage, place: Place
+) -> Callable[[dict[Any, Expr]], Any]:
+    """Return what makes the statements of one tile from the values of the tile axes.
+
+    Args:
+        builder: views of the parameters.
+        stages: all stages of the function.
+        stage: the transform.
+        place: where row and column of the transformed tile are stored, at values of the tile and
+            channel axes.
+    """
+    a, _, *_, channel = stage.spatial
     variant = _variant(a.extent)
     t = variant.tile
     producers = {s.buffer: s for s in stages if s is not stage}
@@ -226,7 +255,7 @@ def _input(builder: _Builder, stages: Sequence[Stage], stage: Stage) -> Any:
     i, j = (axis.var for axis in stage.reduction)
     dtype = dtype_of(channel.var)
 
-    def one_vector(values: dict[Any, Expr], start: Expr, lanes: int) -> list[Any]:
+    def one_vector(values: dict[Any, Expr], start: Expr, lanes: int, is_inside: bool) -> list[Any]:
         source = _Square("tile", t, t, lanes, dtype)
         middle = _Square("half", t, t, lanes, dtype)
 
@@ -238,7 +267,7 @@ def _input(builder: _Builder, stages: Sequence[Stage], stage: Stage) -> Any:
         def loaded(lane: Any, row: int, column: int) -> Expr:
             point, analyzer = at(lane, row, column)
             value = substitute(source_value, point)
-            return builder.flatten(_simplify_conditions(value, analyzer), analyzer)
+            return builder.flatten(_simplify_conditions(value, analyzer, is_inside), analyzer)
 
         statements: list[Any] = [tirx.AllocBuffer(source.buffer), tirx.AllocBuffer(middle.buffer)]
         statements += [
@@ -250,32 +279,84 @@ def _input(builder: _Builder, stages: Sequence[Stage], stage: Stage) -> Any:
             for column in range(t):
                 lane = tirx.Var("lane", dtype)
                 point, analyzer = at(lane, 0, 0)
-                point |= {a.var: row, b.var: column}
-                indices = [substitute(index, point) for index in stage.indices]
-                address = analyzer.simplify(flat_index(stage.buffer, indices))
+                buffer, address = place(row, column, point)
                 value = element(row, column, lane)
-                store = tirx.BufferStore(builder.flat[stage.buffer], value, [address])
+                store = tirx.BufferStore(buffer, value, [analyzer.simplify(address)])
                 statements.append(_vector(lane, lanes, store))
         return statements
 
+    def corner(values: dict[Any, Expr], step: int) -> list[Expr]:
+        """Return the conditions of the padding at the first or last element of a tile."""
+        point = values | {channel.var: constant_like(0, dtype), i: step, j: step}
+        return _conditions(substitute(source_value, point))
+
     def body_of(values: dict[Any, Expr]) -> Any:
-        blocks = _vector_blocks(
-            builder, channel, lambda start, lanes: one_vector(values, start, lanes)
-        )
-        return sequence(blocks)
+        def blocks(is_inside: bool) -> Any:
+            return sequence(
+                _vector_blocks(
+                    builder,
+                    channel,
+                    lambda start, lanes: one_vector(values, start, lanes, is_inside),
+                )
+            )
 
-    return _nest(tiles, body_of, stage.work)
+        # A tile lies inside the image if its first and last element do.
+        conditions = [
+            sym.Analyzer().simplify(c) for step in (0, t - 1) for c in corner(values, step)
+        ]
+        if not conditions:
+            return blocks(True)
+        return tirx.IfThenElse(reduce(tirx.And, conditions), blocks(True), blocks(False))
+
+    return body_of
 
 
-def _output(builder: _Builder, stages: Sequence[Stage], stage: Stage) -> Any:
+@dataclass(frozen=True, eq=False)
+class OutputTile:
+    """The loops of an output transform, and what is inside them.
+
+    Attributes:
+        batch: axes over images.
+        channels: axes over channel blocks; the vector of channels is inside.
+        tiles: axes over rows and columns of tiles.
+        body_of: returns the statements of one tile from the values of these axes.
+    """
+
+    batch: list[Axis]
+    channels: list[Axis]
+    tiles: list[Axis]
+    body_of: Callable[[dict[Any, Expr]], Any]
+
+
+def _output(builder: Builder, stages: Sequence[Stage], stage: Stage) -> Any:
     """Loops over tiles and channel vectors; each loads t x t vectors, and stores m x m results."""
+
+    def fetch(product: TensorLoad, analyzer: sym.Analyzer) -> Expr:
+        return builder.flatten(product, analyzer)
+
+    tile = output_tile(builder, stages, stage, fetch)
+    return _nest([*tile.batch, *tile.channels, *tile.tiles], tile.body_of, stage.work)
+
+
+def output_tile(
+    builder: Builder, stages: Sequence[Stage], stage: Stage, fetch: Fetch
+) -> OutputTile:
+    """Return the loops of an output transform.
+
+    Args:
+        builder: views of the parameters.
+        stages: all stages of the function.
+        stage: the transform.
+        fetch: turns a load of the product into one from where it lies.
+    """
     (product,) = (load for load in loads_in(stage.value) if not load.source.same_as(stage.buffer))
     variant = _variant(stage.reduction[0].extent)
     a, b = (axis.var for axis in stage.reduction)
     height, width = (_axis_in(stage, product.indices[dim]) for dim in (3, 4))
     # In a blocked layout the channel is made of two axes; the inner one comes last.
-    channel = [axis for axis in stage.spatial if _uses(product.indices[5], axis.var)][-1]
-    outer = [axis for axis in stage.spatial if axis not in (height, width, channel)]
+    *channels, channel = (a for a in stage.spatial if _uses(product.indices[5], a.var))
+    known = (height, width, channel, *channels)
+    batch = [axis for axis in stage.spatial if axis not in known]
     m, t = variant.outputs, variant.tile
     tile_axes = [
         Axis(tirx.Var(name, dtype_of(axis.var)), -(-axis.extent // m))
@@ -298,7 +379,7 @@ def _output(builder: _Builder, stages: Sequence[Stage], stage: Stage) -> Any:
             analyzer = sym.Analyzer()
             analyzer.bind(lane, range_from_zero(lanes))
             point = values | first | {channel.var: start + lane, a: row, b: column}
-            return builder.flatten(substitute(product, point), analyzer)
+            return fetch(substitute(product, point), analyzer)
 
         statements: list[Any] = [tirx.AllocBuffer(source.buffer), tirx.AllocBuffer(middle.buffer)]
         statements += [
@@ -325,11 +406,11 @@ def _output(builder: _Builder, stages: Sequence[Stage], stage: Stage) -> Any:
         )
         return sequence(blocks)
 
-    return _nest([*outer, *tile_axes], body_of, stage.work)
+    return OutputTile(batch, channels, tile_axes, body_of)
 
 
 def _finish(
-    builder: _Builder,
+    builder: Builder,
     stage: Stage,
     final: Stage,
     epilogue: Expr | None,
@@ -402,13 +483,38 @@ def _guard(edges: Sequence[tuple[Expr, Axis, int]], m: int) -> Expr | None:
     return terms[0] if len(terms) == 1 else tirx.And(terms[0], terms[1])
 
 
-def _simplify_conditions(expr: Expr, analyzer: sym.Analyzer) -> Expr:
-    """Simplify the conditions of padding, which do not depend on the lane."""
+def _is_if(node: Expr) -> bool:
+    return str(getattr(getattr(node, "op", None), "name", "")).endswith("if_then_else")
+
+
+def _simplify_conditions(expr: Expr, analyzer: sym.Analyzer, is_inside: bool) -> Expr:
+    """Simplify the conditions of padding, which do not depend on the lane.
+
+    Args:
+        expr: what a tile loads.
+        analyzer: knows the lane.
+        is_inside: the conditions are known to hold.
+    """
 
     def leaf(node: Expr) -> Expr | None:
-        if getattr(getattr(node, "op", None), "name", "").endswith("if_then_else"):
-            condition, inside, outside = node.args
-            return tirx.if_then_else(analyzer.simplify(condition), inside, outside)
-        return None
+        if not _is_if(node):
+            return None
+        condition, inside, outside = node.args
+        if is_inside:
+            return rebuild(inside, leaf)
+        return tirx.if_then_else(analyzer.simplify(condition), inside, outside)
 
     return rebuild(expr, leaf)
+
+
+def _conditions(expr: Expr) -> list[Expr]:
+    """Return the conditions of padding in an expression."""
+    found: list[Expr] = []
+
+    def leaf(node: Expr) -> Expr | None:
+        if _is_if(node):
+            found.append(node.args[0])
+        return None
+
+    rebuild(expr, leaf)
+    return found

@@ -1,0 +1,271 @@
+"""Schedule a whole Winograd convolution in strips of tiles, so that its products stay in cache.
+
+    for strip in parallel:
+        V[t, t, tiles of the strip, C] = transformed input tiles
+        M[t, t, tiles of the strip, O] = V * U
+        y = transformed M, with the epilogue
+
+V and M of a large image are several times as large as the image and would go through memory twice;
+those of a strip are scratch memory that fits the second cache level. The transformed weights U are
+read once for each strip: this pays where they stay in cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+from tvm import sym, te, tirx
+from tvm.ir import TensorLoad
+
+from tilewright.compiler.schedule.analysis import find_anchor, read_stages
+from tilewright.compiler.schedule.contraction import default_contraction, plan_contraction
+from tilewright.compiler.schedule.expressions import (
+    Expr,
+    dtype_of,
+    loads_in,
+    shape_of,
+)
+from tilewright.compiler.schedule.micro_kernel import constant_like, sequence
+from tilewright.compiler.schedule.nests import is_parallel_worth
+from tilewright.compiler.schedule.tile_loops import KernelBuilder
+from tilewright.compiler.schedule.vector_nest import Loop, serial_nest
+from tilewright.compiler.schedule.winograd import (
+    Builder,
+    find_stage,
+    find_transform,
+    input_tile,
+    output_tile,
+)
+from tilewright.compiler.targets import Target
+from tilewright.errors import InvalidScheduleError
+
+_FLOAT_BYTES = 4
+# The part of the second cache level that V and M of a strip may fill; weights stream through it.
+_L2_SHARE = 0.5
+# Register tiles of fewer rows would not reach the peak.
+_FEWEST_TILES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class StripShape:
+    """The sizes of a Winograd convolution.
+
+    Attributes:
+        points: t * t, elements of a transformed tile.
+        tiles: number of tiles of all images.
+        inputs: input channels.
+        outputs: output channels.
+    """
+
+    points: int
+    tiles: int
+    inputs: int
+    outputs: int
+
+    @property
+    def product_bytes(self) -> int:
+        """Size of V and M of all tiles."""
+        return _FLOAT_BYTES * self.points * self.tiles * (self.inputs + self.outputs)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the transformed weights."""
+        return _FLOAT_BYTES * self.points * self.inputs * self.outputs
+
+    def strip_tiles(self, target: Target) -> int:
+        """Return how many tiles one strip has."""
+        tile_bytes = _FLOAT_BYTES * self.points * (self.inputs + self.outputs)
+        most = max(_FEWEST_TILES, int(_L2_SHARE * target.l2_bytes) // tile_bytes)
+        strips = -(-self.tiles // most)
+        return -(-self.tiles // strips)
+
+
+def schedule_strips(
+    transform_in: tirx.PrimFunc,
+    weight: Any,
+    transform_out: tirx.PrimFunc,
+    target: Target,
+    tiles: int | None = None,
+) -> tirx.PrimFunc:
+    """Return one function for the input transform, the product and the output transform.
+
+    Args:
+        transform_in: unscheduled, its last parameter is V [t, t, N, TH, TW, C].
+        weight: parameter of the packed weights U [t, t, O / lanes, C, lanes].
+        transform_out: unscheduled, with its epilogue; reads M [t, t, N, TH, TW, O].
+        target: what to schedule for.
+        tiles: how many tiles a strip has; None chooses by the size of the cache.
+
+    Returns:
+        A function whose parameters are those of `transform_in` without V, the weights, and those of
+        `transform_out` without M.
+
+    Raises:
+        InvalidScheduleError: the functions have another form than `LowerWinograd` gives them.
+    """
+    return _Strips(transform_in, weight, transform_out, target, tiles).build()
+
+
+class _ProductBuilder(KernelBuilder):
+    """A product between buffers that another kernel has declared."""
+
+    def build_on(self, views: Mapping[Any, Any]) -> Any:
+        """Return the loops; `views` are the flat buffers of the parameters."""
+        self._flat.update(views)
+        return self.build().body
+
+
+def product_parameter(transform_out: tirx.PrimFunc) -> int | None:
+    """Return which parameter of an output transform the product is; None if it is computed."""
+    stage = find_transform(transform_out)
+    sources = [] if stage is None else [load.source for load in loads_in(stage.value)]
+    for position, param in enumerate(transform_out.params):
+        if any(source.same_as(param) for source in sources):
+            return position
+    return None
+
+
+class _Strips:
+    def __init__(
+        self,
+        transform_in: tirx.PrimFunc,
+        weight: Any,
+        transform_out: tirx.PrimFunc,
+        target: Target,
+        tiles: int | None,
+    ) -> None:
+        self.target = target
+        self.lanes = target.lanes("float32")
+        self.stages_in = read_stages(transform_in) or ()
+        self.stages_out = read_stages(transform_out) or ()
+        stage_in, stage_out = find_stage(self.stages_in), find_stage(self.stages_out)
+        product = product_parameter(transform_out)
+        if stage_in is None or stage_out is None or product is None:
+            raise InvalidScheduleError("the functions are not the transforms around a product")
+        self.stage_in, self.stage_out = stage_in, stage_out
+        self.product = transform_out.params[product]
+        kept = [p for i, p in enumerate(transform_out.params) if i != product]
+        self.weight = weight
+        self.params = [*transform_in.params[:-1], weight, *kept]
+        self.grid = shape_of(transform_in.params[-1])[2:5]
+        points = prod(shape_of(self.product)[:2])
+        self.shape = StripShape(
+            points, prod(self.grid), shape_of(transform_in.params[-1])[5], shape_of(self.product)[5]
+        )
+        self.tiles = tiles or self.shape.strip_tiles(target)
+        # One row more than needed: all points of a tile would else fall into the same cache sets.
+        self.rows = self.tiles + 1
+        self.dtype = dtype_of(self.stage_in.spatial[-1].var)
+        self.builder = Builder(self.params, self.lanes)
+        self.transformed = self._scratch("transformed", self.rows * self.shape.inputs)
+        self.result = self._scratch("result", self.tiles * self.shape.outputs)
+
+    def build(self) -> tirx.PrimFunc:
+        strips = -(-self.shape.tiles // self.tiles)
+        strip = tirx.Var("strip", self.dtype)
+        first = tirx.Var("first", self.dtype)
+        count: Expr = self._number(self.tiles)
+        if self.shape.tiles % self.tiles:
+            count = tirx.min(count, self._number(self.shape.tiles) - first)
+        body = sequence(
+            [
+                tirx.Bind(first, strip * self.tiles),
+                tirx.AllocBuffer(self.transformed),
+                tirx.AllocBuffer(self.result),
+                self._input(first, count),
+                self._product(),
+                self._output(first, count),
+            ]
+        )
+        work = self.shape.points * self.shape.tiles * self.shape.inputs * self.shape.outputs
+        parallel = strips > 1 and is_parallel_worth(work)
+        kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
+        loop = tirx.For(strip, self._number(0), self._number(strips), kind, body)
+        return tirx.PrimFunc(self.params, sequence([*self.builder.declared, loop]))
+
+    def _number(self, value: int) -> Expr:
+        return constant_like(value, self.dtype)
+
+    def _scratch(self, name: str, point_elements: int) -> Any:
+        size = self.shape.points * point_elements
+        return tirx.decl_buffer((size,), "float32", name, layout=None)
+
+    def _over_tiles(
+        self, first: Expr, count: Expr, body_of: Callable[[Any, list[Expr]], Any]
+    ) -> Any:
+        """Return a loop over the tiles of a strip, with the place of each tile on the grid."""
+        number = tirx.Var("tile_of_strip", self.dtype)
+        row = (first + number) // self.grid[2]
+        place = [row // self.grid[1], row % self.grid[1], (first + number) % self.grid[2]]
+        values = [tirx.Var(name, self.dtype) for name in ("image", "tile_row", "tile_column")]
+        binds = [tirx.Bind(var, value) for var, value in zip(values, place, strict=True)]
+        body = sequence([*binds, body_of(number, values)])
+        return tirx.For(number, self._number(0), count, tirx.ForKind.SERIAL, body)
+
+    def _input(self, first: Expr, count: Expr) -> Any:
+        a, _, *axes, channel = self.stage_in.spatial
+
+        def body_of(number: Any, values: list[Expr]) -> Any:
+            def place(row: int, column: int, point: dict[Any, Expr]) -> tuple[Any, Expr]:
+                at = (number + (row * a.extent + column) * self.rows) * self.shape.inputs
+                return self.transformed, at + point[channel.var]
+
+            point = dict(zip((axis.var for axis in axes), values, strict=True))
+            return input_tile(self.builder, self.stages_in, self.stage_in, place)(point)
+
+        return self._over_tiles(first, count, body_of)
+
+    def _product(self) -> Any:
+        """Return the matrix product of a strip."""
+        shape, lanes = self.shape, self.lanes
+        vectors = shape.outputs // lanes
+        data = te.placeholder((shape.points, self.rows, shape.inputs), name="transformed")
+        weight = te.placeholder((shape.points, vectors, shape.inputs, lanes), name="weights")
+        k = te.reduce_axis((0, shape.inputs), "k")
+        result = te.compute(
+            (shape.points, self.tiles, shape.outputs),
+            lambda p, row, o: te.sum(data[p, row, k] * weight[p, o // lanes, k, o % lanes], axis=k),
+            name="product",
+        )
+        func = te.create_prim_func([data, weight, result])
+        stages = read_stages(func) or ()
+        anchor = find_anchor(stages, lanes)
+        assert anchor is not None
+        decisions = default_contraction(anchor, replace(self.target, cores=1))
+        plan = plan_contraction(anchor, decisions, self.target)
+        views = [self.transformed, self.builder.flat[self.weight], self.result]
+        builder = _ProductBuilder(func, stages, anchor, plan, lanes)
+        return _serial(builder.build_on(dict(zip(func.params, views, strict=True))))
+
+    def _output(self, first: Expr, count: Expr) -> Any:
+        side = self.stage_out.reduction[0].extent
+
+        def body_of(number: Any, values: list[Expr]) -> Any:
+            def fetch(load: TensorLoad, analyzer: sym.Analyzer) -> Expr:
+                row, column, *_, channel = load.indices
+                at = ((row * side + column) * self.tiles + number) * self.shape.outputs + channel
+                return tirx.BufferLoad(self.result, [analyzer.simplify(at)])
+
+            tile = output_tile(self.builder, self.stages_out, self.stage_out, fetch)
+            image, *place = values
+            point = dict(zip((axis.var for axis in tile.tiles), place, strict=True))
+            point |= {axis.var: image for axis in tile.batch}
+            return serial_nest(
+                [Loop((axis,)) for axis in tile.channels],
+                self.dtype,
+                lambda blocks: tile.body_of(
+                    point | {axis.var: v for axis, v in zip(tile.channels, blocks, strict=True)}
+                ),
+            )
+
+        return self._over_tiles(first, count, body_of)
+
+
+def _serial(body: Any) -> Any:
+    """Return the loops of a product on one thread: the strips around it are parallel."""
+    if isinstance(body, tirx.For) and body.kind == tirx.ForKind.PARALLEL:
+        return tirx.For(body.loop_var, body.min, body.extent, tirx.ForKind.SERIAL, body.body)
+    return body
