@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx
 
 from tilewright.errors import UnsupportedModelError
 from tilewright.frontends.onnx.node import describe
-from tilewright.frontends.onnx.values import Value, onnx_of_dtype
+from tilewright.frontends.onnx.values import Value, constant, onnx_of_dtype
 
 
 def schema_of(node: onnx.NodeProto, opset: int) -> onnx.defs.OpSchema | None:
@@ -107,8 +108,12 @@ def _parse(data: bytes) -> onnx.FunctionProto:
     return body
 
 
-def _type(value: Value | None) -> onnx.TypeProto:
+def _type(value: Value | list[Value] | None) -> onnx.TypeProto:
     """Return the ONNX type of an input; an absent one has the empty type."""
+    if isinstance(value, list):
+        # ONNX reads the element type without asking whether there is one.
+        element = _type(value[0] if value else constant(np.float32(0)))
+        return onnx.helper.make_sequence_type_proto(element)
     if not isinstance(value, Value):
         return onnx.TypeProto()
     return onnx.helper.make_tensor_type_proto(onnx_of_dtype(value.dtype), value.shape)

@@ -51,7 +51,10 @@ def tensors_of(item: onnx.ValueInfoProto, shapes: Mapping[str, Sequence[int]]) -
     names = []
     while f"{item.name}[{len(names)}]" in shapes:
         names.append(f"{item.name}[{len(names)}]")
-    element = type_.sequence_type.elem_type
+    element = onnx.TypeProto()
+    element.CopyFrom(type_.sequence_type.elem_type)
+    for dim in element.tensor_type.shape.dim:
+        dim.ClearField("dim_param")  # elements may differ where the type is open
     return InputTensors(tuple(onnx.ValueInfoProto(name=name, type=element) for name in names), True)
 
 

@@ -33,17 +33,21 @@ def if_node(op: NodeContext) -> Any:
         taken = branches[0] if bool(condition.data.reshape(-1)[0]) else branches[1]
         return op.walk(taken, {})
     results = [op.walk(branch, {}) for branch in branches]
-    outputs = []
-    for left, right in zip(*results, strict=True):
-        if not isinstance(left, Value) or not isinstance(right, Value):
-            op.fail("a condition known only at run time selects something that is not a tensor")
-        if (left.shape, left.dtype) != (right.shape, right.dtype):
-            op.fail(
-                f"a condition known only at run time selects between shapes {left.shape} and "
-                f"{right.shape}"
-            )
-        outputs.append(select(op, condition, left, right))
-    return outputs
+    return [_choose(op, condition, *pair) for pair in zip(*results, strict=True)]
+
+
+def _choose(op: NodeContext, condition: Value, left: Any, right: Any) -> Any:
+    """Select between the results of two branches; sequences element by element."""
+    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+        return [_choose(op, condition, *pair) for pair in zip(left, right, strict=True)]
+    if not isinstance(left, Value) or not isinstance(right, Value):
+        op.fail("a condition known only at run time selects between sequences that differ")
+    if (left.shape, left.dtype) != (right.shape, right.dtype):
+        op.fail(
+            f"a condition known only at run time selects between shapes {left.shape} and "
+            f"{right.shape}"
+        )
+    return select(op, condition, left, right)
 
 
 def select(op: NodeContext, condition: Value, left: Value, right: Value) -> Value:

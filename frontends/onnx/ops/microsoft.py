@@ -15,7 +15,7 @@ from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.ops.activations import hard_sigmoid_of
 from tilewright.frontends.onnx.ops.convolution import conv
 from tilewright.frontends.onnx.ops.linear import product, scaled, transposed
-from tilewright.frontends.onnx.ops.quantization import centre, quantize
+from tilewright.frontends.onnx.ops.quantization import centre, quantized, real, real_bias
 from tilewright.frontends.onnx.ops.reshaping import cut, reshape_to
 from tilewright.frontends.onnx.registry import register
 from tilewright.frontends.onnx.values import Value, constant
@@ -203,34 +203,97 @@ def qlinear_binary(op: NodeContext) -> Value:
     """Element-wise sum or product of quantized tensors."""
     left, right = (_real(op, index) for index in (0, 3))
     function = R.add if op.node.op_type == "QLinearAdd" else R.multiply
-    zero = op.optional(7)
-    dtype = op.input(0).dtype if zero is None else zero.dtype
-    return quantize(op, op.call(function, left, right), op.input(6), zero, dtype)
+    return _quantized(op, op.call(function, left, right), 6)
 
 
 @register("QLinearSigmoid", domain=DOMAIN)
 @register("QLinearLeakyRelu", domain=DOMAIN)
 def qlinear_unary(op: NodeContext) -> Value:
     """Activation of a quantized tensor."""
-    real = _real(op, 0)
+    value = _real(op, 0)
     if op.node.op_type == "QLinearSigmoid":
-        result = op.call(R.sigmoid, real)
+        result = op.call(R.sigmoid, value)
     else:
-        result = op.call(R.nn.leakyrelu, real, op.attr("alpha", 0.01))
-    zero = op.optional(4)
-    dtype = op.input(0).dtype if zero is None else zero.dtype
-    return quantize(op, result, op.input(3), zero, dtype)
+        result = op.call(R.nn.leakyrelu, value, op.attr("alpha", 0.01))
+    return _quantized(op, result, 3)
+
+
+@register("QLinearGlobalAveragePool", domain=DOMAIN)
+def qlinear_global_average_pool(op: NodeContext) -> Value:
+    """Mean of a quantized tensor over its spatial dimensions."""
+    if op.attr("channels_last", 0):
+        op.fail("channels_last is not supported")
+    value = _real(op, 0)
+    axes = list(range(2, value.rank))
+    return _quantized(op, op.call(R.mean, value, axis=axes, keepdims=True), 3)
+
+
+@register("QLinearConcat", domain=DOMAIN)
+def qlinear_concat(op: NodeContext) -> Value:
+    """Concatenation of quantized tensors, each with its own scale."""
+    parts = [_real(op, index) for index in range(2, len(op.inputs), 3)]
+    joined = op.call(R.concat, parts, axis=op.attr("axis"))
+    return quantized(op, joined, op.input(0), op.input(1), op.input(1).dtype)
+
+
+@register("QLinearSoftmax", domain=DOMAIN)
+def qlinear_softmax(op: NodeContext) -> Value:
+    """Softmax of a quantized tensor along an axis."""
+    op.attr("opset")
+    result = op.call(R.nn.softmax, _real(op, 0), axis=op.attr("axis", -1))
+    return _quantized(op, result, 3)
 
 
 def _real(op: NodeContext, index: int) -> Value:
     """Dequantize input ``index`` with the scale and zero point that follow it."""
-    centred = centre(op, op.input(index), op.optional(index + 2))
-    return op.call(R.multiply, op.call(R.astype, centred, "float32"), op.input(index + 1))
+    data, scale, zero = op.input(index), op.input(index + 1), op.optional(index + 2)
+    known = real(op, data, scale, zero)
+    if known is not None:
+        return known
+    centred = centre(op, data, zero)
+    return op.call(R.multiply, op.call(R.astype, centred, "float32"), scale)
+
+
+def _quantized(op: NodeContext, value: Value, index: int) -> Value:
+    """Quantize with the scale and zero point of inputs ``index`` and the one that follows."""
+    zero = op.optional(index + 1)
+    dtype = op.input(0).dtype if zero is None else zero.dtype
+    return quantized(op, value, op.input(index), zero, dtype)
 
 
 @register("QGemm", domain=DOMAIN)
 def qgemm(op: NodeContext) -> Value:
     """Quantized matrix product with an int32 bias; float32 out where no output scale is given."""
+    value = _known_qgemm(op)
+    if value is None:
+        value = _open_qgemm(op)
+    if op.optional(7) is None:
+        return value
+    zero = op.optional(8)
+    dtype = "uint8" if zero is None else zero.dtype
+    return quantized(op, value, op.input(7), zero, dtype)
+
+
+def _known_qgemm(op: NodeContext) -> Value | None:
+    """Return the product of dequantized operands, which a pass makes integer again."""
+    weight, bias = op.input(3), op.optional(6)
+    if weight.data is None or (bias is not None and bias.data is None) or op.attr("transA", 0):
+        return None
+    if op.attr("alpha", 1.0) != 1.0:
+        return None
+    by_column = 0 if op.attr("transB", 0) else 1
+    left = real(op, op.input(0), op.input(1), op.optional(2))
+    right = real(op, weight, op.input(4), op.optional(5), by_column)
+    if left is None or right is None:
+        return None
+    result = op.call(R.matmul, left, transposed(op, right) if by_column == 0 else right)
+    if bias is None:
+        return result
+    return op.call(R.add, result, real_bias(op, bias, op.input(1), op.input(4)))
+
+
+def _open_qgemm(op: NodeContext) -> Value:
+    """Return the product in integers, scaled."""
     left, right = (centre(op, op.input(index), op.optional(index + 2)) for index in (0, 3))
     left = transposed(op, left) if op.attr("transA", 0) else left
     right = transposed(op, right) if op.attr("transB", 0) else right
@@ -238,8 +301,4 @@ def qgemm(op: NodeContext) -> Value:
     if op.optional(6) is not None:
         result = op.call(R.add, result, op.input(6))
     scale = scaled(op, op.call(R.multiply, op.input(1), op.input(4)), op.attr("alpha", 1.0))
-    real = op.call(R.multiply, op.call(R.astype, result, "float32"), scale)
-    if op.optional(7) is None:
-        return real
-    zero = op.optional(8)
-    return quantize(op, real, op.input(7), zero, "uint8" if zero is None else zero.dtype)
+    return op.call(R.multiply, op.call(R.astype, result, "float32"), scale)

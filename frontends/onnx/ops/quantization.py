@@ -10,7 +10,7 @@ from tvm import relax, te, tirx
 from tilewright.compiler.quantize.affine import emit_affine
 from tilewright.frontends.onnx.folding import fold
 from tilewright.frontends.onnx.node import NodeContext
-from tilewright.frontends.onnx.ops.convolution import conv_te
+from tilewright.frontends.onnx.ops.convolution import conv_te, with_bias
 from tilewright.frontends.onnx.ops.elementwise import FLOATS, cast, round_to_even
 from tilewright.frontends.onnx.ops.small_types import decode, integer_range, is_small_integer
 from tilewright.frontends.onnx.ops.window import read_window
@@ -19,6 +19,8 @@ from tilewright.frontends.onnx.values import Value, constant, dtype_of_onnx, is_
 
 R = relax.op
 
+MICROSOFT = "com.microsoft"
+_CONV = {1: R.nn.conv1d, 2: R.nn.conv2d, 3: R.nn.conv3d}
 _RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
 
 
@@ -56,6 +58,7 @@ def _repeated(op: NodeContext, value: Value, count: int, axis: int) -> Value:
     return op.call(R.repeat, value, count, axis)
 
 
+@register("QuantizeLinear", domain=MICROSOFT)
 @register("QuantizeLinear", 10)
 def quantize_linear(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html
@@ -109,6 +112,7 @@ def quantize(
     return cast(op, cast(op, clipped, "int32"), dtype)
 
 
+@register("DequantizeLinear", domain=MICROSOFT, foldable=False)
 @register("DequantizeLinear", 10, foldable=False)
 def dequantize_linear(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html"""
@@ -171,6 +175,31 @@ def affine(
     return result
 
 
+def real(
+    op: NodeContext, data: Value, scale: Value, zero: Value | None, axis: int = 0
+) -> Value | None:
+    """Dequantize an operand of a quantized operator, or return None where it is not fixed."""
+    if data.dtype not in _AFFINE or not is_fixed(data, scale, zero, axis, 0):
+        return None
+    return affine(op, "dequantize", data, data.dtype, scale, zero, axis)
+
+
+def quantized(op: NodeContext, data: Value, scale: Value, zero: Value | None, dtype: str) -> Value:
+    """Quantize the result of a quantized operator."""
+    if dtype in _RANGES and is_fixed(data, scale, zero, 0, 0):
+        return affine(op, "quantize", data, dtype, scale, zero, 0)
+    return quantize(op, data, scale, zero, dtype)
+
+
+def real_bias(op: NodeContext, bias: Value, data_scale: Value, weight_scale: Value) -> Value:
+    """Return an integer bias in floats; its scale is that of the products."""
+    assert bias.data is not None
+    assert data_scale.data is not None
+    assert weight_scale.data is not None
+    scale = np.float32(data_scale.data.reshape(())) * weight_scale.data.astype("float32")
+    return constant(bias.data.astype("float32") * scale.reshape(-1))
+
+
 def centre(op: NodeContext, data: Value, zero: Value | None) -> Value:
     """Take the zero point off, in int32; a zero point of 0 costs nothing."""
     wide = data if data.dtype in FLOATS else cast(op, data, "int32")
@@ -217,6 +246,12 @@ def qlinear_matmul(op: NodeContext) -> Value:
         op.input(index) for index in range(6)
     )
     rank = left.rank
+    if right.data is not None and right.rank == 2:
+        a = real(op, left, left_scale, left_zero)
+        b = real(op, right, right_scale, right_zero, 1)
+        if a is not None and b is not None:
+            zero = op.input(7)
+            return quantized(op, op.call(R.matmul, a, b), op.input(6), zero, zero.dtype)
     left = centre(op, left, _rows(op, left_zero, rank))
     product = op.call(R.matmul, left, centre(op, right, right_zero))
     scale = op.call(
@@ -259,6 +294,13 @@ def qlinear_conv(op: NodeContext) -> Value:
         op.input(index) for index in range(6)
     )
     out_scale, out_zero, bias = op.input(6), op.input(7), op.optional(8)
+    x, w = real(op, data, data_scale, data_zero), real(op, weight, weight_scale, weight_zero)
+    known_bias = bias is None or bias.data is not None
+    if x is not None and w is not None and weight.data is not None and known_bias:
+        result = _float_conv(op, x, w)
+        if bias is not None:
+            result = with_bias(op, result, real_bias(op, bias, data_scale, weight_scale))
+        return quantized(op, result, out_scale, out_zero, out_zero.dtype)
     result = _integer_conv(op, data, data_zero, weight, weight_zero)
     column = (-1, *(1,) * (data.rank - 2))
     if bias is not None:
@@ -267,6 +309,19 @@ def qlinear_conv(op: NodeContext) -> Value:
         weight_scale = _reshaped(op, weight_scale, (weight_scale.size, *column[1:]))
     scale = op.call(R.multiply, data_scale, weight_scale)
     return requantize(op, result, scale, out_scale, out_zero)
+
+
+def _float_conv(op: NodeContext, data: Value, weight: Value) -> Value:
+    window = read_window(op, data.shape[2:], weight.shape[2:])
+    return op.call(
+        _CONV[window.rank],
+        data,
+        weight,
+        strides=window.strides,
+        padding=window.padding,
+        dilation=window.dilations,
+        groups=op.attr("group"),
+    )
 
 
 @register("BitCast", 26)
