@@ -79,19 +79,22 @@ double read_gb_s(long count) {
 /* int8 multiply-adds in registers, in 10^9 operations a second (2 operations each); < 0: no VNNI */
 double int8_gops(long steps) {
 #if defined(__AVX512VNNI__)
-    __m512i a[ACCUMULATORS];
-    for (int i = 0; i < ACCUMULATORS; i++) a[i] = _mm512_set1_epi32(i);
-    __m512i b = _mm512_set1_epi8(1), c = _mm512_set1_epi8(1);
+    /* named variables: an array of integer accumulators stays on the stack, whatever is unrolled */
+#define EACH(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
+#define START(i) __m512i a##i = _mm512_set1_epi32(i);
+#define STEP(i) a##i = _mm512_dpbusd_epi32(a##i, b, c);
+#define SUM(i) a0 = _mm512_add_epi32(a0, a##i);
+    EACH(START)
+    __m512i b = _mm512_set1_epi8(1), c = _mm512_set1_epi8(2);
     double start = now();
     for (long k = 0; k < steps; k++) {
-#pragma GCC unroll 24
-        for (int i = 0; i < ACCUMULATORS; i++) a[i] = _mm512_dpbusd_epi32(a[i], b, c);
+        EACH(STEP)
+        __asm__ volatile("" : "+v"(b)); /* or the loop would be worked out by the compiler */
     }
     double seconds = now() - start;
-    __m512i sum = a[0];
-    for (int i = 1; i < ACCUMULATORS; i++) sum = _mm512_add_epi32(sum, a[i]);
-    sink = _mm512_reduce_add_epi32(sum);
-    return steps * (double)ACCUMULATORS * 64 * 2 / seconds / 1e9;
+    EACH(SUM)
+    sink = _mm512_reduce_add_epi32(a0);
+    return steps * 12.0 * 64 * 2 / seconds / 1e9;
 #else
     (void)steps;
     return -1;

@@ -204,6 +204,7 @@ def build_model(operator: Operator, seed: int = 0) -> onnx.ModelProto:
         ]
     extra, constants = _activation(operator.activation)
     nodes += extra
+    nodes[-1].output[0] = "output"
     graph = helper.make_graph(
         nodes,
         operator.name,
@@ -227,7 +228,7 @@ def _activation(name: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]
     if name in ("relu", "tanh", "sigmoid"):
         return [node(name.capitalize(), ["biased"], ["output"])], []
     if name == "none":
-        return [node("Identity", ["biased"], ["output"])], []
+        return [], []
     if name == "relu6":
         clip = node("Clip", ["biased", "low", "high"], ["output"])
         return [clip], [scalar("low", 0), scalar("high", 6)]

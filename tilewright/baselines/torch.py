@@ -19,8 +19,10 @@ def open_inductor(model: Path, threads: int) -> Engine:
 
 def _open(path: Path, threads: int, compiled: bool) -> Engine:
     import onnx
-    import onnx2torch
     import torch
+
+    _declare_torchvision()
+    import onnx2torch
 
     proto = onnx.load(path)
     constants = {item.name for item in proto.graph.initializer}
@@ -37,3 +39,25 @@ def _open(path: Path, threads: int, compiled: bool) -> Engine:
         return {name: value.numpy() for name, value in zip(outputs, found, strict=True)}
 
     return run
+
+
+def _declare_torchvision() -> None:
+    """Let torchvision, which onnx2torch imports, load without its compiled operators.
+
+    Where they do not match the torch build, importing it fails with "operator torchvision::nms does
+    not exist". No model here uses them, so that declaring the names is enough.
+    """
+    import torch
+
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        signature = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        _declared.append(library)  # what it declares lives as long as it does
+        for name in ("nms", "qnms"):
+            if not hasattr(torch.ops.torchvision, name):
+                library.define(f"{name}{signature}")
+
+
+_declared: list = []
