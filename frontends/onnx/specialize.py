@@ -32,6 +32,7 @@ _ARITHMETIC = frozenset(
         "ReduceMin",
         "ReduceProd",
         "ReduceSum",
+        "Relu",
         "Reshape",
         "Slice",
         "Split",

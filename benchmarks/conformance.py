@@ -1,0 +1,273 @@
+"""Run ONNX's backend test suite: `python -m benchmarks.conformance`.
+
+Every case is compiled to a module file and run from it; what passes is run again on the same
+module with fresh random data against `onnx.reference`. Writes benchmarks/results/conformance.json
+and docs/onnx-support.md; `--update-baseline` also writes the list of node cases that may never
+fail again. Exit code 1 if a case of that list fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+from onnx.backend.test.case.test_case import TestCase
+
+from benchmarks.suite import KINDS, Outcome, load_cases, run_cases
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "conformance.json"
+DOCS = ROOT / "docs" / "onnx-support.md"
+BASELINE = ROOT / "tests" / "frontends" / "onnx" / "node_tests_passing.txt"
+
+_EXPANDED = re.compile(r"_expanded(_ver\d+)?$")
+# Why cases fail that no compiler of tensors for inference can pass: (operators, reason).
+_OUT_OF_SCOPE = (
+    (
+        "ImageDecoder",
+        "decodes image files; do that before calling the model",
+    ),
+    (
+        "Bernoulli RandomUniformLike Greater",
+        "the expected data come from numpy's random numbers, which no other generator gives",
+    ),
+)
+
+
+@dataclass
+class OperatorRow:
+    """What the suite says of one operator."""
+
+    opsets: set[int] = field(default_factory=set)
+    types: set[str] = field(default_factory=set)
+    passed: int = 0
+    total: int = 0
+
+
+def operator_of(case: TestCase, cases: Mapping[str, TestCase]) -> str:
+    """Return the operator that a case is about; an expanded case is about the one expanded."""
+    original = cases.get(_EXPANDED.sub("", case.name), case)
+    names = list(dict.fromkeys(_qualified(node) for node in original.model.graph.node))
+    return names[0] if len(names) == 1 else "several operators"
+
+
+def _qualified(node: onnx.NodeProto) -> str:
+    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+
+
+def types_of(case: TestCase) -> set[str]:
+    """Return the element types of the inputs and outputs of a case."""
+    found = set()
+    for item in (*case.model.graph.input, *case.model.graph.output):
+        type_ = item.type
+        while type_.WhichOneof("value") in ("sequence_type", "optional_type"):
+            type_ = getattr(type_, type_.WhichOneof("value")).elem_type
+        if type_.tensor_type.elem_type:
+            name = onnx.TensorProto.DataType.Name(type_.tensor_type.elem_type)
+            found.add(name.lower())
+    return found
+
+
+def operator_rows(
+    cases: Mapping[str, TestCase], outcomes: Mapping[str, Outcome]
+) -> dict[str, OperatorRow]:
+    """Count the node cases by operator; opsets and types are those of passing cases."""
+    rows: dict[str, OperatorRow] = defaultdict(OperatorRow)
+    for name, outcome in outcomes.items():
+        row = rows[operator_of(cases[name], cases)]
+        row.total += 1
+        if outcome.status == "pass":
+            row.passed += 1
+            row.types |= types_of(cases[name])
+            row.opsets |= _opsets(cases[name])
+    return dict(sorted(rows.items()))
+
+
+def _opsets(case: TestCase) -> set[int]:
+    domains = {node.domain for node in case.model.graph.node}
+    return {item.version for item in case.model.opset_import if item.domain in domains}
+
+
+def failures_by_reason(
+    cases: Mapping[str, TestCase], outcomes: Mapping[str, Outcome]
+) -> dict[str, list[str]]:
+    """Group the cases that fail by what is to be said of them, the largest group first."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, outcome in outcomes.items():
+        if outcome.status != "pass":
+            groups[_explain(cases[name], outcome)].append(name)
+    return dict(sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])))
+
+
+def _explain(case: TestCase, outcome: Outcome) -> str:
+    operators = {node.op_type for node in case.model.graph.node}
+    if "string" in types_of(case):
+        return "Strings: tensors of text are not compiled."
+    for names, reason in _OUT_OF_SCOPE:
+        if operators & set(names.split()) and operators <= set(names.split()) | {"Cast"}:
+            return f"{names.split()[0]}: {reason}."
+    if outcome.status != "fail":
+        return f"{outcome.status}: {outcome.reason}"
+    text = re.sub(r"node '[^']*'", "node", outcome.reason)
+    text = re.sub(r"input \d+ \('[^']*'\)", "an input", text)
+    text = re.sub(r"; if it is an input of the model.*| x\d+: no converter for node.*", "", text)
+    text = text.replace("this model is not supported: ", "")
+    if text.startswith("AssertionError"):
+        return f"{', '.join(sorted(operators)[:3])}: results differ from the expected ones."
+    return f"{text.rstrip('.')}." if "no converter" in text or "node" in text else f"{text}."
+
+
+def write_docs(results: Mapping[str, Mapping[str, Outcome]]) -> None:
+    """Write docs/onnx-support.md from the outcomes by kind."""
+    cases = load_cases("node")
+    node = results["node"]
+    lines = [
+        "# What of ONNX is supported",
+        "",
+        f"Written by `python -m benchmarks.conformance` with onnx {onnx.__version__}; do not edit.",
+        "Each case of ONNX's own test suite is compiled to a module file and run from it, with the",
+        "suite's tolerances. Inputs that decide shapes (the shape of a Reshape, the `k` of a TopK)",
+        "are compiled in; `compile --constant name=value` does the same. Everything else stays a",
+        "run-time input.",
+        "",
+        "| kind of case | passed | of | right on fresh random data too | nothing to compare |",
+        "|---|---|---|---|---|",
+        *(_kind_line(kind, results[kind]) for kind in results),
+        "",
+        "Fresh data: a case that passes is run again, on the same module, with random inputs and",
+        "compared with `onnx.reference`, where that computes the case itself correctly.",
+        *_fresh_failures(node),
+        "",
+        "## Operators",
+        "",
+        "Opsets and types are those of the cases that pass; an operator is converted from opset 7",
+        "on where its meaning did not change. `several operators`: models of more than one node.",
+        "",
+        "| operator | opsets | types | passed / of |",
+        "|---|---|---|---|",
+        *(_operator_line(name, row) for name, row in operator_rows(cases, node).items()),
+        "",
+        "## What fails, and why",
+        "",
+    ]
+    for reason, names in failures_by_reason(cases, node).items():
+        shown = ", ".join(f"`{name}`" for name in names)
+        lines.append(f"- **{len(names)}** {reason} {shown}")
+    for kind, outcomes in results.items():
+        failed = [name for name, outcome in outcomes.items() if outcome.status != "pass"]
+        if kind != "node" and failed:
+            lines.append(f"- **{len(failed)}** of kind {kind}:")
+            lines += [f"  - `{name}`: {outcomes[name].reason[:160]}" for name in failed]
+    DOCS.parent.mkdir(exist_ok=True)
+    DOCS.write_text("\n".join(lines) + "\n")
+
+
+def _kind_line(kind: str, outcomes: Mapping[str, Outcome]) -> str:
+    passed = [outcome for outcome in outcomes.values() if outcome.status == "pass"]
+    fresh = Counter(outcome.fresh for outcome in passed)
+    return f"| {kind} | {len(passed)} | {len(outcomes)} | {fresh['pass']} | {fresh['none']} |"
+
+
+def _fresh_failures(outcomes: Mapping[str, Outcome]) -> list[str]:
+    names = [name for name, outcome in outcomes.items() if outcome.fresh == "fail"]
+    if not names:
+        return ["None of the node cases differs there."]
+    return [f"{len(names)} node cases differ there: {', '.join(f'`{name}`' for name in names)}."]
+
+
+def _operator_line(name: str, row: OperatorRow) -> str:
+    opsets = ", ".join(map(str, sorted(row.opsets)))
+    return f"| {name} | {opsets} | {', '.join(sorted(row.types))} | {row.passed} / {row.total} |"
+
+
+def write_results(results: Mapping[str, Mapping[str, Outcome]], seconds: float) -> None:
+    """Write benchmarks/results/conformance.json: one line per case."""
+    lines = ["{", f' "onnx": "{onnx.__version__}",', f' "seconds": {seconds:.0f},', ' "cases": {']
+    for kind, outcomes in results.items():
+        lines.append(f'  "{kind}": {{')
+        rows = [
+            f"   {json.dumps(name)}: {json.dumps(outcome.to_json())}"
+            for name, outcome in outcomes.items()
+        ]
+        lines += [",\n".join(rows), "  }" + ("," if kind != list(results)[-1] else "")]
+    lines += [" }", "}"]
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text("\n".join(lines) + "\n")
+
+
+def read_results() -> dict[str, dict[str, Outcome]]:
+    """Read what the last run wrote; empty where there is none."""
+    if not RESULTS.exists():
+        return {}
+    kinds = json.loads(RESULTS.read_text())["cases"]
+    return {
+        kind: {name: Outcome(**fields) for name, fields in cases.items()}
+        for kind, cases in kinds.items()
+    }
+
+
+def read_baseline() -> list[str]:
+    """Return the node cases that may not fail."""
+    return BASELINE.read_text().split()
+
+
+def _run(args: argparse.Namespace) -> dict[str, dict[str, Outcome]]:
+    results = read_results() if args.cases else {}
+    for kind in args.kinds.split(","):
+        cases = load_cases(kind)
+        chosen = {n: case for n, case in cases.items() if re.search(args.cases, n)}
+        done: list[str] = []
+
+        def show(name: str, outcome: Outcome, total: int = len(chosen), done: list = done) -> None:
+            done.append(name)
+            if outcome.status != "pass" or outcome.fresh == "fail" or args.verbose:
+                reason = outcome.reason or outcome.fresh_reason
+                print(f"{len(done)}/{total} {name}: {outcome.status} {reason}", flush=True)
+
+        outcomes = run_cases(chosen, workers=args.workers, on_outcome=show)
+        known = results.setdefault(kind, {})
+        known.update(outcomes)
+        results[kind] = {name: known[name] for name in cases if name in known}
+    return results
+
+
+def _regressions(outcomes: Mapping[str, Outcome], baseline: Iterable[str]) -> Sequence[str]:
+    return [name for name in baseline if name in outcomes and outcomes[name].status != "pass"]
+
+
+def main() -> int:
+    """Run what the command line names; return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--cases", default="", help="regular expression; other results stay")
+    parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0))))
+    parser.add_argument("--verbose", action="store_true", help="print every case")
+    parser.add_argument("--update-baseline", action="store_true")
+    args = parser.parse_args()
+    start = time.perf_counter()
+    results = _run(args)
+    regressions = _regressions(results.get("node", {}), read_baseline())
+    write_results(results, time.perf_counter() - start)
+    if "node" in results:
+        write_docs(results)
+    for kind, outcomes in results.items():
+        print(_kind_line(kind, outcomes))
+    if args.update_baseline:
+        passing = [n for n, outcome in results["node"].items() if outcome.status == "pass"]
+        BASELINE.write_text("\n".join(passing) + "\n")
+    for name in regressions:
+        print(f"regression: {name}: {results['node'][name].reason}", file=sys.stderr)
+    return 1 if regressions and not args.update_baseline else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
