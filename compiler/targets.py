@@ -111,6 +111,8 @@ class Target:
         }
         if self.architecture == "armv7":
             options["mfloat-abi"] = "hard"
+            # LLVM would rather multiply and add apart: better for a chain, but not for a tile.
+            attributes += ["-slowfpvfmx", "-slowfpvmlx", "-vmlx-hazards"]
         return tvm.target.Target(options)
 
     def to_json(self) -> str:

@@ -1,0 +1,213 @@
+"""How close inner loops come to the multiply-add bound of ARM processors, by llvm-mca.
+
+    python -m benchmarks.arm_mca [--output table.md]
+
+There is no board here, so these are not times: llvm-mca counts the cycles of a loop in LLVM's model
+of a processor, with every load a hit in the first cache level. The bound is what the same model
+gives for multiply-adds alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from tilewright.compiler.codegen import assembly
+from tilewright.compiler.pipeline import lower
+from tilewright.compiler.targets import parse_target
+from tilewright.errors import TargetError
+from tilewright.frontends.onnx import import_onnx
+
+PROCESSORS = ("cortex-a72", "cortex-a76", "neoverse-n1")
+_MULTIPLY_ADD = re.compile(r"\s(fmla|sdot|udot|usdot|smmla|usmmla|smlal2?|umlal2?)\s")
+_BRANCH = re.compile(r"\s+(?:b|b\.\w+|cbn?z\s+\w+,|tbn?z\s+\w+, #\d+,)\s+(\.\w+)$")
+_LABEL = re.compile(r"(\.\w+):")
+_ITERATIONS = 200
+# Old releases lack the models of newer processors, so the newest is taken.
+_VERSIONS = range(30, 13, -1)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """An innermost loop of machine code.
+
+    Attributes:
+        lines: its instructions.
+        multiply_adds: how many of them are vector multiply-adds or dot products.
+        spills: how many read or write the stack.
+    """
+
+    lines: tuple[str, ...]
+    multiply_adds: int
+    spills: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; cycles are those of one round of the loop."""
+
+    operator: str
+    processor: str
+    loop: Loop
+    cycles: float
+    bound: float
+
+    @property
+    def share(self) -> float:
+        """Part of the bound that the loop reaches."""
+        return self.bound / self.cycles
+
+
+def hottest_loop(text: str) -> Loop:
+    """Return the innermost loop with the most multiply-adds."""
+    loops = sorted(_innermost_loops(text), key=lambda loop: loop.multiply_adds)
+    if not loops:
+        raise ValueError("the code has no loop")
+    return loops[-1]
+
+
+def _innermost_loops(text: str) -> Iterator[Loop]:
+    lines = text.splitlines()
+    labels = {m.group(1): i for i, line in enumerate(lines) if (m := _LABEL.match(line))}
+    for end, line in enumerate(lines):
+        branch = _BRANCH.match(line)
+        start = labels.get(branch.group(1), end) if branch else end
+        body = lines[start + 1 : end + 1]
+        if start >= end or any(_LABEL.match(other) for other in body):
+            continue
+        code = tuple(other for other in body if other.startswith("\t") and "\t." not in other[:2])
+        yield Loop(
+            code,
+            sum(bool(_MULTIPLY_ADD.search(other)) for other in code),
+            sum("[sp" in other for other in code),
+        )
+
+
+def find_mca() -> str:
+    """Return the command of the newest llvm-mca.
+
+    Raises:
+        TargetError: there is none.
+    """
+    for name in (*(f"llvm-mca-{version}" for version in _VERSIONS), "llvm-mca"):
+        if shutil.which(name):
+            return name
+    raise TargetError("llvm-mca not found; install Debian's package llvm-19 or newer")
+
+
+def cycles(lines: Sequence[str], processor: str) -> float:
+    """Return the modelled cycles of one round of a loop."""
+    command = [find_mca(), "-mtriple=aarch64", f"-mcpu={processor}", f"-iterations={_ITERATIONS}"]
+    done = subprocess.run(
+        command, input="\n".join(lines) + "\n", capture_output=True, text=True, check=True
+    )
+    found = re.search(r"Total Cycles:\s+(\d+)", done.stdout)
+    assert found, done.stdout
+    return int(found.group(1)) / _ITERATIONS
+
+
+def bound(loop: Loop, processor: str) -> float:
+    """Return the modelled cycles of the multiply-adds of a loop alone, all independent."""
+    kinds = [m.group(1) for line in loop.lines if (m := _MULTIPLY_ADD.search(line))]
+    total = 0.0
+    for kind in set(kinds):
+        sources = {
+            "fmla": "v30.4s, v31.4s",
+            "smlal": "v30.4h, v31.4h",
+            "umlal": "v30.4h, v31.4h",
+            "smlal2": "v30.8h, v31.8h",
+            "umlal2": "v30.8h, v31.8h",
+        }.get(kind, "v30.16b, v31.16b")
+        alone = [f"\t{kind}\tv{i}.4s, {sources}" for i in range(24)]
+        total += cycles(alone, processor) / len(alone) * kinds.count(kind)
+    return total
+
+
+def _weights(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype("float32")
+
+
+def _model(
+    node: onnx.NodeProto, shape: Sequence[int], out: Sequence[int], w: np.ndarray
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        [node],
+        "operator",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, out)],
+        [numpy_helper.from_array(w, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def _convolution(channels: int, size: int, kernel: int) -> onnx.ModelProto:
+    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[kernel // 2] * 4)
+    shape = (1, channels, size, size)
+    return _model(node, shape, shape, _weights(channels, channels, kernel, kernel))
+
+
+def _product(rows: int, depth: int, columns: int) -> onnx.ModelProto:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    return _model(node, (rows, depth), (rows, columns), _weights(depth, columns))
+
+
+OPERATORS = {
+    "C2D 3x3 64 of 56x56": _convolution(64, 56, 3),
+    "C2D 3x3 256 of 14x14": _convolution(256, 14, 3),
+    "C2D 1x1 128 of 28x28": _convolution(128, 28, 1),
+    "GMM 128x128x128": _product(128, 128, 128),
+    "GMM 197x768x768": _product(197, 768, 768),
+}
+
+
+def measure(operator: str, processor: str) -> Row:
+    """Build one operator for one processor and model its hottest loop."""
+    target = parse_target(f"aarch64:{processor}")
+    model = import_onnx(OPERATORS[operator])
+    lowered = lower(model.module, model.inputs, model.outputs, target, winograd=False)
+    loop = hottest_loop(assembly(lowered.program.kernels, target))
+    return Row(operator, processor, loop, cycles(loop.lines, processor), bound(loop, processor))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return rows as a Markdown table."""
+    lines = [
+        "| operator | processor | multiply-adds | instructions | spills | cycles | of the bound |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        loop = row.loop
+        lines.append(
+            f"| {row.operator} | {row.processor} | {loop.multiply_adds} | {len(loop.lines)} | "
+            f"{loop.spills} | {row.cycles:.1f} | {row.share:.0%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; 1 where a loop spills or stays under 85% of the bound."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, help="also write the table to a file")
+    options = parser.parse_args(arguments)
+    rows = [measure(name, processor) for name in OPERATORS for processor in PROCESSORS]
+    text = table(rows)
+    print(text, end="")
+    if options.output is not None:
+        options.output.write_text(text)
+    return int(any(row.loop.spills or row.share < 0.85 for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
