@@ -83,6 +83,8 @@ class EpilogueBuilder:
         self.read_bytes, self.remap = read_bytes, remap
         self.operands = Operands()
         self.sums: te.Tensor | None = None
+        self._known: dict[tuple[relax.Var, float], Load] = {}
+        self._biased: set[relax.Var] = set()
 
     def root(self) -> Load:
         """Return what computes an element of the result, in unsigned bytes."""
@@ -107,12 +109,16 @@ class EpilogueBuilder:
             return self._constant(array, factor)
         if not isinstance(expr, relax.Var) or expr not in self.region.members:
             return self._outside(expr, factor)
-        if expr is self.region.anchor or expr.same_as(self.region.anchor):
+        if (expr, factor) not in self._known:
+            self._known[expr, factor] = self._member(expr, factor)
+        return self._known[expr, factor]
+
+    def _member(self, var: relax.Var, factor: float) -> Load:
+        if _is(var, self.region.anchor):
             return self._sums(factor)
-        affine = self.graph.affines.get(expr)
-        if affine is not None:
-            return self._dequantized(expr, factor)
-        return self._operator(expr, factor)
+        if var in self.graph.affines:
+            return self._dequantized(var, factor)
+        return self._operator(var, factor)
 
     def _constant(self, array: np.ndarray, factor: float) -> Load:
         if array.size == 1:
@@ -185,7 +191,7 @@ class EpilogueBuilder:
         call = self.graph.value[var]
         name = op_name(call)
         if name in ("relax.add", "relax.subtract"):
-            return self._sum(call, name == "relax.add", factor)
+            return self._sum(var, name == "relax.add", factor)
         if name == "relax.nn.relu":
             inner = self.value(call.args[0], factor)
             return lambda at: tirx.max(inner(at), _number(0))
@@ -205,10 +211,12 @@ class EpilogueBuilder:
             return lambda at: a(at) / b(at)
         return self._function(call, str(name), factor)
 
-    def _sum(self, call: relax.Call, plus: bool, factor: float) -> Load:
-        left, right = call.args
-        folded = self._with_bias(left, right) if plus else False
-        if folded:
+    def _sum(self, var: relax.Var, plus: bool, factor: float) -> Load:
+        left, right = self.graph.value[var].args
+        # Another factor may ask for the same sum again; its bias counts once.
+        if var not in self._biased and plus and self._with_bias(left, right):
+            self._biased.add(var)
+        if var in self._biased:
             return self._sums(factor)
         a, b = self.value(left, factor), self.value(right, factor)
         return (lambda at: a(at) + b(at)) if plus else (lambda at: a(at) - b(at))
