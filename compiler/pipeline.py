@@ -103,10 +103,11 @@ def lower(
     dump("layouts", tvm.IRModule(_named(program.kernels)))
 
     progress("schedules")
-    program, joined = join_winograd(program, target)
-    apart = {name: func for name, func in program.kernels.items() if name not in joined}
+    joined = join_winograd(program, plan, target)
+    program, plan = joined.program, joined.plan
+    apart = {name: func for name, func in program.kernels.items() if name not in joined.kernels}
     kernels, stale = _schedule(apart, target)
-    program = replace(program, kernels=kernels | joined)
+    program = replace(program, kernels=kernels | joined.kernels)
     dump("scheduled", tvm.IRModule(_named(program.kernels)))
     return Lowered(program, plan, conversions, stale)
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from tvm import tirx
 from tvm.tirx import PrimFunc
 
+from tilewright.compiler.layout.operator import Choice
+from tilewright.compiler.layout.propagation import LayoutPlan
 from tilewright.compiler.program import Call, Program
 from tilewright.compiler.schedule.expressions import shape_of
 from tilewright.compiler.schedule.winograd import find_transform
@@ -33,6 +35,8 @@ from tilewright.compiler.winograd import INPUT_BLOCK
 # In multiples of the second cache level: the weights, which every strip reads again, and V with M.
 _MOST_WEIGHTS = 3
 _LEAST_PRODUCTS = 2
+# How the labels of layout conversions begin; nothing was chosen for those.
+_CONVERSION = "convert "
 
 Chooser = Callable[[StripShape, Target], bool]
 
@@ -48,20 +52,33 @@ def strips_pay(shape: StripShape, target: Target) -> bool:
     return is_large and shape.weight_bytes <= _MOST_WEIGHTS * target.l2_bytes
 
 
+@dataclass(frozen=True)
+class Joined:
+    """A program with joined kernels.
+
+    Attributes:
+        program: with the joined kernels among the others.
+        plan: the layout choices of its calls.
+        kernels: the joined ones by name; they are scheduled already.
+    """
+
+    program: Program
+    plan: LayoutPlan
+    kernels: dict[str, PrimFunc]
+
+
 def join_winograd(
-    program: Program, target: Target, choose: Chooser = strips_pay
-) -> tuple[Program, dict[str, PrimFunc]]:
+    program: Program, plan: LayoutPlan, target: Target, choose: Chooser = strips_pay
+) -> Joined:
     """Join what can be joined.
 
     Args:
         program: after layout choice, its kernels not scheduled yet.
+        plan: the layout choice of each of its calls, conversions left out.
         target: what to schedule for.
         choose: says by its sizes whether a convolution is to run in strips.
-
-    Returns:
-        The program with the joined kernels among the others, and these by name: they are scheduled.
     """
-    return _Joiner(program, target, choose).run()
+    return _Joiner(program, plan, target, choose).run()
 
 
 @dataclass(frozen=True)
@@ -75,8 +92,15 @@ class _Convolution:
 
 
 class _Joiner:
-    def __init__(self, program: Program, target: Target, choose: Chooser) -> None:
-        self.program, self.target, self.choose = program, target, choose
+    def __init__(self, program: Program, plan: LayoutPlan, target: Target, choose: Chooser) -> None:
+        self.program, self.plan = program, plan
+        self.target, self.choose = target, choose
+        choices = iter(plan.choices)
+        self.choices: dict[int, Choice] = {
+            number: next(choices)
+            for number, call in enumerate(program.calls)
+            if not call.label.startswith(_CONVERSION)
+        }
         self.joined: dict[str, PrimFunc] = {}
         self.names: dict[tuple[str, str, str], str] = {}
         self.readers: dict[int, list[int]] = {}
@@ -86,16 +110,17 @@ class _Joiner:
         for tensor in program.outputs:
             self.readers.setdefault(program.storage_of(tensor), []).append(-1)
 
-    def run(self) -> tuple[Program, dict[str, PrimFunc]]:
+    def run(self) -> Joined:
         dropped: set[int] = set()
         replaced: dict[int, Call] = {}
         for number in range(len(self.program.calls)):
             found = self._find(number)
             if found is not None:
                 replaced[found.last] = self._join(found)
+                self.choices[found.last] = self._choice(found)
                 dropped |= {found.first, found.product}
         if not replaced:
-            return self.program, {}
+            return Joined(self.program, self.plan, {})
         calls = tuple(
             replaced.get(number, call)
             for number, call in enumerate(self.program.calls)
@@ -103,7 +128,9 @@ class _Joiner:
         )
         used = Counter(call.kernel for call in calls)
         kernels = {n: f for n, f in self.program.kernels.items() if used[n]} | self.joined
-        return replace(self.program, calls=calls, kernels=kernels), self.joined
+        choices = tuple(c for n, c in sorted(self.choices.items()) if n not in dropped)
+        program = replace(self.program, calls=calls, kernels=kernels)
+        return Joined(program, replace(self.plan, choices=choices), self.joined)
 
     def _find(self, first: int) -> _Convolution | None:
         """Return the convolution that begins with call `first`, if there is one to join."""
@@ -162,6 +189,16 @@ class _Joiner:
         rest = [arg for i, arg in enumerate(last.args) if i != found.product_argument]
         args = (*first.reads, weight, *rest)
         return Call(self.names[key], args, last.label, last.n_outputs)
+
+    def _choice(self, found: _Convolution) -> Choice:
+        """Return the layouts of the joined call's arguments, and the time of all three."""
+        first, product, last = (self.choices[n] for n in (found.first, found.product, found.last))
+        rest = [at for i, at in enumerate(last.layouts) if i != found.product_argument]
+        return Choice(
+            last.name,
+            (*first.layouts[:-1], product.layouts[1], *rest),
+            first.seconds + product.seconds + last.seconds,
+        )
 
     def _fresh(self, name: str) -> str:
         taken = {*self.program.kernels, *self.joined}

@@ -42,7 +42,7 @@ def _program(mod, shape, out_shape, outputs, image_format="B"):
     lowered = LowerWinograd(TARGET, choose=lambda *_shapes: WINOGRAD[outputs])(mod)
     program = read_program(legalize_and_fuse(lowered), *specs)
     plan = choose_layouts(program, TARGET, strategy=fixed(image_format))
-    return apply_layouts(program, plan)[0]
+    return apply_layouts(program, plan)[0], plan
 
 
 @pytest.mark.parametrize("outputs", sorted(WINOGRAD))
@@ -55,15 +55,15 @@ def test_strips_compute_the_convolutions(outputs, image_format, shape, padding, 
     height = shape[2] + padding[0] + padding[2] - 2
     width = shape[3] + padding[1] + padding[3] - 2
     mod = module([shape], _residual_network(rng, shape[1], 24, padding))
-    program = _program(mod, shape, (shape[0], 24, height, width), outputs, image_format)
-    before = len(program.calls)
-    joined, kernels = join_winograd(program, TARGET, choose=lambda *_: True)
-    assert len(joined.calls) == before - 4
-    assert set(kernels) <= set(joined.kernels)
-    rest = {name: func for name, func in joined.kernels.items() if name not in kernels}
+    program, plan = _program(mod, shape, (shape[0], 24, height, width), outputs, image_format)
+    joined = join_winograd(program, plan, TARGET, choose=lambda *_: True)
+    after, kernels = joined.program, joined.kernels
+    assert len(after.calls) == len(program.calls) - 4
+    assert len(joined.plan.choices) == len(plan.choices) - 4
+    rest = {name: func for name, func in after.kernels.items() if name not in kernels}
     scheduled = schedule_kernels(rest, TARGET) | kernels
     path = tmp_path / "model.so"
-    package(replace(joined, kernels=scheduled), TARGET, path)
+    package(replace(after, kernels=scheduled), TARGET, path)
     x = rng.standard_normal(shape).astype("float32")
     found = Module(path, threads=2).run({"x": x})["y"]
     np.testing.assert_allclose(found, run(mod, x), rtol=0, atol=2e-3)
@@ -72,18 +72,21 @@ def test_strips_compute_the_convolutions(outputs, image_format, shape, padding, 
 def test_strips_need_no_memory_for_the_products():
     shape = (1, 16, 40, 40)
     mod = module([shape], _residual_network(np.random.default_rng(0), 16, 16, [1, 1, 1, 1]))
-    program = _program(mod, shape, shape, 4)
-    joined, _ = join_winograd(program, TARGET, choose=lambda *_: True)
-    assert plan_memory(joined).arena_bytes < plan_memory(program).arena_bytes * 0.6
+    program, plan = _program(mod, shape, shape, 4)
+    joined = join_winograd(program, plan, TARGET, choose=lambda *_: True)
+    for choice, call in zip(joined.plan.choices[-2:], joined.program.calls[-3:], strict=False):
+        shapes = [joined.program.tensors[tensor].shape for tensor in call.args]
+        assert [layout.physical_shape for layout in choice.layouts] == shapes
+    assert plan_memory(joined.program).arena_bytes < plan_memory(program).arena_bytes * 0.6
 
 
 def test_join_declines_what_is_read_elsewhere_or_does_not_pay():
     shape = (1, 16, 12, 12)
     mod = module([shape], _residual_network(np.random.default_rng(0), 16, 16, [1, 1, 1, 1]))
-    program = _program(mod, shape, shape, 4)
-    same, kernels = join_winograd(program, TARGET, choose=lambda *_: False)
-    assert same is program
-    assert not kernels
+    program, plan = _program(mod, shape, shape, 4)
+    same = join_winograd(program, plan, TARGET, choose=lambda *_: False)
+    assert same.program is program
+    assert same.plan is plan
     first = next(call for call in program.calls if call.kernel.startswith("winograd_input"))
     spec = TensorSpec("v", program.tensors[first.args[-1]].shape, "float32")
     observed = replace(
@@ -91,8 +94,8 @@ def test_join_declines_what_is_read_elsewhere_or_does_not_pay():
         outputs=(*program.outputs, first.args[-1]),
         output_specs=(*program.output_specs, spec),
     )
-    partly, _ = join_winograd(observed, TARGET, choose=lambda *_: True)
-    assert len(partly.calls) == len(program.calls) - 2
+    partly = join_winograd(observed, plan, TARGET, choose=lambda *_: True)
+    assert len(partly.program.calls) == len(program.calls) - 2
 
 
 def test_strips_pay_for_large_images_with_small_weights():
