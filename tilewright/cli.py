@@ -20,6 +20,7 @@ import typer
 
 import tilewright
 from tilewright import _cli_arguments as arguments
+from tilewright import _cli_baseline
 from tilewright import _cli_output as output
 from tilewright import _cli_tune as tuning
 from tilewright.errors import TilewrightError
@@ -242,3 +243,6 @@ class _Interrupts:
     def _handle(self, _number: int, _frame: object) -> None:
         self.seen = True
         raise KeyboardInterrupt
+
+
+_cli_baseline.register(app, _errors)

@@ -110,14 +110,18 @@ def start(
         MeasureError: Ansor is not installed or failed, or no log holds a valid record.
     """
     layouts = [
-        layout for layout in layouts_of(operator) if trials or log_path(logs, operator, layout).exists()
+        layout
+        for layout in layouts_of(operator)
+        if trials or log_path(logs, operator, layout).exists()
     ]
     if not layouts:
         raise MeasureError(f"no log of {operator.name} in {logs / 'ansor'}, and no trials to spend")
     driver = Driver(threads=threads)
     try:
         with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
-            return _best(driver, operator, feed, threads, trials, logs, layouts, Path(folder), progress)
+            return _best(
+                driver, operator, feed, threads, trials, logs, layouts, Path(folder), progress
+            )
     except BaseException:
         driver.close()
         raise
@@ -156,7 +160,9 @@ def _best(
 
                 driver.ask("tune", report, **request, trials=trials)
             curves[layout] = driver.ask("load", **request, **files)["records"]
-            samples = [driver.ask("sample", repeats=1, clock="cpu") for _ in range(_SAMPLES_TO_CHOOSE)]
+            samples = [
+                driver.ask("sample", repeats=1, clock="cpu") for _ in range(_SAMPLES_TO_CHOOSE)
+            ]
             seconds[layout] = min(samples)
         except MeasureError as error:
             failures[layout] = str(error)

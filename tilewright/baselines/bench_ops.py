@@ -157,7 +157,7 @@ def _start(name: str, case: Case, contenders: dict[str, Contender], row: dict[st
     start = start_tilewright if name == OURS else PEERS[name].start
     try:
         contender = start(case)
-    except Exception as error:  # noqa: BLE001  engines raise what they like
+    except Exception as error:  # engines raise what they like
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         row["failed"][name] = first[:300]
         return

@@ -115,13 +115,22 @@ def install(
     python = find_python()
     for tool in ("gcc", "nm"):
         if shutil.which(tool) is None:
-            raise MeasureError(f"{tool} is not on the PATH; Ansor's stub of libcuda needs gcc and nm")
+            raise MeasureError(
+                f"{tool} is not on the PATH; Ansor's stub of libcuda needs gcc and nm"
+            )
     folder = environment.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     (folder / _MARKER).unlink(missing_ok=True)
     progress(f"virtual environment {folder}")
     _step([python, "-m", "venv", "--clear", str(folder)])
-    pip = [str(environment.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [
+        str(environment.python),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
     progress("packages")
     _step([*pip, *_REQUIREMENTS])
     progress(_BITBLAS)

@@ -50,9 +50,7 @@ def start(
     module = model.with_suffix(".metaschedule.so")
     command = [sys.executable, "-m", "tilewright.baselines.metaschedule_worker"]
     command += [str(model), str(folder), str(trials), str(threads), str(module)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     if done.returncode:
         lines = (done.stderr.strip() or "no output").splitlines()
         raise MeasureError(f"MetaSchedule failed on {name}: {lines[-1]}")

@@ -1,6 +1,6 @@
 """Tune the kernels of an ONNX model by MetaSchedule and write the module; run as a process.
 
-    python -m tilewright.baselines.metaschedule_worker MODEL FOLDER TRIALS THREADS MODULE
+python -m tilewright.baselines.metaschedule_worker MODEL FOLDER TRIALS THREADS MODULE
 """
 
 from __future__ import annotations

@@ -61,9 +61,7 @@ def _library(
         absent = [name for name in packages if importlib.util.find_spec(name) is None]
         return _BENCH_EXTRA if absent else None
 
-    return Peer(
-        lambda case: local(open_model(case.model, case.threads), case.feed), missing, about
-    )
+    return Peer(lambda case: local(open_model(case.model, case.threads), case.feed), missing, about)
 
 
 def _start_ansor(case: Case) -> Contender:
@@ -88,9 +86,7 @@ PEERS: Mapping[str, Peer] = {
     "openvino": _library(
         openvino.open_model, ["openvino"], "OpenVINO, float32, latency mode, one stream"
     ),
-    "torch": _library(
-        torch.open_eager, ["torch", "onnx2torch"], "torch, eager, channels first"
-    ),
+    "torch": _library(torch.open_eager, ["torch", "onnx2torch"], "torch, eager, channels first"),
     "inductor": _library(
         torch.open_inductor, ["torch", "onnx2torch"], "torch.compile with Inductor"
     ),

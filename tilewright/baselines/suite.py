@@ -154,8 +154,7 @@ def load_suite(
     for row in rows:
         seen[row["kind"]] += 1
         if row["id"] in kinds or (
-            seen[row["kind"]] <= _FIRST.get(name, len(rows))
-            and (not kinds or row["kind"] in kinds)
+            seen[row["kind"]] <= _FIRST.get(name, len(rows)) and (not kinds or row["kind"] in kinds)
         ):
             chosen.append(row)
     return [_read(row, batch) for batch in batches for row in chosen]
