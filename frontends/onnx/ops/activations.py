@@ -34,6 +34,8 @@ def leaky_relu(op: NodeContext) -> Value:
 def prelu(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__PRelu.html"""
     data, slope = op.input(0), op.input(1)
+    if op.opset < 7 and slope.rank == 1 and slope.size > 1:  # one slope per channel
+        slope = op.call(R.reshape, slope, (slope.size, *(1,) * (data.rank - 2)))
     zero = op.scalar(0, data.dtype)
     return op.call(R.where, op.call(R.less, data, zero), op.call(R.multiply, data, slope), data)
 

@@ -78,7 +78,7 @@ def _register_tables() -> None:
         return lambda op: op.call(function, op.input(0))
 
     def binary(function: Callable[..., relax.Expr]) -> Callable[[NodeContext], Value]:
-        return lambda op: op.call(function, op.input(0), op.input(1))
+        return lambda op: op.call(function, op.input(0), aligned(op, op.input(0), op.input(1)))
 
     def variadic(function: Callable[..., relax.Expr]) -> Callable[[NodeContext], Value]:
         return lambda op: reduce(lambda a, b: op.call(function, a, b), _all_inputs(op))
@@ -93,6 +93,17 @@ def _register_tables() -> None:
 
 def _all_inputs(op: NodeContext) -> list[Value]:
     return [op.input(index) for index in range(len(op.inputs))]
+
+
+def aligned(op: NodeContext, left: Value, right: Value) -> Value:
+    """Shape the second operand as opset 6 aligned it: its dimensions start at attribute `axis`."""
+    if op.opset >= 7:
+        return right
+    axis = op.attr("axis", None)
+    if not op.attr("broadcast", 0) or axis is None:
+        return right
+    trailing = left.rank - axis % left.rank - right.rank
+    return op.call(R.reshape, right, (*right.shape, *(1,) * trailing)) if trailing else right
 
 
 _register_tables()

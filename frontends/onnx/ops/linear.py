@@ -38,6 +38,8 @@ def gemm(op: NodeContext) -> Value:
     left = transposed(op, op.input(0)) if op.attr("transA") else op.input(0)
     right = transposed(op, op.input(1)) if op.attr("transB") else op.input(1)
     alpha, beta, bias = op.attr("alpha"), op.attr("beta"), op.optional(2)
+    if op.opset < 7:
+        op.attr("broadcast", 0)  # numpy's rules include what it allowed
     if alpha != 1 and right.data is not None and right.dtype.startswith("float"):
         right, alpha = constant(right.data * np.asarray(alpha, right.dtype)), 1
     result = product(op, left, right)
