@@ -79,6 +79,12 @@ def _generate(kernels: Mapping[str, PrimFunc], target: Target) -> tvm.runtime.Mo
 
 def _prepare(name: str, func: PrimFunc) -> PrimFunc:
     """Give the kernel its symbol, and promise that buffers are distinct."""
+
+    def without_scope(statement: AttrStmt) -> tirx.Stmt:
+        # te.extern leaves it; LLVM's code generator prints a warning for it.
+        return statement.body if statement.attr_key == "pragma_scope" else statement
+
+    func = func.with_body(tvm_ffi.structural_map(func.body, (AttrStmt, without_scope)))
     return func.with_attr("global_symbol", KERNEL_PREFIX + name).with_attr("tirx.noalias", True)
 
 

@@ -137,6 +137,9 @@ def describe(
         "calls": [{"label": call.label, "kernel": call.kernel} for call in program.calls],
         "arena_bytes": plan.arena_bytes,
     }
+    bounded = _bounded_outputs(program.output_specs)
+    if bounded:
+        entry["bounded_outputs"] = bounded
     description = {
         "format": "tilewright-module",
         **meta,
@@ -146,6 +149,12 @@ def describe(
         "entries": [entry],
     }
     return json.dumps(description, indent=1, ensure_ascii=False)
+
+
+def _bounded_outputs(specs: tuple[TensorSpec, ...]) -> list[str]:
+    """Return the outputs whose shape is an upper bound: another one holds the actual extents."""
+    names = {spec.name for spec in specs}
+    return [spec.name for spec in specs if f"{spec.name}.extents" in names]
 
 
 def _spec_json(spec: TensorSpec) -> dict[str, object]:

@@ -72,7 +72,8 @@ class Module:
         path: the file.
         threads: threads per call, the caller's included.
         inputs: what to pass, in order.
-        outputs: what comes back, in order.
+        outputs: what comes back, in order; the shape of one whose size depends on data is an upper
+            bound.
         description: the module's description: target, CPU features, versions, digest, ...
     """
 
@@ -96,7 +97,10 @@ class Module:
         self.description = read_description(path, verify_weights)
         entry = self.description["entries"][0]
         self.inputs = tuple(_spec(item) for item in entry["inputs"])
-        self.outputs = tuple(_spec(item) for item in entry["outputs"])
+        self._results = tuple(_spec(item) for item in entry["outputs"])
+        # The actual size of an output that has an upper bound comes as a further result.
+        self._extents_of = {f"{n}.extents": n for n in entry.get("bounded_outputs", ())}
+        self.outputs = tuple(s for s in self._results if s.name not in self._extents_of)
         self._input_dtypes = {spec.name: _dtype(spec.dtype) for spec in self.inputs}
         self._calls = entry["calls"]
         self._library = Library(path)
@@ -147,14 +151,22 @@ class Module:
         thread = self._thread()
         results = [buffer.take() for buffer in thread.outputs]
         thread.context.run(_addresses(checked), _addresses(results))
-        return results
+        return self._cut(results) if self._extents_of else results
+
+    def _cut(self, results: list[np.ndarray]) -> list[np.ndarray]:
+        """Cut the outputs whose size depends on data to what was computed."""
+        by_name = {spec.name: array for spec, array in zip(self._results, results, strict=True)}
+        for extents, name in self._extents_of.items():
+            actual = tuple(slice(int(size)) for size in by_name.pop(extents))
+            by_name[name] = np.ascontiguousarray(by_name[name][actual])
+        return [by_name[spec.name] for spec in self.outputs]
 
     def _thread(self) -> _Thread:
         thread = getattr(self._local, "thread", None)
         if thread is None:
             thread = self._local.thread = _Thread(
                 Context(self._library, self.threads),
-                tuple(ReusedBuffer(spec.shape, _dtype(spec.dtype)) for spec in self.outputs),
+                tuple(ReusedBuffer(spec.shape, _dtype(spec.dtype)) for spec in self._results),
             )
         return thread
 

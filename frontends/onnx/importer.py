@@ -20,6 +20,8 @@ from tilewright.frontends.onnx.shapes import bind_shapes
 from tilewright.frontends.onnx.values import Value, constant, dtype_of_onnx
 from tilewright.frontends.onnx.walk import UNKNOWN, Problems, Scope
 
+EXTENTS_SUFFIX = ".extents"
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -37,7 +39,8 @@ class ImportedModel:
     Attributes:
         module: The Relax module; weights are constants inside it.
         inputs: Inputs in the order of the parameters, under their ONNX names.
-        outputs: Outputs in the order of the tuple.
+        outputs: Outputs in the order of the tuple. Where the size of an output ``x`` depends on
+            data, its shape is an upper bound, and ``x.extents`` follows: the actual one, as int64.
         digest: SHA-256 of the model file and its external weights, in hexadecimal.
     """
 
@@ -143,6 +146,9 @@ def _leaves(item: onnx.ValueInfoProto, value: Any) -> list[tuple[onnx.ValueInfoP
     """Return the tensors of an output: those of a sequence are ``name[0]``, ``name[1]``..."""
     if value is None and item.type.HasField("optional_type"):
         return []
+    if isinstance(value, Value) and value.extents is not None:
+        extents = onnx.ValueInfoProto(name=f"{item.name}{EXTENTS_SUFFIX}")
+        return [(item, value), (extents, value.extents)]
     if not isinstance(value, list):
         return [(item, value)]
     element = element_type(item.type)

@@ -142,6 +142,11 @@ class NodeContext:
         if isinstance(arg, Value):
             if is_small(arg.dtype):
                 self.fail(f"there is no arithmetic on {arg.dtype}; put a Cast before the node")
+            if arg.extents is not None:
+                self.fail(
+                    "the size of its input depends on data; such a tensor can only be an output of "
+                    "the model"
+                )
             return self.builder.expr(arg)
         if isinstance(arg, list):
             return self._exprs(arg)

@@ -18,12 +18,16 @@ class Value:
 
     ``expr`` of a constant is made when a Relax operator first needs it, so that shape arithmetic
     leaves nothing behind in the module.
+
+    ``extents``, if there is any, is a vector with the size that the tensor has at run time in each
+    dimension; ``shape`` is then an upper bound.
     """
 
     shape: tuple[int, ...]
     dtype: str
     data: np.ndarray | None = None
     expr: relax.Expr | None = None
+    extents: Value | None = None
 
     @property
     def is_constant(self) -> bool:

@@ -4,6 +4,7 @@ from tilewright.frontends.onnx.ops import (  # noqa: F401
     activations,
     control,
     convolution,
+    data_dependent,
     einsum,
     elementwise,
     indexing,

@@ -232,16 +232,6 @@ def _tensor_scatter(
     return te.compute(cache.shape, element, name="tensor_scatter")
 
 
-@register("Compress", 9)
-def compress(op: NodeContext) -> Value:
-    """https://onnx.ai/onnx/operators/onnx__Compress.html (condition known when compiling)."""
-    data, axis = op.input(0), op.attr("axis")
-    places = np.flatnonzero(op.data(1))
-    if axis is None:
-        data, axis = reshape_to(op, data, (data.size,)), 0
-    return op.te(_gather, data, constant(places.astype(np.int64)), axis % data.rank, name="gather")
-
-
 @register("ArrayFeatureExtractor", domain="ai.onnx.ml")
 def array_feature_extractor(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx_aionnxml_ArrayFeatureExtractor.html"""
