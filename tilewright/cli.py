@@ -22,6 +22,8 @@ import tilewright
 from tilewright import _cli_arguments as arguments
 from tilewright import _cli_baseline
 from tilewright import _cli_output as output
+from tilewright import _cli_quantize as quantizing
+from tilewright import _cli_size as size
 from tilewright import _cli_tune as tuning
 from tilewright.errors import TilewrightError
 
@@ -83,6 +85,14 @@ def compile_command(
     dump_ir: Annotated[
         Path | None, typer.Option(help="Folder for the stages of the compile as text.")
     ] = None,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="'so': one file to load. 'static': an object file to link, and the weights. "
+            "'c': a folder for one's own build.",
+        ),
+    ] = "so",
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Say for each operator whether it is tuned.")
     ] = False,
@@ -91,13 +101,15 @@ def compile_command(
     """Compile a model into one deployable file."""
     shapes, constants = arguments.parse_shapes(shape), arguments.parse_constants(constant)
     with _errors(debug), output.progress() as progress:
-        arguments.check_writable(out)
+        if format_ != "c":
+            arguments.check_writable(out)
         start = time.perf_counter()
         module = tilewright.compile(
             *(model, target, shapes, constants),
             logs=log if tuned else (),
             require_tuned=require_tuned,
             dump_ir=dump_ir,
+            format=format_,
             progress=progress,
         )
         module.save(out)
@@ -189,6 +201,8 @@ def targets_command(as_json: AsJson = False, debug: Debug = False) -> None:
     _print(result, as_json, output.print_targets)
 
 
+quantizing.mount(app, lambda debug: _errors(debug))
+size.mount(app, lambda debug: _errors(debug))
 tuning.mount(app, lambda debug: _errors(debug))
 
 

@@ -1,0 +1,290 @@
+"""Post-training quantization: an ONNX model and samples in, an ordinary QDQ model out.
+
+Activations are unsigned bytes with one scale per tensor, weights signed bytes with one scale per
+output channel, biases 32-bit integers. What only moves values keeps the scale of what it moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from tilewright.compiler.quantize.ranges import Observer, choose_range, parameters
+from tilewright.errors import ModelError
+
+Arrays = Mapping[str, np.ndarray]
+Run = Callable[[Arrays], Arrays]
+
+_LINEAR = {"Conv": 0, "Gemm": 1, "MatMul": 1}  # -> dimension of the output channels
+_MOVING = frozenset(
+    ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")
+)
+_OTHERS = frozenset(("Add", "Mul", "GlobalAveragePool", "AveragePool", "Concat"))
+_ACTIVATIONS = frozenset(("Relu", "Clip"))
+_WEIGHT_LIMIT = 127
+
+
+@dataclass
+class _Model:
+    """A model's nodes by what they make and use."""
+
+    proto: onnx.ModelProto
+
+    def __post_init__(self) -> None:
+        graph = self.proto.graph
+        self.constants = {item.name: item for item in graph.initializer}
+        self.users: dict[str, list[onnx.NodeProto]] = {}
+        self.maker: dict[str, onnx.NodeProto] = {}
+        for node in graph.node:
+            for name in node.input:
+                self.users.setdefault(name, []).append(node)
+            for name in node.output:
+                self.maker[name] = node
+        self.outputs = {item.name for item in graph.output}
+
+    def array(self, name: str) -> np.ndarray | None:
+        """Return a constant by name."""
+        if name in self.constants:
+            return numpy_helper.to_array(self.constants[name])
+        node = self.maker.get(name)
+        if node is not None and node.op_type == "Constant" and node.attribute[0].name == "value":
+            return numpy_helper.to_array(node.attribute[0].t)
+        return None
+
+    def is_linear(self, node: onnx.NodeProto) -> bool:
+        """Say whether a node is a convolution or product with constant float weights."""
+        if node.op_type not in _LINEAR or node.domain not in ("", "ai.onnx"):
+            return False
+        weight = self.array(node.input[1])
+        if weight is None or weight.dtype != np.float32:
+            return False
+        if node.op_type == "MatMul":
+            return weight.ndim == 2
+        said = {item.name: item for item in node.attribute}
+        plain = all(name not in said or said[name].f == 1.0 for name in ("alpha", "beta"))
+        return node.op_type == "Conv" or (plain and not ("transA" in said and said["transA"].i))
+
+    def result(self, node: onnx.NodeProto) -> str:
+        """Return the tensor that is to be quantized after a node: behind its activation."""
+        name = node.output[0]
+        users = self.users.get(name, [])
+        follows = len(users) == 1 and users[0].op_type in _ACTIVATIONS
+        return users[0].output[0] if follows and name not in self.outputs else name
+
+
+def tensors_to_quantize(proto: onnx.ModelProto) -> list[str]:
+    """Return the names of the activations that a quantized model stores as bytes."""
+    model = _Model(proto)
+    floats = _float_tensors(proto)
+    wanted: dict[str, None] = {}
+
+    def want(name: str) -> None:
+        if name in floats and model.array(name) is None:
+            wanted.setdefault(name)
+
+    for node in proto.graph.node:
+        if model.is_linear(node):
+            want(node.input[0])
+            want(model.result(node))
+        elif node.op_type in _OTHERS:
+            inputs = [name for name in node.input if model.array(name) is None]
+            # Sums and products with constants belong to what came before.
+            if len(inputs) == len(node.input) and any(name in wanted for name in inputs):
+                for name in inputs:
+                    want(name)
+                want(model.result(node))
+        elif node.op_type in _MOVING and node.input[0] in wanted:
+            want(node.output[0])
+    return [name for name in wanted if name not in model.outputs]
+
+
+def _float_tensors(proto: onnx.ModelProto) -> set[str]:
+    """Return the names of float32 tensors, by shape inference."""
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    infos = [*inferred.value_info, *inferred.input, *inferred.output]
+    return {i.name for i in infos if i.type.tensor_type.elem_type == TensorProto.FLOAT}
+
+
+def with_outputs(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """Return a copy of a model whose outputs are the named tensors, graph inputs left out."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    infos = {i.name: i for i in [*inferred.value_info, *inferred.output]}
+    del copy.graph.output[:]
+    copy.graph.output.extend(infos[name] for name in names if name in infos)
+    return copy
+
+
+def calibrate(
+    names: Sequence[str],
+    samples: Sequence[Arrays],
+    run: Run,
+    method: str,
+    percentile: float = 99.99,
+) -> dict[str, tuple[np.float32, int]]:
+    """Return scale and zero point of every tensor.
+
+    Args:
+        names: of the tensors.
+        samples: inputs of the model.
+        run: computes the tensors of one sample; graph inputs come from the sample.
+        method: one of `ranges.METHODS`.
+        percentile: values that the method "percentile" keeps.
+
+    Raises:
+        ModelError: a tensor is not finite, or there are no samples.
+    """
+    if not samples:
+        raise ModelError("there are no calibration samples; give at least one")
+    observers = {name: Observer() for name in names}
+    passes = ("see_range",) if method == "minmax" else ("see_range", "see_values")
+    for see in passes:
+        for sample in samples:
+            computed = {**sample, **run(sample)}
+            for name, observer in observers.items():
+                getattr(observer, see)(computed[name])
+    for name, observer in observers.items():
+        if not np.isfinite([observer.low, observer.high]).all():
+            raise ModelError(f"tensor {name!r} has values that are not finite on the samples")
+    return {n: parameters(*choose_range(o, method, percentile)) for n, o in observers.items()}
+
+
+def insert_qdq(
+    proto: onnx.ModelProto, scales: Mapping[str, tuple[np.float32, int]]
+) -> onnx.ModelProto:
+    """Return the QDQ model.
+
+    Args:
+        proto: the float model.
+        scales: scale and zero point of every tensor to store as bytes.
+    """
+    model = _Model(proto)
+    scales = _shared_scales(proto, scales)
+    writer = _Writer(model, scales)
+    nodes: list[onnx.NodeProto] = []
+    for name in scales:
+        if name not in model.maker:
+            nodes += writer.activation(name)
+    for node in proto.graph.node:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        if model.is_linear(node) and node.input[0] in scales:
+            nodes += writer.weights(copy)
+        for place, name in enumerate(copy.input):
+            if name in scales:
+                copy.input[place] = f"{name}_dequantized"
+        nodes.append(copy)
+        for name in node.output:
+            if name in scales:
+                nodes += writer.activation(name)
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input} | model.outputs
+    kept = [item for item in proto.graph.initializer if item.name in used]
+    del result.graph.initializer[:]
+    result.graph.initializer.extend([*kept, *writer.constants.values()])
+    del result.graph.value_info[:]
+    return result
+
+
+def _shared_scales(
+    proto: onnx.ModelProto, scales: Mapping[str, tuple[np.float32, int]]
+) -> dict[str, tuple[np.float32, int]]:
+    """Give what only moves values the scale of what it moves."""
+    shared = dict(scales)
+    for node in proto.graph.node:
+        moved = node.op_type in _MOVING and node.input[0] in shared
+        if moved and node.output[0] in shared:
+            shared[node.output[0]] = shared[node.input[0]]
+    return shared
+
+
+class _Writer:
+    """Makes the Q/DQ nodes and their constants."""
+
+    def __init__(self, model: _Model, scales: Mapping[str, tuple[np.float32, int]]) -> None:
+        self.model, self.scales = model, scales
+        self.constants: dict[str, onnx.TensorProto] = {}
+
+    def constant(self, name: str, array: np.ndarray) -> str:
+        """Add a constant and return its name."""
+        self.constants[name] = numpy_helper.from_array(np.asarray(array), name)
+        return name
+
+    def activation(self, name: str) -> list[onnx.NodeProto]:
+        """Return the pair of nodes that round a tensor to bytes and back."""
+        scale, zero = self.scales[name]
+        given = [
+            self.constant(f"{name}_scale", scale),
+            self.constant(f"{name}_zero_point", np.uint8(zero)),
+        ]
+        bytes_ = f"{name}_quantized"
+        return [
+            helper.make_node("QuantizeLinear", [name, *given], [bytes_], name=bytes_),
+            helper.make_node(
+                "DequantizeLinear",
+                [bytes_, *given],
+                [f"{name}_dequantized"],
+                name=f"{name}_dequantized",
+            ),
+        ]
+
+    def weights(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """Quantize a node's weights and bias in place, and return what dequantizes them."""
+        said = {item.name: item for item in node.attribute}
+        axis = _LINEAR[node.op_type]
+        if node.op_type == "Gemm" and "transB" in said and said["transB"].i:
+            axis = 0
+        weight = self.model.array(node.input[1])
+        assert weight is not None
+        integers, scale = quantize_weights(weight, axis)
+        name = f"{node.name or node.output[0]}_weight"
+        nodes = [self._constant_pair(name, integers, scale, axis)]
+        node.input[1] = nodes[0].output[0]
+        bias = self.model.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        if bias is not None and bias.shape == scale.shape:
+            products = scale * self.scales[self._source(node)][0]
+            whole = np.clip(np.rint(bias / products.astype(np.float64)), -(2**31), 2**31 - 1)
+            name = f"{node.name or node.output[0]}_bias"
+            nodes.append(self._constant_pair(name, whole.astype(np.int32), products, 0))
+            node.input[2] = nodes[1].output[0]
+        return nodes
+
+    def _source(self, node: onnx.NodeProto) -> str:
+        return str(node.input[0])
+
+    def _constant_pair(
+        self, name: str, integers: np.ndarray, scale: np.ndarray, axis: int
+    ) -> onnx.NodeProto:
+        zero = np.zeros(scale.shape, integers.dtype)
+        inputs = [
+            self.constant(f"{name}_quantized", integers),
+            self.constant(f"{name}_scale", scale.astype(np.float32)),
+            self.constant(f"{name}_zero_point", zero),
+        ]
+        result = f"{name}_dequantized"
+        return helper.make_node("DequantizeLinear", inputs, [result], name=result, axis=axis)
+
+
+def quantize_weights(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return int8 weights, symmetric around zero, and the scale of each channel of `axis`."""
+    others = tuple(dim for dim in range(weight.ndim) if dim != axis)
+    greatest = np.abs(weight).max(axis=others, keepdims=True)
+    scale = np.maximum(greatest / _WEIGHT_LIMIT, 1e-12).astype(np.float32)
+    integers = np.clip(np.rint(weight / scale), -_WEIGHT_LIMIT, _WEIGHT_LIMIT).astype(np.int8)
+    return integers, scale.reshape(-1)
+
+
+def noise(seen: np.ndarray, wanted: np.ndarray) -> float:
+    """Return the signal-to-noise ratio in dB of a tensor beside what it should be."""
+    wanted = wanted.astype(np.float64)
+    error = float(((seen.astype(np.float64) - wanted) ** 2).sum())
+    signal = float((wanted**2).sum())
+    return float("inf") if error == 0 else 10 * float(np.log10(max(signal, 1e-30) / error))

@@ -1,0 +1,122 @@
+"""Which interval of a tensor's values the 256 levels of a byte are spread over.
+
+    minmax      all values seen
+    percentile  all but the rarest values at either end
+    mse         the least squared error; both ends are searched, each on its own
+    entropy     the least Kullback-Leibler divergence of the quantized distribution
+
+Zero is always inside, so that it is exact: padding and relu produce it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+LEVELS = 256
+METHODS = ("minmax", "percentile", "mse", "entropy")
+_BINS = 2048
+_STEPS = 16
+_LEAST_SHARE = 0.3
+_SMALLEST_SCALE = 1e-8
+
+
+@dataclass
+class Observer:
+    """The distribution of a tensor over the calibration samples, seen twice.
+
+    Attributes:
+        low, high: least and greatest value, zero included; from the first time.
+        counts: histogram between them; from the second time.
+    """
+
+    low: float = 0.0
+    high: float = 0.0
+    counts: np.ndarray | None = None
+
+    def see_range(self, values: np.ndarray) -> None:
+        """Take the values of one sample into the range."""
+        if values.size:
+            self.low = min(self.low, float(values.min()))
+            self.high = max(self.high, float(values.max()))
+
+    def see_values(self, values: np.ndarray) -> None:
+        """Take the values of one sample into the histogram."""
+        counts, _ = np.histogram(values, _BINS, (self.low, max(self.high, self.low + 1e-30)))
+        self.counts = counts if self.counts is None else self.counts + counts
+
+    @property
+    def centres(self) -> np.ndarray:
+        """Return the middle of each bin of the histogram."""
+        edges = np.linspace(self.low, self.high, _BINS + 1)
+        return (edges[1:] + edges[:-1]) / 2
+
+
+def parameters(low: float, high: float) -> tuple[np.float32, int]:
+    """Return scale and zero point (0..255) of unsigned bytes over an interval around zero."""
+    scale = np.float32(max((high - low) / (LEVELS - 1), _SMALLEST_SCALE))
+    return scale, int(np.clip(np.rint(-low / scale), 0, LEVELS - 1))
+
+
+def choose_range(observer: Observer, method: str, percentile: float = 99.99) -> tuple[float, float]:
+    """Return the interval that a method chooses for a tensor."""
+    full = observer.low, observer.high
+    if method == "minmax" or observer.counts is None or full[0] == full[1]:
+        return full
+    if method == "percentile":
+        return _percentile(observer, percentile)
+    error = _squared_error if method == "mse" else _divergence
+    return _searched(observer, error)
+
+
+def _percentile(observer: Observer, percentile: float) -> tuple[float, float]:
+    assert observer.counts is not None
+    share = np.cumsum(observer.counts) / observer.counts.sum()
+    outside = 1 - percentile / 100
+    centres = observer.centres
+    low = centres[np.searchsorted(share, outside)]
+    high = centres[min(np.searchsorted(share, 1 - outside), _BINS - 1)]
+    return min(float(low), 0.0), max(float(high), 0.0)
+
+
+def _searched(
+    observer: Observer, error: Callable[[Observer, float, float], float]
+) -> tuple[float, float]:
+    """Shrink either end in turn until neither helps."""
+    shares = np.linspace(_LEAST_SHARE, 1.0, _STEPS)
+    low, high = observer.low, observer.high
+    for _ in range(2):
+        high = min((observer.high * s for s in shares), key=lambda h: error(observer, low, h))
+        low = min((observer.low * s for s in shares), key=lambda v: error(observer, v, high))
+    return float(low), float(high)
+
+
+def _squared_error(observer: Observer, low: float, high: float) -> float:
+    assert observer.counts is not None
+    scale, zero = parameters(low, high)
+    centres = observer.centres
+    levels = np.clip(np.rint(centres / scale) + zero, 0, LEVELS - 1)
+    return float((observer.counts * ((levels - zero) * scale - centres) ** 2).sum())
+
+
+def _divergence(observer: Observer, low: float, high: float) -> float:
+    """Return KL(seen, quantized); what lies outside is counted at the ends."""
+    assert observer.counts is not None
+    scale, zero = parameters(low, high)
+    levels = np.clip(np.rint(observer.centres / scale) + zero, 0, LEVELS - 1).astype(int)
+    seen = observer.counts.astype(np.float64)
+    inside = (observer.centres >= low) & (observer.centres <= high)
+    clipped = np.where(inside, seen, 0.0)
+    clipped[np.argmax(inside)] += seen[~inside & (observer.centres < low)].sum()
+    clipped[len(inside) - 1 - np.argmax(inside[::-1])] += seen[
+        ~inside & (observer.centres > high)
+    ].sum()
+    present = clipped > 0
+    # Each level's count is spread evenly over the bins that it stands for.
+    total = np.bincount(levels[inside], seen[inside], LEVELS)
+    spread = np.bincount(levels[present], minlength=LEVELS)
+    quantized = np.where(present, total[levels] / np.maximum(spread[levels], 1), 0.0)
+    p, q = clipped / clipped.sum(), quantized / max(quantized.sum(), 1e-30)
+    return float((p[present] * np.log(p[present] / np.maximum(q[present], 1e-12))).sum())

@@ -1,0 +1,135 @@
+"""Quantize a model after training: calibrate on samples, write QDQ, say how much it differs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilewright.errors import ModelError
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def load_samples(
+    path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]]
+) -> list[dict[str, np.ndarray]]:
+    """Read calibration samples.
+
+    Args:
+        path: a folder of .npz files with one sample each; or one .npz file, whose arrays may have
+            all samples along an additional first axis, or along the first one in batches.
+        shapes: shape of each input.
+
+    Raises:
+        ModelError: an input is missing, or an array does not fit it.
+    """
+    from tilewright.inputs import load_npz
+
+    path = Path(path)
+    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    samples: list[dict[str, np.ndarray]] = []
+    for file in files:
+        arrays = load_npz(file)
+        missing = sorted(set(shapes) - set(arrays))
+        if missing:
+            raise ModelError(f"{file} lacks the inputs {', '.join(missing)}")
+        parts = {name: _split(arrays[name], tuple(shapes[name]), name) for name in shapes}
+        counts = {len(part) for part in parts.values()}
+        if len(counts) != 1:
+            raise ModelError(f"{file} has different numbers of samples for different inputs")
+        samples += [{n: part[i] for n, part in parts.items()} for i in range(counts.pop())]
+    return samples
+
+
+def _split(array: np.ndarray, shape: tuple[int, ...], name: str) -> list[np.ndarray]:
+    if array.shape == shape:
+        return [array]
+    if array.ndim == len(shape) + 1 and array.shape[1:] == shape:
+        return list(array)
+    fits = array.ndim == len(shape) and array.shape[1:] == shape[1:]
+    if fits and shape[0] and array.shape[0] % shape[0] == 0:
+        return [array[i : i + shape[0]] for i in range(0, array.shape[0], shape[0])]
+    raise ModelError(
+        f"calibration data of input {name!r} has the shape {list(array.shape)}; accepted are "
+        f"{list(shape)}, that with samples in front, or a multiple of it in the first dimension"
+    )
+
+
+def quantize(
+    model: str | os.PathLike[str],
+    calibration: str | os.PathLike[str] | Sequence[Arrays],
+    output: str | os.PathLike[str],
+    method: str = "minmax",
+    *,
+    percentile: float = 99.99,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    target: str = "native",
+    progress: Callable[[str], None] = lambda _stage: None,
+) -> dict[str, Any]:
+    """Quantize an ONNX model and write it as an ordinary QDQ model.
+
+    Args:
+        model: path of the float model.
+        calibration: samples, or the path of an .npz file or a folder of them.
+        output: the file to write.
+        method: "minmax", "percentile", "mse" or "entropy".
+        percentile: values that "percentile" keeps.
+        shapes: shape per input, where the model leaves dimensions open.
+        target: what the samples are run on; must be this machine.
+        progress: called with the name of each stage.
+
+    Returns:
+        "tensors" (how many are bytes now), "samples", and "layers": name and signal-to-noise
+        ratio in dB of every such tensor on the first sample, the worst first.
+
+    Raises:
+        ModelError: the model or the calibration data cannot be used.
+    """
+    import onnx
+
+    from tilewright.compiler.quantize import post_training as ptq
+    from tilewright.compiler.quantize.ranges import METHODS
+
+    if method not in METHODS:
+        raise ModelError(f"unknown method {method!r}; known methods: {', '.join(METHODS)}")
+    proto = onnx.load(os.fspath(model))
+    names = ptq.tensors_to_quantize(proto)
+    if not names:
+        raise ModelError(f"{model} has no convolution or matrix product to quantize")
+    progress("compile")
+    run, inputs = _runner(ptq.with_outputs(proto, names), target, shapes)
+    samples = calibration
+    if isinstance(calibration, str | os.PathLike):
+        samples = load_samples(calibration, inputs)
+    assert not isinstance(samples, str | os.PathLike)
+    progress("calibration")
+    scales = ptq.calibrate(names, samples, run, method, percentile)
+    quantized = ptq.insert_qdq(proto, scales)
+    onnx.save(quantized, os.fspath(output))
+    progress("comparison")
+    seen = [f"{name}_dequantized" for name in names]
+    again, _ = _runner(ptq.with_outputs(quantized, seen), target, shapes)
+    compare = again(samples[0])
+    wanted = {**samples[0], **run(samples[0])}
+    layers = [
+        {"tensor": name, "snr_db": ptq.noise(compare[given], wanted[name])}
+        for name, given in zip(names, seen, strict=True)
+        if given in compare
+    ]
+    layers.sort(key=lambda layer: layer["snr_db"])
+    return {"tensors": len(names), "samples": len(samples), "layers": layers}
+
+
+def _runner(
+    proto: Any, target: str, shapes: Mapping[str, Sequence[int]] | None
+) -> tuple[Callable[[Arrays], Arrays], dict[str, tuple[int, ...]]]:
+    """Compile a model; return what runs it on the inputs that it has, and their shapes."""
+    from tilewright.api import compile
+
+    module = compile(proto, target, shapes)
+    inputs = {spec.name: spec.shape for spec in module.module.inputs}
+    return lambda sample: module.run({n: sample[n] for n in inputs}), inputs
