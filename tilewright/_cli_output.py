@@ -47,6 +47,14 @@ def print_compiled(path: Path, target: str, report: Mapping[str, Any], seconds: 
     )
 
 
+def print_sizes(kind: str, rows: Sequence[tuple[str, int, str]]) -> None:
+    """Print names, sizes in bytes, and what they are."""
+    table = _table(kind, "size", "bytes", "")
+    for name, size_bytes, meaning in rows:
+        _row(table, name, _size(size_bytes), f"{size_bytes:,}", meaning)
+    _console().print(table)
+
+
 def print_arrays(arrays: Mapping[str, np.ndarray]) -> None:
     """Print name, type and range of each array."""
     table = _table("output", "dtype", "shape", "min", "mean", "max")

@@ -30,10 +30,17 @@ class CompiledModule:
     Attributes:
         path: the file, valid as long as this object lives.
         report: what the compiler decided, for `inspect` and people.
+        form: as `format` of `compile`; only "so" can be run from here.
     """
 
-    def __init__(self, path: Path, folder: tempfile.TemporaryDirectory, report: dict[str, Any]):
-        self.path, self.report = path, report
+    def __init__(
+        self,
+        path: Path,
+        folder: tempfile.TemporaryDirectory,
+        report: dict[str, Any],
+        form: str = "so",
+    ) -> None:
+        self.path, self.report, self.form = path, report, form
         self._folder = folder
         self._module: Module | None = None
 
@@ -47,7 +54,11 @@ class CompiledModule:
     @property
     def description(self) -> dict[str, Any]:
         """Inputs, outputs, target, versions: what the file says of itself."""
-        return self.module.description
+        from tilewright.compiler.package import weights_path
+        from tilewright.runtime.library import read_description
+
+        described = self.path if self.form == "so" else weights_path(self.path, self.form)
+        return read_description(described)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run on named arrays; see `tilewright.runtime.Module.run`."""
@@ -64,6 +75,8 @@ class CompiledModule:
             CompileError: the file cannot be written.
         """
         target = Path(path)
+        if self.form != "so":
+            return self._save_parts(target)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             shutil.copyfile(self.path, temporary)
@@ -72,6 +85,21 @@ class CompiledModule:
             raise CompileError(f"cannot write {target}: {error.strerror or error}") from error
         finally:
             temporary.unlink(missing_ok=True)
+        return target
+
+    def _save_parts(self, target: Path) -> Path:
+        """Save a module that is more than one file."""
+        from tilewright.compiler.package import weights_path
+
+        try:
+            if self.form == "c":
+                shutil.copytree(self.path, target, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(self.path, target)
+                weights = weights_path(target, self.form)
+                shutil.copyfile(weights_path(self.path, self.form), weights)
+        except OSError as error:
+            raise CompileError(f"cannot write {target}: {error.strerror or error}") from error
         return target
 
 
@@ -84,6 +112,7 @@ def compile(
     logs: Logs | None = None,
     require_tuned: float | None = None,
     dump_ir: str | os.PathLike[str] | None = None,
+    format: str = "so",
     progress: Callable[[str], None] = lambda _stage: None,
 ) -> CompiledModule:
     """Compile an ONNX model into one deployable file.
@@ -96,6 +125,8 @@ def compile(
         logs: tuning logs; None: those of the package and of the user, (): none.
         require_tuned: least share of the expected time that must be tuned, 0 to 1.
         dump_ir: folder for the stages of the compile as text.
+        format: "so", one file to be loaded; "static", an object file with the runtime inside, and
+            the weights beside it; "c", a folder for one's own build.
         progress: called with the name of each stage.
 
     Raises:
@@ -120,9 +151,10 @@ def compile(
     check_required(tuning, require_tuned)
     progress("code generation")
     folder = tempfile.TemporaryDirectory(prefix="tilewright-")
-    path = Path(folder.name) / "model.so"
-    package(lowered.program, description, path, {"model_digest": digest})
-    return CompiledModule(path, folder, {**describe_layouts(lowered), "tuning": tuning})
+    path = Path(folder.name) / {"so": "model.so", "static": "model.o"}.get(format, "model")
+    package(lowered.program, description, path, {"model_digest": digest}, format)
+    report = {**describe_layouts(lowered), "tuning": tuning}
+    return CompiledModule(path, folder, report, format)
 
 
 def lower_model(

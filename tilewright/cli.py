@@ -22,7 +22,6 @@ import tilewright
 from tilewright import _cli_arguments as arguments
 from tilewright import _cli_baseline
 from tilewright import _cli_output as output
-from tilewright import _cli_quantize as quantizing
 from tilewright import _cli_size as size
 from tilewright import _cli_tune as tuning
 from tilewright.errors import TilewrightError
@@ -201,7 +200,6 @@ def targets_command(as_json: AsJson = False, debug: Debug = False) -> None:
     _print(result, as_json, output.print_targets)
 
 
-quantizing.mount(app, lambda debug: _errors(debug))
 size.mount(app, lambda debug: _errors(debug))
 tuning.mount(app, lambda debug: _errors(debug))
 

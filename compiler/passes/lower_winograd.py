@@ -31,6 +31,8 @@ _PRODUCT_SHARE = 0.85
 _DIRECT_SHARE = 0.95
 _CACHE_BYTES_S = 40e9
 _MEMORY_BYTES_S = 20e9
+# What a board has of those bandwidths (a Raspberry Pi 4 gets 4 GB/s from memory).
+_BOARD_BANDWIDTH = 1 / 8
 _GAIN_WANTED = 1.15
 
 # What FuseOps knows as an operator whose element-wise epilogue fuses with it.
@@ -62,6 +64,8 @@ class LowerWinograd:
 def choose_tile(data: Shape, weight: Shape, out: Shape, target: Target) -> Winograd | None:
     """Return the variant that is estimated fastest for shapes NCHW, OIHW, or None for direct."""
     peak = 2 * _FMA_PIPES * target.lanes("float32") * _CLOCK_HZ
+    share = 1.0 if target.architecture == "x86_64" else _BOARD_BANDWIDTH
+    memory, cache = share * _MEMORY_BYTES_S, share * _CACHE_BYTES_S
     direct = 2 * prod(out) * weight[1] * 9 / (peak * _DIRECT_SHARE)
     best, best_seconds = None, direct / _GAIN_WANTED
     for variant in WINOGRAD.values():
@@ -70,8 +74,8 @@ def choose_tile(data: Shape, weight: Shape, out: Shape, target: Target) -> Winog
         product = 2 * points * tiles * weight[0] * weight[1] / (peak * _PRODUCT_SHARE)
         moved = 8 * points * tiles * (weight[0] + weight[1])
         weights = 4 * points * weight[0] * weight[1]
-        seconds = product + moved / _CACHE_BYTES_S + weights / _MEMORY_BYTES_S
-        seconds += 4 * (prod(data) + prod(out)) / _CACHE_BYTES_S
+        seconds = product + moved / cache + weights / memory
+        seconds += 4 * (prod(data) + prod(out)) / cache
         if seconds < best_seconds:
             best, best_seconds = variant, seconds
     return best

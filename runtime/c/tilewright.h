@@ -10,6 +10,9 @@
  *     tilewright_context_destroy(module, context);
  *     tilewright_close(module);
  *
+ * Modules of the format static or c are linked into the program instead: define TILEWRIGHT_STATIC
+ * before this header, and give tilewright_open() the file of weights. One model for a program.
+ *
  * Threads: any number of threads may share one module; each uses a context of its own at a time.
  * Buffers: row-major, of the shapes that tilewright_input() and tilewright_output() state. Those
  * aligned to 64 bytes are used in place, others are copied; no output may overlap another buffer.
@@ -90,10 +93,16 @@ typedef struct tilewright_api {
 
 #ifndef TILEWRIGHT_NO_LOADER
 
+#if !defined(TILEWRIGHT_STATIC)
 #include <dlfcn.h>
+#endif
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#if defined(TILEWRIGHT_STATIC)
+extern const tilewright_api tilewright_linked_api __asm__(TILEWRIGHT_API_SYMBOL);
+#endif
 
 #if defined(__GNUC__)
 #define TILEWRIGHT_FUNCTION static inline __attribute__((unused))
@@ -204,6 +213,34 @@ TILEWRIGHT_FUNCTION char *tilewright_spell(const char *path, uint32_t code_id) {
   return spelled;
 }
 
+TILEWRIGHT_FUNCTION void *tilewright_load(const char *path, const tilewright_api **api) {
+#if defined(TILEWRIGHT_STATIC)
+  (void)path;
+  *api = &tilewright_linked_api;
+  return NULL;
+#else
+  void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  *api = library ? (const tilewright_api *)dlsym(library, TILEWRIGHT_API_SYMBOL) : NULL;
+  return library;
+#endif
+}
+
+TILEWRIGHT_FUNCTION const char *tilewright_load_error(void) {
+#if defined(TILEWRIGHT_STATIC)
+  return "";
+#else
+  return dlerror();
+#endif
+}
+
+TILEWRIGHT_FUNCTION void tilewright_unload(void *library) {
+#if !defined(TILEWRIGHT_STATIC)
+  if (library) dlclose(library);
+#else
+  (void)library;
+#endif
+}
+
 /* Load a module. NULL if the file is damaged, or needs a CPU feature that is missing here. */
 TILEWRIGHT_FUNCTION tilewright_module *tilewright_open(const char *path, uint32_t flags) {
   tilewright_module *module = (tilewright_module *)calloc(1, sizeof *module);
@@ -215,11 +252,9 @@ TILEWRIGHT_FUNCTION tilewright_module *tilewright_open(const char *path, uint32_
   if (!problem && (!module || !(spelled = tilewright_spell(path, code_id))))
     problem = "out of memory";
   if (!problem) {
-    module->library = dlopen(spelled, RTLD_NOW | RTLD_LOCAL);
-    if (module->library)
-      module->api = (const tilewright_api *)dlsym(module->library, TILEWRIGHT_API_SYMBOL);
+    module->library = tilewright_load(spelled, &module->api);
     if (!module->api)
-      problem = dlerror();
+      problem = tilewright_load_error();
     else if (module->api->abi_version != TILEWRIGHT_ABI_VERSION)
       problem = "made for another version of tilewright.h";
     else if (!(module->model = module->api->open(spelled, flags)))
@@ -228,7 +263,7 @@ TILEWRIGHT_FUNCTION tilewright_module *tilewright_open(const char *path, uint32_
   free(spelled);
   if (!problem) return module;
   tilewright_fail(path, problem);
-  if (module && module->library) dlclose(module->library);
+  if (module) tilewright_unload(module->library);
   free(module);
   return NULL;
 }
@@ -240,7 +275,7 @@ TILEWRIGHT_FUNCTION int tilewright_report(const tilewright_module *module, int s
 /* Unload. Fails while a context of the module exists. */
 TILEWRIGHT_FUNCTION int tilewright_close(tilewright_module *module) {
   if (tilewright_report(module, module->api->close(module->model))) return -1;
-  dlclose(module->library);
+  tilewright_unload(module->library);
   free(module);
   return 0;
 }
