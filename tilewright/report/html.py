@@ -26,7 +26,8 @@ table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabula
 th, td { padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--rule); }
 th { color: var(--dim); font-weight: 600; }
-td small { color: var(--dim); display: block; max-width: 26rem; }
+td small { color: var(--dim); display: block; max-width: 24rem; }
+.figure { white-space: nowrap; }
 .lost-cell { color: var(--lost); font-weight: 600; } .won-cell { color: var(--won); }
 .failed-cell { color: var(--dim); font-style: italic; max-width: 16rem; }
 svg { max-width: 100%; height: auto; } svg text { fill: var(--dim); font-size: 12px; }
@@ -66,7 +67,10 @@ def render(sections: Sequence[Comparison | Facts]) -> str:
 def _comparison(section: Comparison) -> str:
     peers = section.peer_names
     parts = [f"<h2>{escape(section.title)}</h2>", _verdicts(section)]
-    parts.append(f'<p class="note">{escape(markdown.RATIO_NOTE)}</p>')
+    note = markdown.RATIO_NOTE
+    if any(figure.peak_share for row in section.rows for figure in row.figures.values()):
+        note += " " + markdown.PEAK_NOTE
+    parts.append(f'<p class="note">{escape(note)}</p>')
     header, rows = markdown.summary(section)
     parts.append(_table(header, [[escape(cell) for cell in row] for row in rows]))
     parts.append("<h3>Every row</h3>" + charts.legend(peers))
@@ -115,8 +119,8 @@ def _rows(rows: Sequence[Row], engines: Sequence[str]) -> str:
 def _cell(row: Row, engine: str) -> str:
     text = escape(markdown.cell(row, engine))
     figure: Figure | None = row.figures.get(engine)
-    kind = "failed-cell" if figure is None else _CLASSES[figure.verdict]
-    return f'<span class="{kind}">{text}</span>' if kind else text
+    kind = "failed-cell" if figure is None else f"figure {_CLASSES[figure.verdict]}".strip()
+    return f'<span class="{kind}">{text}</span>'
 
 
 def _curves(row: Row) -> str:

@@ -12,6 +12,11 @@ RATIO_NOTE = (
     "above 1 tilewright is faster."
 )
 
+PEAK_NOTE = (
+    "The share of the multiply-add peak counts the operations of direct computation, the border's "
+    "zeros included: Winograd's algorithm and skipped borders need fewer, and may pass 100%."
+)
+
 
 def render(sections: Sequence[Comparison | Facts]) -> str:
     """Return the whole report."""

@@ -79,7 +79,7 @@ def _convolution(spec, layout):
         ones = [1] * rank
         factors = [1, *stride, 1] if last else [1, 1, *stride]
         source = topi.nn.dilate(data, factors)
-        padding = [k - 1 - p for k, p in zip(spec["kernel"], padding)]
+        padding = [k - 1 - p for k, p in zip(spec["kernel"], padding, strict=True)]
         stride = ones
     # The "same" amounts at both ends; topi wants begins, then ends.
     padding = [*padding, *padding]
@@ -114,7 +114,7 @@ def _is_depthwise(spec):
 
 
 def _epilogue(spec, result, bias, axis):
-    """Add the bias along `axis` and apply the activation, as fast approximations where TVM has them."""
+    """Add the bias along `axis`, then the activation, approximated where TVM can do that."""
     biased = te.compute(result.shape, lambda *i: result(*i) + bias[i[axis]], name="biased")
     name = spec["activation"]
     if name == "none":

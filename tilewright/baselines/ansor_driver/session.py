@@ -1,4 +1,4 @@
-"""What Ansor is asked to do: tune an operator or a model, load the best of a log, run and time it."""
+"""What Ansor is asked: tune an operator or a model, load the best of a log, run and time it."""
 
 import os
 import time
@@ -175,7 +175,7 @@ def _build(task, state, option, given):
     schedule, tensors = task.compute_dag.apply_steps_from_state(state, option)
     function = tvm.build(schedule, tensors, task.target)
     arrays = []
-    for tensor, value in zip(tensors, [*given, None]):
+    for tensor, value in zip(tensors, [*given, None], strict=True):
         shape = [int(extent) for extent in tensor.shape]
         if value is None:
             value = np.zeros(shape, "float32")

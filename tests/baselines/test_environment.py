@@ -1,0 +1,65 @@
+"""Ansor's environment, and Ansor itself where it is installed."""
+
+import numpy as np
+import pytest
+
+from tilewright.baselines import ansor, environment, load_suite, parse_peers
+from tilewright.errors import MeasureError
+
+
+def test_missing_environment_says_how_to_install(tmp_path):
+    place = environment.ansor_environment(tmp_path)
+    assert "tilewright baseline install ansor" in place.missing()
+    assert environment.remove(place) is False
+
+
+def test_default_place_is_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert environment.ansor_environment().folder == tmp_path / "tilewright/baselines/ansor"
+
+
+def test_python_that_the_wheels_lack_is_refused(monkeypatch):
+    monkeypatch.setattr(environment.shutil, "which", lambda _name: None)
+    with pytest.raises(MeasureError, match=r"need Python 3\.11 or 3\.10"):
+        environment.find_python()
+
+
+def test_missing_compiler_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "find_python", lambda: "python3")
+    monkeypatch.setattr(environment.shutil, "which", lambda _name: None)
+    with pytest.raises(MeasureError, match="gcc is not on the PATH"):
+        environment.install(environment.ansor_environment(tmp_path))
+
+
+def test_only_ansor_is_ours_to_install():
+    with pytest.raises(MeasureError, match="unknown baseline 'tensorrt'"):
+        environment.check_name("tensorrt")
+
+
+def test_peer_names_are_read_once_each():
+    assert parse_peers("openvino, ansor,openvino") == ("openvino", "ansor")
+    with pytest.raises(MeasureError, match="unknown peer 'mkl'"):
+        parse_peers("mkl")
+
+
+def test_ansor_without_log_or_trials_says_so(tmp_path):
+    (operator,) = load_suite("alt", ["GMM-4"])
+    with pytest.raises(MeasureError, match="no trials to spend"):
+        ansor.start(operator, {}, 1, 0, tmp_path)
+
+
+@pytest.mark.slow
+def test_ansor_tunes_and_resumes_from_its_log(tmp_path):
+    reason = environment.ansor_environment().missing()
+    if reason is not None:
+        pytest.skip(f"ansor is {reason}")
+    (operator,) = load_suite("alt", ["GMM-4"])
+    data = np.random.default_rng(0).standard_normal(operator.data_shape, np.float32)
+    for trials in (4, 0):
+        contender = ansor.start(operator, {"data": data}, 1, trials, tmp_path)
+        try:
+            assert contender.outputs["output"].shape == operator.output_shape
+            assert contender.sample(2, "cpu") > 0
+            assert contender.notes["trials"] == 4
+        finally:
+            contender.close()
