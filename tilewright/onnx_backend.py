@@ -177,7 +177,8 @@ def _single_node_model(
         )
         for name, array in arrays.items()
     ]
-    outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
+    unknown = onnx.TensorProto.UNDEFINED
+    outputs = [make.make_tensor_value_info(name, unknown, []) for name in node.output if name]
     version = opset or (1 if node.domain else onnx.defs.onnx_opset_version())
     return make.make_model(
         make.make_graph([node], "node", inputs, outputs),

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from tvm import relax, te, tirx
+from tvm import te, tirx
 
 from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.values import Value, constant, numpy_dtype
-
-R = relax.op
 
 _SIGN_BIT, _MANTISSA_BITS, _BIAS = 31, 23, 127  # of float32
 _INFINITY_BITS = 0x7F800000
@@ -70,7 +68,7 @@ def decode(op: NodeContext, data: Value) -> Value:
     if not is_small_integer(data.dtype):
         codes = np.arange(256, dtype=np.uint8).view(numpy_dtype(data.dtype))
         table = constant(codes.astype(np.float32))
-        return op.call(R.take, table, op.call(R.astype, op.bits(data), "int32"), axis=0)
+        return op.te(_look_up, table, op.bits(data), name=f"decode_{data.dtype}")
     mask = 2 ** _INTEGER_BITS[data.dtype] - 1
     sign = 0 if data.dtype.startswith("u") else (mask + 1) // 2
 
@@ -82,6 +80,10 @@ def decode(op: NodeContext, data: Value) -> Value:
         )
 
     return op.te(compute, op.bits(data), name=f"decode_{data.dtype}")
+
+
+def _look_up(table: te.Tensor, codes: te.Tensor) -> te.Tensor:
+    return te.compute(codes.shape, lambda *at: table(codes(*at).astype("int32")), name="decode")
 
 
 def encode(op: NodeContext, data: Value, dtype: str, saturate: bool, round_mode: str) -> Value:
