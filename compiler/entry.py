@@ -129,12 +129,18 @@ def describe(
     """Return the description of a module as JSON.
 
     `entries` is a list, so that one module can hold the same model for several input shapes.
+    `meta["work"]`, where there is one, has further fields for each call.
     """
+    work = meta.get("work") or [{}] * len(program.calls)
+    assert isinstance(work, list)
     entry = {
         "name": "main",
         "inputs": [_spec_json(spec) for spec in program.input_specs],
         "outputs": [_spec_json(spec) for spec in program.output_specs],
-        "calls": [{"label": call.label, "kernel": call.kernel} for call in program.calls],
+        "calls": [
+            {"label": call.label, "kernel": call.kernel, **extra}
+            for call, extra in zip(program.calls, work, strict=True)
+        ],
         "arena_bytes": plan.arena_bytes,
     }
     bounded = _bounded_outputs(program.output_specs)
@@ -142,7 +148,7 @@ def describe(
         entry["bounded_outputs"] = bounded
     description = {
         "format": "tilewright-module",
-        **meta,
+        **{key: value for key, value in meta.items() if key != "work"},
         "target": target,
         "cpu_features": list(cpu_features),
         "weights_bytes": plan.weights_bytes,

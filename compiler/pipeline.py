@@ -6,7 +6,7 @@ Relax module -> canonical Relax -> fused PrimFuncs -> layouts -> schedules -> pr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from tilewright.compiler.quantize.qdq import QuantizedOperators
 from tilewright.compiler.schedule import decisions_from_json, schedule
 from tilewright.compiler.targets import Target
 from tilewright.compiler.tasks import Tuned, as_lookup, tuned_choices
+from tilewright.compiler.work import operations_by_label
 from tilewright.errors import CompileError, InvalidScheduleError, TilewrightError
 
 Progress = Callable[[str], None]
@@ -46,12 +47,14 @@ class Lowered:
         plan: the layout choice of every operator.
         conversions: layout conversions that are executed.
         stale: kernels whose tuned decisions no longer fit; they got the default ones.
+        operations: of each call, by its label; see `compiler.work`.
     """
 
     program: Program
     plan: LayoutPlan
     conversions: tuple[Conversion, ...]
     stale: tuple[str, ...] = ()
+    operations: Mapping[str, int] = field(default_factory=dict)
 
 
 def graph_passes(target: Target, winograd: bool = True) -> list[tvm.ir.transform.Pass]:
@@ -103,13 +106,16 @@ def lower(
     dump("layouts", tvm.IRModule(_named(program.kernels)))
 
     progress("schedules")
+    operations = operations_by_label(program)
     joined = join_winograd(program, plan, target)
+    for label, parts in joined.parts.items():
+        operations[label] = sum(operations[part] for part in parts)
     program, plan = joined.program, joined.plan
     apart = {name: func for name, func in program.kernels.items() if name not in joined.kernels}
     kernels, stale = _schedule(apart, target)
     program = replace(program, kernels=kernels | joined.kernels)
     dump("scheduled", tvm.IRModule(_named(program.kernels)))
-    return Lowered(program, plan, conversions, stale)
+    return Lowered(program, plan, conversions, stale, operations)
 
 
 def fuse(

@@ -137,6 +137,7 @@ def compile(
     """
     from tilewright.compiler.package import package
     from tilewright.compiler.targets import parse_target
+    from tilewright.compiler.work import describe_work
     from tilewright.tuning import check_required, describe_tuning, find_tuned
 
     description = parse_target(target)
@@ -152,7 +153,8 @@ def compile(
     progress("code generation")
     folder = tempfile.TemporaryDirectory(prefix="tilewright-")
     path = Path(folder.name) / {"so": "model.so", "static": "model.o"}.get(format, "model")
-    package(lowered.program, description, path, {"model_digest": digest}, format)
+    work = describe_work(lowered.program, lowered.operations)
+    package(lowered.program, description, path, {"model_digest": digest, "work": work}, format)
     report = {**describe_layouts(lowered), "tuning": tuning}
     return CompiledModule(path, folder, report, format)
 

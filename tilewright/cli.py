@@ -22,6 +22,7 @@ import tilewright
 from tilewright import _cli_arguments as arguments
 from tilewright import _cli_baseline
 from tilewright import _cli_output as output
+from tilewright import _cli_profile as profiling
 from tilewright import _cli_quantize as quantizing
 from tilewright import _cli_size as size
 from tilewright import _cli_tune as tuning
@@ -202,6 +203,7 @@ def targets_command(as_json: AsJson = False, debug: Debug = False) -> None:
 
 
 quantizing.mount(app, lambda debug: _errors(debug))
+profiling.mount(app, lambda debug: _errors(debug))
 size.mount(app, lambda debug: _errors(debug))
 tuning.mount(app, lambda debug: _errors(debug))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tvm import tirx
 from tvm.tirx import PrimFunc
@@ -60,11 +60,13 @@ class Joined:
         program: with the joined kernels among the others.
         plan: the layout choices of its calls.
         kernels: the joined ones by name; they are scheduled already.
+        parts: label of a joined call -> labels of the calls that it replaces.
     """
 
     program: Program
     plan: LayoutPlan
-    kernels: dict[str, PrimFunc]
+    kernels: dict[str, PrimFunc] = field(default_factory=dict)
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def join_winograd(
@@ -113,14 +115,19 @@ class _Joiner:
     def run(self) -> Joined:
         dropped: set[int] = set()
         replaced: dict[int, Call] = {}
+        parts: dict[str, tuple[str, ...]] = {}
         for number in range(len(self.program.calls)):
             found = self._find(number)
             if found is not None:
                 replaced[found.last] = self._join(found)
                 self.choices[found.last] = self._choice(found)
                 dropped |= {found.first, found.product}
+                three = (found.first, found.product, found.last)
+                parts[replaced[found.last].label] = tuple(
+                    self.program.calls[part].label for part in three
+                )
         if not replaced:
-            return Joined(self.program, self.plan, {})
+            return Joined(self.program, self.plan)
         calls = tuple(
             replaced.get(number, call)
             for number, call in enumerate(self.program.calls)
@@ -130,7 +137,7 @@ class _Joiner:
         kernels = {n: f for n, f in self.program.kernels.items() if used[n]} | self.joined
         choices = tuple(c for n, c in sorted(self.choices.items()) if n not in dropped)
         program = replace(self.program, calls=calls, kernels=kernels)
-        return Joined(program, replace(self.plan, choices=choices), self.joined)
+        return Joined(program, replace(self.plan, choices=choices), self.joined, parts)
 
     def _find(self, first: int) -> _Convolution | None:
         """Return the convolution that begins with call `first`, if there is one to join."""

@@ -1,0 +1,82 @@
+"""How much each call of a program computes and moves: what a profile is measured against.
+
+Operations are those that the kernel really executes on physical shapes, padding included: a
+multiply-add is two, other arithmetic one, a call such as exp the 20 or so of its polynomial. A
+Winograd convolution counts its transforms and its smaller product, not what a direct one would
+take. Bytes are those of the arguments, each once: what a perfect cache would leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+from tvm import tirx
+from tvm.ir import Call as CallExpr
+from tvm.ir import TensorLoad
+from tvm.tirx import PrimFunc
+
+from tilewright.compiler.program import Program
+from tilewright.compiler.schedule.analysis import Stage, read_stages
+from tilewright.compiler.schedule.expressions import Expr, children
+from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK, WINOGRAD, Matrix
+
+_ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min)
+_CONTROL = ("if_then_else", "reinterpret")
+_POLYNOMIALS = ("exp", "erf", "tanh", "sigmoid", "log", "pow", "sin", "cos", "exp2", "log2", "tan")
+_POLYNOMIAL_OPERATIONS = 20
+
+
+def count_operations(func: PrimFunc) -> int:
+    """Return the operations of an unscheduled function; 0 where it has another form."""
+    return sum(_of_stage(stage) for stage in read_stages(func) or ())
+
+
+def operations_by_label(program: Program) -> dict[str, int]:
+    """Return the operations of each call of a program that is not scheduled yet."""
+    counts = {name: count_operations(func) for name, func in program.kernels.items()}
+    return {call.label: counts[call.kernel] for call in program.calls}
+
+
+def describe_work(program: Program, operations: Mapping[str, int]) -> list[dict[str, int]]:
+    """Return the operations and bytes of each call, in order, for a module's description."""
+    return [
+        {
+            "operations": operations.get(call.label, 0),
+            "bytes": sum(program.tensors[tensor].size_bytes for tensor in dict.fromkeys(call.args)),
+        }
+        for call in program.calls
+    ]
+
+
+def _of_stage(stage: Stage) -> int:
+    if stage.name.startswith((INPUT_BLOCK, OUTPUT_BLOCK)) and stage.reduction:
+        return _of_transform(stage)
+    return stage.work * _of_expression(stage.value)
+
+
+def _of_expression(expr: Expr) -> int:
+    if isinstance(expr, TensorLoad):
+        return 0
+    own = int(isinstance(expr, _ARITHMETIC))
+    if isinstance(expr, CallExpr):
+        name = str(expr.op.name)
+        if name.endswith(_CONTROL):  # a condition selects; what it selects is computed
+            return max(map(_of_expression, expr.args[1:]), default=0)
+        own = _POLYNOMIAL_OPERATIONS if name.endswith(_POLYNOMIALS) else 1
+    return own + sum(map(_of_expression, children(expr)))
+
+
+def _of_transform(stage: Stage) -> int:
+    """Return the operations of both passes of a transform, written out without its zeros."""
+    is_input = stage.name.startswith(INPUT_BLOCK)
+    side = stage.reduction[0].extent
+    variant = next(v for v in WINOGRAD.values() if v.tile == side)
+    matrix = variant.data if is_input else variant.result
+    results = prod(axis.extent for axis in stage.spatial)
+    vectors = results // (variant.tile**2 if is_input else variant.outputs**2)
+    return vectors * (variant.tile + len(matrix)) * _of_matrix(matrix)
+
+
+def _of_matrix(matrix: Matrix) -> int:
+    return sum(2 * sum(1 for entry in row if entry) - 1 for row in matrix)

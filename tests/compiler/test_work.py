@@ -1,0 +1,50 @@
+"""Operations of a kernel: multiply-adds are two, polynomials twenty, transforms written out."""
+
+import numpy as np
+import pytest
+from tvm import te, tirx
+from tvm.relax import op
+
+from tests.relax_models import constant, module
+from tilewright.compiler.lower import legalize_and_fuse, read_program
+from tilewright.compiler.passes.lower_winograd import LowerWinograd
+from tilewright.compiler.program import TensorSpec
+from tilewright.compiler.targets import parse_target
+from tilewright.compiler.winograd import WINOGRAD
+from tilewright.compiler.work import count_operations, describe_work, operations_by_label
+
+
+def test_a_matrix_product_is_two_operations_a_step():
+    a, b = te.placeholder((5, 7), name="a"), te.placeholder((7, 3), name="b")
+    k = te.reduce_axis((0, 7), "k")
+    c = te.compute((5, 3), lambda i, j: te.sum(a[i, k] * b[k, j], axis=k))
+    assert count_operations(te.create_prim_func([a, b, c])) == 2 * 5 * 7 * 3
+
+
+@pytest.mark.parametrize(
+    ("value", "each"), [(lambda x: x, 0), (lambda x: x * x + x, 2), (lambda x: tirx.exp(x), 20)]
+)
+def test_element_wise_operations_are_counted(value, each):
+    a = te.placeholder((4, 6), name="a")
+    b = te.compute((4, 6), lambda i, j: value(a[i, j]))
+    assert count_operations(te.create_prim_func([a, b])) == 24 * each
+
+
+def test_winograd_takes_a_quarter_of_the_multiply_adds():
+    shape, rng = (1, 32, 16, 16), np.random.default_rng(0)
+
+    def body(emit, x):
+        return emit(op.nn.conv2d(x, constant(rng, 32, 32, 3, 3), padding=[1, 1, 1, 1]))
+
+    specs = [TensorSpec("x", shape, "float32")], [TensorSpec("y", shape, "float32")]
+    force = LowerWinograd(parse_target("x86-64-v3"), choose=lambda *_shapes: WINOGRAD[4])
+    mod = module([shape], body)
+    direct = read_program(legalize_and_fuse(mod), *specs)
+    lowered = read_program(legalize_and_fuse(force(mod)), *specs)
+    counts = operations_by_label(lowered)
+    product = next(count for label, count in counts.items() if label.startswith("matmul"))
+    assert sum(operations_by_label(direct).values()) == 4 * product
+    assert 0 < sum(counts.values()) - product < product
+    work = describe_work(lowered, counts)
+    assert [item["operations"] for item in work] == list(counts.values())
+    assert all(item["bytes"] >= 4 * 32 * 256 for item in work)

@@ -1,0 +1,188 @@
+"""Where a module's time goes: each operator against the machine's peak and bandwidth.
+
+A roofline: an operator cannot be faster than its operations at the peak, nor than its bytes at the
+bandwidth of memory, unless they are still in a cache. Times are the fastest of several rounds;
+peak and bandwidth are the best that was measured between those rounds, with as many threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilewright.errors import ModuleError
+from tilewright.inner_loops import inner_loops
+from tilewright.inputs import random_inputs
+from tilewright.runtime.module import Module
+
+# An operator at this share of peak or bandwidth is limited by it.
+_LIMITED = 0.75
+# Below this time a call is mostly its own start and end.
+_SHORT_S = 3e-6
+# Data that moves this much faster than memory is in a cache.
+_CACHED = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorProfile:
+    """One operator call.
+
+    Attributes:
+        label: of the call.
+        kernel: that it runs.
+        seconds: fastest of the rounds.
+        share: of the time of all calls.
+        gflops: 1e9 operations per second; None where the module does not say how many there are.
+        gbytes: 1e9 bytes of arguments per second.
+        peak_share: of the multiply-add peak.
+        bandwidth_share: of the read bandwidth of memory; above 1 the data came from a cache.
+        waits_for: what limits it.
+        instructions: of its inner loop; None where there is no objdump.
+    """
+
+    label: str
+    kernel: str
+    seconds: float
+    share: float
+    gflops: float | None
+    gbytes: float | None
+    peak_share: float | None
+    bandwidth_share: float | None
+    waits_for: str
+    instructions: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """All operator calls of a module in order, and what they are judged by."""
+
+    module: str
+    target: str
+    threads: int
+    rounds: int
+    peak_gflops: float
+    bandwidth_gbytes: float
+    seconds: float
+    has_instructions: bool
+    operators: tuple[OperatorProfile, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+
+def profile(
+    path: str | os.PathLike[str],
+    inputs: Mapping[str, np.ndarray] | None = None,
+    threads: int = 1,
+    rounds: int = 20,
+) -> Profile:
+    """Time every operator call of a module.
+
+    Args:
+        path: a module for this machine's processor.
+        inputs: what to run on; None draws random inputs.
+        threads: threads per call.
+        rounds: how often the module and the probes run.
+
+    Raises:
+        ModuleError: not a module, or one for another processor.
+    """
+    from tilewright.probes import Probes
+
+    module = Module(Path(path), threads)
+    calls = module.description["entries"][0]["calls"]
+    if not calls:
+        raise ModuleError(f"'{path}' computes nothing: it has no operator calls to profile")
+    target = module.description["target"]
+    probes = Probes(str(target["name"]), threads)
+    feed = random_inputs(module.inputs, 0) if inputs is None else inputs
+    times, probed = [], []
+    for _ in range(rounds):
+        times.append([item.seconds for item in module.profile(feed, rounds=1)])
+        probed.append(probes.measure())
+    fastest = np.min(times, axis=0)
+    peak, bandwidth = np.max(probed, axis=0)
+    loops = inner_loops(Path(path))
+    machine = _Machine(float(peak), float(bandwidth), int(target["l2_bytes"]))
+    total = float(fastest.sum())
+    rows = [
+        _operator(call, float(seconds), total, machine, loops)
+        for call, seconds in zip(calls, fastest, strict=True)
+    ]
+    return Profile(
+        module=str(path),
+        target=str(target["name"]),
+        threads=threads,
+        rounds=rounds,
+        peak_gflops=float(peak) / 1e9,
+        bandwidth_gbytes=float(bandwidth) / 1e9,
+        seconds=total,
+        has_instructions=loops is not None,
+        operators=tuple(rows),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Machine:
+    """Operations and bytes per second, and the size of the second cache level."""
+
+    peak: float
+    bandwidth: float
+    l2_bytes: int
+
+
+def _operator(
+    call: Mapping[str, Any],
+    seconds: float,
+    total: float,
+    machine: _Machine,
+    loops: Mapping[str, str] | None,
+) -> OperatorProfile:
+    seconds = max(seconds, 1e-9)
+    operations, moved = call.get("operations"), call.get("bytes")
+    flops = None if operations is None else operations / seconds
+    rate = None if moved is None else moved / seconds
+    peak_share = None if flops is None else flops / machine.peak
+    bandwidth_share = None if rate is None else rate / machine.bandwidth
+    return OperatorProfile(
+        label=call["label"],
+        kernel=call["kernel"],
+        seconds=seconds,
+        share=seconds / total,
+        gflops=None if flops is None else flops / 1e9,
+        gbytes=None if rate is None else rate / 1e9,
+        peak_share=peak_share,
+        bandwidth_share=bandwidth_share,
+        waits_for=waits_for(seconds, peak_share, bandwidth_share, (moved or 0) <= machine.l2_bytes),
+        instructions=None if loops is None else loops.get(call["kernel"], ""),
+    )
+
+
+def waits_for(
+    seconds: float, peak_share: float | None, bandwidth_share: float | None, is_cached: bool
+) -> str:
+    """Say what an operator waits for, by its place under the roofline.
+
+    Args:
+        seconds: time of one call.
+        peak_share: of the multiply-add peak; None where it is not known.
+        bandwidth_share: of the bandwidth of memory; None where it is not known.
+        is_cached: all arguments fit the second cache level.
+    """
+    if peak_share is None or bandwidth_share is None:
+        return "not known: compiled by a release that does not count operations"
+    if peak_share >= _LIMITED:
+        return "multiply-add units"
+    if seconds < _SHORT_S:
+        return "call and loop overhead"
+    if is_cached or bandwidth_share >= _CACHED:
+        return "loads and stores in cache, other arithmetic"
+    if bandwidth_share >= _LIMITED:
+        return "memory"
+    return "memory latency, cache misses"
