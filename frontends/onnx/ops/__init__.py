@@ -10,6 +10,7 @@ from tilewright.frontends.onnx.ops import (  # noqa: F401
     indexing,
     linear,
     microsoft,
+    ngrams,
     normalization,
     pooling,
     quantization,

@@ -12,6 +12,7 @@ from tilewright.frontends.onnx.folding import fold
 from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.ops.convolution import conv_te, with_bias
 from tilewright.frontends.onnx.ops.elementwise import FLOATS, cast, round_to_even
+from tilewright.frontends.onnx.ops.integer_products import dot_convolution, dot_product
 from tilewright.frontends.onnx.ops.small_types import decode, integer_range, is_small_integer
 from tilewright.frontends.onnx.ops.window import read_window
 from tilewright.frontends.onnx.registry import register
@@ -228,6 +229,9 @@ def dynamic_quantize_linear(op: NodeContext) -> list[Value]:
 def matmul_integer(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__MatMulInteger.html (int32 accumulation)."""
     left, right = op.input(0), op.input(1)
+    fast = dot_product(op, left, op.optional(2), right, op.optional(3))
+    if fast is not None:
+        return fast
     left = centre(op, left, _rows(op, op.optional(2), left.rank))
     return op.call(R.matmul, left, centre(op, right, op.optional(3)))
 
@@ -282,6 +286,9 @@ def _integer_conv(
     """Convolve centred integers; centring before padding makes the border the zero point."""
     window = read_window(op, data.shape[2:], weight.shape[2:])
     groups = op.attr("group")
+    fast = dot_convolution(op, data, zero, weight, weight_zero, window, groups)
+    if fast is not None:
+        return fast
     if weight_zero is not None and weight_zero.size > 1:
         weight_zero = _reshaped(op, weight_zero, (weight_zero.size, *(1,) * (weight.rank - 1)))
     return conv_te(op, centre(op, data, zero), centre(op, weight, weight_zero), window, groups)
