@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tvm import tirx
 from tvm.ir import TensorLoad
-from tvm.target.codegen import llvm_lookup_intrinsic_id
 
 from tilewright.compiler.schedule.analysis import Access, Anchor, Stage, find_anchor, read_stages
 from tilewright.compiler.schedule.contraction import (
@@ -26,20 +26,27 @@ from tilewright.compiler.schedule.contraction import (
     default_contraction,
     plan_contraction,
 )
-from tilewright.compiler.schedule.expressions import Expr, Linear
-from tilewright.compiler.schedule.micro_kernel import (
-    Emitter,
-    RegisterTile,
-    constant_like,
-    emit_reduction,
-    ramp,
+from tilewright.compiler.schedule.dot_kernel import (
+    DATA_DTYPE,
+    SUM_DTYPE,
+    WEIGHT_DTYPE,
+    Accumulate,
+    DotEmitter,
+    SignedDotEmitter,
+    has_arm_dot,
+    has_mixed_dot,
+    intrinsic,
+    mixed_dot,
+    signed_dot,
+    widened_dot,
 )
+from tilewright.compiler.schedule.expressions import Expr, Linear
+from tilewright.compiler.schedule.micro_kernel import Emitter, RegisterTile, emit_reduction
 from tilewright.compiler.schedule.padding import Clip
 from tilewright.compiler.schedule.tile_loops import KernelBuilder
 from tilewright.compiler.targets import Target
 from tilewright.errors import InvalidScheduleError
 
-DATA_DTYPE, WEIGHT_DTYPE, SUM_DTYPE = "uint8", "int8", "int32"
 _VNNI_GROUP, _WIDENED_GROUP = 4, 2
 _DPBUSD = {512: "llvm.x86.avx512.vpdpbusd.512", 256: "llvm.x86.avx512.vpdpbusd.256"}
 _MADDWD = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}
@@ -47,7 +54,8 @@ _MADDWD = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}
 
 def dot_group(target: Target) -> int:
     """Return how many neighbouring products the target's dot instruction sums."""
-    return _VNNI_GROUP if _has_vnni(target) else _WIDENED_GROUP
+    has_dot = _has_vnni(target) or has_arm_dot(target)
+    return _VNNI_GROUP if has_dot else _WIDENED_GROUP
 
 
 def _has_vnni(target: Target) -> bool:
@@ -72,6 +80,8 @@ class Dot:
 
 def find_dot(stages: Sequence[Stage], target: Target) -> Dot | None:
     """Return the integer contraction of a function that dot instructions can compute, if any."""
+    if not any(stage.reduction and str(stage.buffer.dtype) == SUM_DTYPE for stage in stages):
+        return None
     anchor = find_anchor(tuple(stages), target.lanes(SUM_DTYPE))
     if anchor is None or anchor.kind != "contraction" or anchor.dtype != SUM_DTYPE:
         return None
@@ -173,53 +183,31 @@ class _DotBuilder(KernelBuilder):
         """Return the accumulators of a tile, and the statements that fill them."""
         group, target = self.dot.group, self.target
 
+        signed = has_arm_dot(target) and not has_mixed_dot(target)
+        kind = SignedDotEmitter if signed else DotEmitter
+
         def emitter(tile: RegisterTile, accumulators: Any, index_dtype: str) -> Emitter:
-            return _DotEmitter(tile, accumulators, index_dtype, group, target)
+            return kind(tile, accumulators, index_dtype, group, accumulate_for(target))
 
         return emit_reduction(tile, bases, self.index_dtype, emitter)
 
 
-class _DotEmitter(Emitter):
-    """Emits one dot instruction where the float kernel has a multiply-add."""
-
-    def __init__(
-        self,
-        tile: RegisterTile,
-        accumulators: Any,
-        index_dtype: str,
-        group: int,
-        target: Target,
-    ) -> None:
-        super().__init__(tile, accumulators, index_dtype)
-        self.group, self.bits = group, target.vector_bits
-        self.accumulate = _dpbusd if _has_vnni(target) else _maddwd
-
-    def combined(
-        self, old: Expr, row: int, column: int, bases: Sequence[Expr], fixed: Sequence[int]
-    ) -> Expr:
-        """Return the accumulator after one step."""
-        by_dtype = {}
-        for operand, base, offset in zip(self.tile.operands, bases, fixed, strict=True):
-            cell = offset + operand.rows[row] + operand.columns[column]
-            address = (base + constant_like(cell, self.index_dtype)) * self.group
-            count = self.group if operand.vector == 0 else self.group * self.tile.lanes
-            load = tirx.BufferLoad(operand.buffer, [ramp(address, 1, count)])
-            by_dtype[str(operand.buffer.dtype)] = load
-        data, weight = by_dtype[DATA_DTYPE], by_dtype[WEIGHT_DTYPE]
-        return self.accumulate(old, data, weight, self.bits)
-
-
-def _intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
-    return tirx.call_llvm_pure_intrin(
-        dtype, tirx.const(llvm_lookup_intrinsic_id(name), "uint32"), *args
-    )
+def accumulate_for(target: Target) -> Accumulate:
+    """Return what adds the products of one cell to an accumulator."""
+    if has_mixed_dot(target):
+        return mixed_dot
+    if has_arm_dot(target):
+        return signed_dot
+    if target.architecture != "x86_64":
+        return partial(widened_dot, architecture=target.architecture)
+    return partial(_dpbusd if _has_vnni(target) else _maddwd, bits=target.vector_bits)
 
 
 def _dpbusd(old: Expr, data: TensorLoad, weight: TensorLoad, bits: int) -> Expr:
     """Sums of 4 products: u8x4 for all lanes, s8x4 per lane."""
     lanes = bits // 32
     spread = tirx.Broadcast(tirx.reinterpret("int32", data), lanes)
-    return _intrinsic(
+    return intrinsic(
         _DPBUSD[bits], f"int32x{lanes}", old, tirx.reinterpret(f"uint8x{bits // 8}", spread), weight
     )
 
@@ -230,5 +218,5 @@ def _maddwd(old: Expr, data: TensorLoad, weight: TensorLoad, bits: int) -> Expr:
     spread = tirx.Broadcast(tirx.reinterpret("int16", data), lanes)
     wide = f"int16x{2 * lanes}"
     data_words = tirx.Cast(wide, tirx.reinterpret(f"uint8x{2 * lanes}", spread))
-    product = _intrinsic(_MADDWD[bits], f"int32x{lanes}", data_words, tirx.Cast(wide, weight))
+    product = intrinsic(_MADDWD[bits], f"int32x{lanes}", data_words, tirx.Cast(wide, weight))
     return old + product
