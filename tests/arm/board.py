@@ -18,8 +18,8 @@ from tilewright.compiler.toolchain import find_c_compiler
 from tilewright.runtime.library import read_description
 
 _ROOT = Path(__file__).parents[2]
-_RUNNER = _ROOT / "examples" / "c" / "run_model.c"
-_HEADERS = _ROOT / "runtime" / "c"
+RUNNER = _ROOT / "examples" / "c" / "run_model.c"
+HEADERS = _ROOT / "runtime" / "c"
 _TOOLS = {
     "aarch64": ("qemu-aarch64", "aarch64-linux-gnu-gcc", "/usr/aarch64-linux-gnu"),
     "armv7": ("qemu-arm", "arm-linux-gnueabihf-gcc", "/usr/arm-linux-gnueabihf"),
@@ -114,7 +114,7 @@ def runner(architecture: str) -> Path:
     subprocess.run(
         [
             *find_c_compiler(architecture),
-            *("-std=c11", "-O1", "-D_GNU_SOURCE", f"-I{_HEADERS}", _RUNNER),
+            *("-std=c11", "-O1", "-D_GNU_SOURCE", f"-I{HEADERS}", RUNNER),
             *("-o", program, "-ldl", "-pthread"),
         ],
         check=True,
