@@ -12,6 +12,7 @@ from tilewright.frontends.onnx.ops import (  # noqa: F401
     microsoft,
     ngrams,
     normalization,
+    optimizers,
     pooling,
     quantization,
     recurrent,
