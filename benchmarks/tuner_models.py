@@ -1,7 +1,8 @@
 """Time models compiled with and without tuning logs: `python -m benchmarks.tuner_models`.
 
 Both modules and the multiply-add probe take turns in one process, one thread; compared are medians
-and the median of the rounds' ratios. Writes benchmarks/results/tuner_models.json and .md.
+and the median of the rounds' ratios. Times are processor time of the calling thread, which runs all
+kernels: on a machine with other work the clock on the wall counts that too. Writes benchmarks/results/tuner_models.json and .md.
 """
 
 import argparse
@@ -48,9 +49,9 @@ def compare(name: str, logs: list[Path] | None, rounds: int, probes: Probes) -> 
         for _ in range(rounds):
             peaks.append(probes.peak_gflops())
             for label, module in modules.items():
-                start = time.perf_counter()
+                start = time.thread_time()
                 module.run(inputs)
-                times[label].append(time.perf_counter() - start)
+                times[label].append(time.thread_time() - start)
     error = max(
         float(np.abs(results["tuned"][key] - value).max() / max(value.std(), 1e-12))
         for key, value in results["untuned"].items()

@@ -34,6 +34,8 @@ Origin = Literal["tuned", "transferred", "default"]
 # Distance in doublings, over all axes, up to which another shape's decisions are worth using.
 _FARTHEST = 3.0
 _NEAREST_RECORDS = 3
+# Of the times of two records that were not measured in turns.
+_NOISE = 0.02
 # Each costs a rewrite and a schedule while compiling.
 _MOST_LAYOUTS = 4
 
@@ -229,14 +231,22 @@ def _decision(task: Task, record: Record) -> TunedDecision:
 
 
 def _best_of_layouts(records: Iterable[Record]) -> list[Record]:
-    """Return the best record of each layouts; one that won a race before others."""
+    """Return the best record of each layouts; one that won a race before others.
 
-    best: dict[tuple[Layout, ...], Record] = {}
+    The compiler's own decisions stand where others win by no more than noise.
+    """
+
+    groups: dict[tuple[Layout, ...], list[Record]] = {}
     for record in records:
-        known = best.get(record.candidate.layouts)
-        if known is None or merit(record) < merit(known):
-            best[record.candidate.layouts] = record
-    return list(best.values())
+        groups.setdefault(record.candidate.layouts, []).append(record)
+    chosen = []
+    for group in groups.values():
+        best = min(group, key=merit)
+        defaults = [record for record in group if record.hardware.get("default")]
+        default = min(defaults, key=lambda record: record.seconds, default=best)
+        near = default.seconds <= best.seconds * (1 + _NOISE)
+        chosen.append(default if near else best)
+    return chosen
 
 
 def _distance(mine: dict[str, Any], other: Any) -> float:

@@ -318,7 +318,7 @@ class _Runner:
             state.problem = str(error)
             state.progress.exhausted = True
             return
-        self._log(state.task, results)
+        self._log(state, results)
         tuner.tell(results)
         state.failures += sum(not result.ok for result in results)
         if state.best_s is not None:
@@ -351,11 +351,11 @@ class _Runner:
             Measurement(candidate, "ok", "", tuple(mine))
             for candidate, mine in zip(best, times, strict=True)
         ]
-        self._log(state.task, results, {"raced": True}, winner)
+        self._log(state, results, {"raced": True}, winner)
 
     def _log(
         self,
-        task: Task,
+        state: TaskState,
         results: Sequence[Measurement],
         extra: Mapping[str, Any] | None = None,
         winner: int | None = None,
@@ -368,9 +368,16 @@ class _Runner:
             "cold": self.options.measure.cold,
             **(extra or {}),
         }
+        task, tuner = state.task, state.tuner
+        assert tuner is not None
         description = describe(task)
+        defaults = {
+            choice.candidate(choice.loops.genome_of_default()) for choice in tuner.space.choices
+        }
         for index, result in enumerate(results):
             facts = hardware if index != winner else {**hardware, "winner": True}
+            if result.candidate in defaults:
+                facts = {**facts, "default": True}
             self.pending.append(
                 Record(
                     task_key=task.key,
