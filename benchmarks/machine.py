@@ -19,7 +19,8 @@ class Probes:
     def __init__(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             library = Path(folder) / "probes.so"
-            command = ["gcc", "-O2", "-march=native", "-shared", "-fPIC", "-o", library, _SOURCE]
+            flags = ["-O2", "-march=native", "-shared", "-fPIC"]
+            command = ["gcc", *flags, "-o", str(library), str(_SOURCE)]
             subprocess.run(command, check=True)
             self._library = ctypes.CDLL(str(library))
         names = ("peak_gflops", "int8_gops", "read_gb_s")

@@ -2,65 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tilewright.baselines.engine import Contender, largest_error, local
+from tilewright.baselines.peers import OURS, PEERS, Case
+from tilewright.baselines.rounds import take_turns
 from tilewright.errors import MeasureError
 from tilewright.inputs import random_inputs
-from tilewright.runtime.benchmark import compare, interleave, summarize
+from tilewright.runtime.benchmark import compare, summarize
 
-Feed = Mapping[str, np.ndarray]
-Engine = Callable[[Feed], dict[str, np.ndarray]]
-
-
-def open_onnxruntime(model: Path, threads: int) -> Engine:
-    """Return the model in ONNX Runtime with all its optimisations, run by `threads` threads."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Its threads must not spin while another engine has its turn.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda feed: dict(zip(names, session.run(names, dict(feed)), strict=True))
-
-
-def open_openvino(model: Path, threads: int) -> Engine:
-    """Return the model in OpenVINO at float32 precision, in its latency mode."""
-    import openvino
-
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": "f32",
-        "ENABLE_CPU_PINNING": False,
-    }
-    compiled = openvino.Core().compile_model(model, "CPU", settings)
-    request = compiled.create_infer_request()
-    names = [output.get_any_name() for output in compiled.outputs]
-
-    def run(feed: Feed) -> dict[str, np.ndarray]:
-        found = request.infer(dict(feed))
-        return {name: found[index] for index, name in enumerate(names)}
-
-    return run
-
-
-PEERS: dict[str, Callable[[Path, int], Engine]] = {
-    "onnxruntime": open_onnxruntime,
-    "openvino": open_openvino,
-}
-"""Peers by the name of their Python package."""
+__all__ = ["PEERS", "bench", "largest_error"]
 
 
 def bench(
@@ -71,6 +27,8 @@ def bench(
     *,
     target: str = "native",
     shapes: Mapping[str, Sequence[int]] | None = None,
+    trials: int = 0,
+    logs: str | os.PathLike[str] = "tuning_logs",
     seed: int = 0,
     progress: Callable[[str], None] = lambda _stage: None,
 ) -> dict[str, Any]:
@@ -85,6 +43,8 @@ def bench(
         rounds: measured runs of each engine, after one that is not.
         target: as for `compile`.
         shapes: as for `compile`.
+        trials: for peers that tune; 0 takes their logs as they are.
+        logs: folder of the peers' tuning logs.
         seed: of the input.
         progress: called with the name of each stage.
 
@@ -107,59 +67,47 @@ def bench(
     if threads < 1 or rounds < 1:
         raise MeasureError(f"threads is {threads}, rounds {rounds}; both must be at least 1")
     path = Path(model)
-    left_out = {
-        name: 'not installed; pip install "tilewright[bench]"'
-        for name in against
-        if importlib.util.find_spec(name) is None
-    }
+    reasons = {name: PEERS[name].missing() for name in against}
+    left_out = {name: reason for name, reason in reasons.items() if reason is not None}
     compiled = compile_model(path, target, shapes, progress=progress)
     module = load(compiled.path, threads)
     feed = random_inputs(module.inputs, seed)
-    engines: dict[str, Engine] = {"tilewright": module.run}
-    errors = {}
-    ours = module.run(feed)
-    for name in against:
-        if name in left_out:
-            continue
-        progress(name)
-        engines[name], found = _start(name, path, threads, feed)
-        errors[name] = largest_error(found, ours)
-    progress("measuring")
-    times = interleave({name: partial(run, feed) for name, run in engines.items()}, rounds)
+    case = Case(path, feed, threads, trials=trials, logs=Path(logs), progress=progress)
+    contenders = {OURS: local(module.run, feed)}
+    try:
+        for name in against:
+            if name not in left_out:
+                progress(name)
+                contenders[name] = _start(name, case)
+        errors = {
+            name: largest_error(contender.outputs, contenders[OURS].outputs)
+            for name, contender in contenders.items()
+            if name != OURS
+        }
+        progress("measuring")
+        samplers = {name: contender.sample for name, contender in contenders.items()}
+        times = take_turns(samplers, rounds)
+    finally:
+        for contender in contenders.values():
+            contender.close()
     return {
         "model": str(path),
         "target": target,
         "threads": threads,
         "rounds": rounds,
-        "engines": [_row(name, found, times["tilewright"]) for name, found in times.items()],
+        "engines": [_row(name, found, times[OURS]) for name, found in times.items()],
         "largest_error": errors,
         "left_out": left_out,
     }
 
 
-def largest_error(reference: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
-    """Return the largest difference of an output over the standard deviation of the reference.
-
-    Where the reference is constant, the difference itself counts.
-    """
-    worst = 0.0
-    for name, expected in reference.items():
-        if expected.size == 0:
-            continue
-        a = expected.astype(np.float64)
-        difference = float(np.abs(a - found[name].astype(np.float64)).max())
-        worst = max(worst, difference / (float(a.std()) or 1.0))
-    return worst
-
-
-def _start(name: str, path: Path, threads: int, feed: Feed) -> tuple[Engine, dict[str, np.ndarray]]:
-    """Open a peer and run it once; its own errors have no common class."""
+def _start(name: str, case: Case) -> Contender:
+    """Put a peer in place; its own errors have no common class."""
     try:
-        engine = PEERS[name](path, threads)
-        return engine, engine(feed)
+        return PEERS[name].start(case)
     except Exception as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MeasureError(f"{name} cannot run {path}: {first_line}") from error
+        raise MeasureError(f"{name} cannot run {case.model}: {first_line}") from error
 
 
 def _row(name: str, samples: np.ndarray, ours: np.ndarray) -> dict[str, Any]:

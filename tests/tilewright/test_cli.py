@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -134,7 +135,8 @@ def test_bench_measures_us_and_the_peers(cli, model_path) -> None:
 
 
 def test_bench_leaves_out_peers_that_are_missing(cli, model_path, monkeypatch) -> None:
-    monkeypatch.setitem(tw.peers.PEERS, "not_there", tw.peers.open_onnxruntime)
+    absent = replace(tw.peers.PEERS["onnxruntime"], missing=lambda: "not installed; pip install x")
+    monkeypatch.setitem(tw.peers.PEERS, "not_there", absent)
     result = cli("bench", model_path, "--against", "not_there", "--rounds", "1")
     assert result.exit_code == 0, result.output
     assert "not_there left out: not installed; pip install" in result.stdout

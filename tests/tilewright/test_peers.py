@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from tests.tiny_model import expected, make_model
+from tilewright.baselines import Case
 from tilewright.errors import MeasureError
 from tilewright.peers import PEERS, bench, largest_error
 
@@ -28,8 +29,8 @@ def test_peer_computes_the_model(name, tmp_path) -> None:
     model = make_model()
     onnx.save(model, tmp_path / "tiny.onnx")
     x = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
-    found = PEERS[name](tmp_path / "tiny.onnx", 1)({"x": x})
-    np.testing.assert_allclose(found["y"], expected(model, x), rtol=1e-5, atol=1e-6)
+    contender = PEERS[name].start(Case(tmp_path / "tiny.onnx", {"x": x}, 1))
+    np.testing.assert_allclose(contender.outputs["y"], expected(model, x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("threads", "rounds"), [(0, 1), (1, 0)])

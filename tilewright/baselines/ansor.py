@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.baselines.engine import Contender, Feed
+from tilewright.baselines.engine import Contender, Feed, Sampler
 from tilewright.baselines.environment import Environment, ansor_environment
 from tilewright.baselines.suite import Operator, weights
 from tilewright.errors import MeasureError
+from tilewright.inputs import save_npz
 
 LAYOUTS = ("NHWC", "NCHW")
 _DRIVER = Path(__file__).parent / "ansor_driver"
@@ -127,6 +128,60 @@ def start(
         raise
 
 
+def start_model(
+    model: Path,
+    feed: Feed,
+    threads: int,
+    trials: int,
+    logs: Path,
+    progress: Callable[[str], None] = lambda _stage: None,
+) -> Contender:
+    """Tune a whole model, channels last, as far as its log lacks trials, and build it.
+
+    Relay imports the ONNX file; Ansor's task scheduler divides the trials among its operators.
+
+    Args:
+        model: an ONNX file.
+        feed: inputs by name.
+        threads: of the kernels.
+        trials: in all; 0 builds by what the log holds.
+        logs: folder of the tuning logs.
+        progress: called with what is going on.
+
+    Raises:
+        MeasureError: Ansor is not installed or failed, or there is neither a log nor a trial.
+    """
+    import onnx
+
+    log = logs / "ansor" / f"{model.stem}-NHWC.json"
+    if not trials and not log.exists():
+        raise MeasureError(f"no log {log}, and no trials to spend")
+    outputs = [output.name for output in onnx.load(model, load_external_data=False).graph.output]
+    driver = Driver(threads=threads)
+    shapes = {name: list(array.shape) for name, array in feed.items()}
+    request: dict[str, Any] = {"model": str(model.resolve()), "shapes": shapes, "layout": "NHWC"}
+    request |= {"log": str(log.resolve()), "threads": threads}
+    try:
+        with tempfile.TemporaryDirectory(prefix="tilewright-") as name:
+            given, found = str(Path(name, "in.npz")), str(Path(name, "out.npz"))
+            save_npz(given, feed)
+            if trials:
+                log.parent.mkdir(parents=True, exist_ok=True)
+                progress(f"ansor: {trials} trials")
+                driver.ask("tune_model", **request, trials=trials)
+            driver.ask("load_model", **request, inputs=given, outputs=found)
+            with np.load(found) as arrays:
+                results = dict(zip(outputs, arrays.values(), strict=True))
+    except BaseException:
+        driver.close()
+        raise
+    return Contender(results, _remote(driver), {"layout": "NHWC"}, driver.close)
+
+
+def _remote(driver: Driver) -> Sampler:
+    return lambda calls, clock: driver.ask("sample", repeats=calls, clock=clock)
+
+
 def _best(
     driver: Driver,
     operator: Operator,
@@ -140,8 +195,8 @@ def _best(
 ) -> Contender:
     weight, bias = weights(operator)
     np.savez(folder / "in.npz", data=feed["data"], weight=weight, bias=bias)
-    shared = {"operator": operator.to_json(), "threads": threads}
-    files = {"inputs": str(folder / "in.npz"), "outputs": str(folder / "out.npz")}
+    shared: dict[str, Any] = {"operator": operator.to_json(), "threads": threads}
+    files: dict[str, Any] = {"inputs": str(folder / "in.npz"), "outputs": str(folder / "out.npz")}
     seconds: dict[str, float] = {}
     curves: dict[str, Any] = {}
     failures: dict[str, str] = {}
@@ -176,7 +231,7 @@ def _best(
     notes = {"layout": best, "curves": curves, "trials": len(curves[best]), "failed": failures}
     return Contender(
         outputs,
-        lambda calls, clock: driver.ask("sample", repeats=calls, clock=clock),
+        _remote(driver),
         notes,
         driver.close,
     )

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from tilewright.baselines.engine import CLOCKS, Contender
+from tilewright.baselines.engine import CLOCKS, Contender, largest_error
 from tilewright.baselines.machine import Probes, describe
 from tilewright.baselines.peers import OURS, PEERS, Case, start_tilewright
 from tilewright.baselines.rounds import take_turns
 from tilewright.baselines.suite import Operator, build_model
 from tilewright.errors import MeasureError
-from tilewright.peers import largest_error
 from tilewright.runtime.benchmark import compare, summarize
 
 SCHEMA_VERSION = 1

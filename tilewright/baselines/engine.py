@@ -46,3 +46,18 @@ def local(engine: Engine, feed: Feed) -> Contender:
         return (now() - start) / calls
 
     return Contender({key: np.array(value) for key, value in engine(feed).items()}, sample)
+
+
+def largest_error(reference: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
+    """Return the largest difference of an output over the standard deviation of the reference.
+
+    Where the reference is constant, the difference itself counts.
+    """
+    worst = 0.0
+    for name, expected in reference.items():
+        if expected.size == 0:
+            continue
+        a = expected.astype(np.float64)
+        difference = float(np.abs(a - found[name].astype(np.float64)).max())
+        worst = max(worst, difference / (float(a.std()) or 1.0))
+    return worst

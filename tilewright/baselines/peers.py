@@ -66,7 +66,9 @@ def _library(
 
 def _start_ansor(case: Case) -> Contender:
     if case.operator is None:
-        raise MeasureError("Ansor is compared on operators; run: tilewright bench-ops")
+        return ansor.start_model(
+            case.model, case.feed, case.threads, case.trials, case.logs, case.progress
+        )
     return ansor.start(
         case.operator, case.feed, case.threads, case.trials, case.logs, case.progress
     )

@@ -161,7 +161,7 @@ def load_suite(
 
 
 def _read(row: Mapping[str, Any], batch: int) -> Operator:
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
     fields.setdefault("dilation", (1,) * len(fields.get("size", ())))
     return Operator(**fields, batch=batch)
 
