@@ -119,10 +119,21 @@ def _centred(integers: np.ndarray, affine: Affine, out_axis: int) -> np.ndarray 
         return None
     if not affine.is_uniform and affine.axis != out_axis:
         return None
+    return centred_bytes(integers, affine.zero, out_axis)
+
+
+def centred_bytes(integers: np.ndarray, zero: np.ndarray, axis: int) -> np.ndarray | None:
+    """Return integers less their zero points as int8, or None where they do not fit.
+
+    Args:
+        integers: the data.
+        zero: int32, [] or one per position of `axis`.
+        axis: see `zero`.
+    """
     column = [1] * integers.ndim
-    column[out_axis] = -1
-    zero = affine.zero.reshape(column if not affine.is_uniform else [1] * integers.ndim)
-    centred = integers.astype(np.int32) - zero
+    if zero.ndim:
+        column[axis] = -1
+    centred = integers.astype(np.int32) - zero.reshape(column)
     if centred.min(initial=0) < -128 or centred.max(initial=0) > 127:
         return None
     return centred.astype(np.int8)

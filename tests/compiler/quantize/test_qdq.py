@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 import tilewright
 from tests.compiler.quantize.models import Builder, run_onnxruntime
@@ -181,3 +182,35 @@ def test_qoperator_form_comes_to_the_same_kernels():
     model = b.model({"x": ((1, 8, 6, 6), "float32")}, [y])
     assert "conv_int" in _kernels(model)
     _check(model, {"x": _image(b, 1, 8, 6, 6)})
+
+
+@pytest.mark.parametrize("depth", [32, 30])
+def test_dynamically_quantized_product(depth):
+    b = Builder()
+    b.nodes.append(helper.make_node("DynamicQuantizeLinear", ["x"], ["xq", "scale", "zero"]))
+    weight = b.constant(b.rng.integers(-127, 128, (depth, 24)).astype("int8"))
+    sums = b.node("MatMulInteger", "xq", weight, "zero")
+    y = b.node("Mul", b.node("Cast", sums, to=TensorProto.FLOAT), "scale")
+    model = b.model({"x": ((2, 5, depth), "float32")}, [sums, y])
+    assert "matmul_int" in _kernels(model)
+    feed = {"x": _image(b, 2, 5, depth)}
+    exact, _ = run_onnxruntime(model, feed)
+    got = tilewright.compile(model, "native").run(feed)
+    np.testing.assert_array_equal(got[sums], exact)
+    _check(b.model({"x": ((2, 5, depth), "float32")}, [y]), feed)
+
+
+@pytest.mark.parametrize("act", ["uint8", "int8"])
+def test_integer_convolution_is_exact_at_the_border(act):
+    b = Builder(act=act)
+    weight = b.constant(b.rng.integers(-127, 128, (16, 6, 3, 3)).astype("int8"))
+    y = b.node("ConvInteger", "x", weight, "zero", pads=[1, 2, 0, 1], strides=[2, 1])
+    model = b.model({"x": ((1, 6, 9, 8), act), "zero": ((), act)}, [y])
+    assert "conv_int" in _kernels(model)
+    low = 0 if act == "uint8" else -128
+    feed = {
+        "x": b.rng.integers(low, low + 256, (1, 6, 9, 8)).astype(act),
+        "zero": np.array(37, act),
+    }
+    (expected,) = run_onnxruntime(model, feed)
+    np.testing.assert_array_equal(tilewright.compile(model, "native").run(feed)[y], expected)
