@@ -18,7 +18,13 @@ from tilewright.frontends.onnx.functions import bind_attributes, schema_body, sc
 from tilewright.frontends.onnx.loading import Weight
 from tilewright.frontends.onnx.node import NodeContext, describe
 from tilewright.frontends.onnx.registry import Converter, find_converter
-from tilewright.frontends.onnx.values import Value, constant
+from tilewright.frontends.onnx.values import (
+    STORAGE_DTYPE,
+    Value,
+    constant,
+    is_small,
+    numpy_dtype,
+)
 
 # What numpy, TVM and the reference implementation raise for operands that do not fit; a valid
 # node never gets there, so the model is at fault.
@@ -26,6 +32,14 @@ _REJECTIONS = (
     ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, RuntimeError,
     AssertionError, tvm.error.InternalError,
 )  # fmt: skip
+# Operators that move elements without looking at them: of small types, they move the bytes.
+_MOVES = frozenset(
+    [
+        *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND"),
+        *("Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose"),
+        *("Unsqueeze", "Where"),
+    ]
+)
 _NAMES_SHOWN = 5
 _MAX_DEPTH = 32
 
@@ -189,8 +203,15 @@ class Scope:
         opset: int,
         schema: onnx.defs.OpSchema | None,
     ) -> Sequence[Any]:
+        small = [v.dtype for v in inputs if isinstance(v, Value) and is_small(v.dtype)]
+        moves = bool(small) and node.op_type in _MOVES and not node.domain
+        if moves:
+            inputs = [_as_bits(value) for value in inputs]
         context = NodeContext(node, inputs, opset, schema, self.builder, self)
         result = converter.convert(context)
+        if moves:
+            values = [result] if isinstance(result, Value) else result
+            result = [_from_bits(value, small[0]) for value in values]
         unread = context.attrs.unread()
         if unread:
             names = ", ".join(repr(name) for name in unread)
@@ -256,6 +277,26 @@ def _wrap(item: Any) -> Any:
     if isinstance(item, list):
         return [_wrap(inner) for inner in item]
     return None if item is None else constant(np.asarray(item))
+
+
+def _as_bits(value: Any) -> Any:
+    """See a value of a small type as the bytes that hold it."""
+    if not isinstance(value, Value) or not is_small(value.dtype):
+        return value
+    if value.data is not None:
+        return constant(value.data.view(STORAGE_DTYPE))
+    return Value(value.shape, STORAGE_DTYPE, expr=value.expr)
+
+
+def _from_bits(value: Any, dtype: str) -> Any:
+    """See bytes as values of a small type; sequences element by element."""
+    if isinstance(value, list):
+        return [_from_bits(item, dtype) for item in value]
+    if not isinstance(value, Value) or value.dtype != STORAGE_DTYPE:
+        return value
+    if value.data is not None:
+        return constant(value.data.view(numpy_dtype(dtype)))
+    return Value(value.shape, dtype, expr=value.expr)
 
 
 def _domain(name: str) -> str:

@@ -149,12 +149,28 @@ def test_quantization_to_small_integers_saturates(dtype):
 def test_arithmetic_on_a_small_type_is_refused_with_the_remedy():
     kind = TensorProto.FLOAT8E5M2
     model = model_of(
-        [helper.make_node("Concat", ["x", "x"], ["y"], axis=0)],
+        [helper.make_node("Neg", ["x"], ["y"])],
         [("x", kind, [2])],
-        [("y", kind, [4])],
+        [("y", kind, [2])],
     )
     with pytest.raises(UnsupportedModelError, match="put a Cast before the node"):
         onnx_backend.run_model(model, [np.zeros(2, ml_dtypes.float8_e5m2)])
+
+
+def test_a_small_type_can_be_moved():
+    kind = TensorProto.INT4
+    model = model_of(
+        [
+            helper.make_node("Concat", ["x", "x"], ["two"], axis=0),
+            helper.make_node("Transpose", ["two"], ["y"]),
+        ],
+        [("x", kind, [2, 3])],
+        [("y", kind, [3, 4])],
+    )
+    x = np.array([[-8, 7, 0], [1, -1, 3]]).astype(ml_dtypes.int4)
+    (y,) = onnx_backend.run_model(model, [x])
+    assert y.dtype == x.dtype
+    np.testing.assert_array_equal(y.astype(int), np.concatenate([x, x]).T.astype(int))
 
 
 def nonzero_model(size, nodes=()):
