@@ -196,6 +196,25 @@ def test_zig_wheel_serves_where_there_is_no_compiler(monkeypatch):
     assert toolchain.find_c_compiler()[1:] == ["-m", "ziglang", "cc"]
 
 
+def test_cross_compilers_are_found_by_name_variable_or_wheel(monkeypatch):
+    for name in ("CC", "CC_AARCH64", "CC_ARMV7"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(toolchain.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: f"/bin/{name}")
+    assert toolchain.find_c_compiler("aarch64") == ["aarch64-linux-gnu-gcc"]
+    assert toolchain.find_c_compiler("x86_64") == ["cc"]
+    monkeypatch.setenv("CC_ARMV7", "clang --target=armv7")
+    assert toolchain.find_c_compiler("armv7") == ["clang", "--target=armv7"]
+    monkeypatch.setattr(toolchain.shutil, "which", lambda _: None)
+    monkeypatch.setattr(toolchain.importlib.util, "find_spec", lambda _: object())
+    zig = toolchain.find_c_compiler("aarch64")
+    assert zig[1:4] == ["-m", "ziglang", "cc"]
+    assert "-target" in zig
+    monkeypatch.setattr(toolchain.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(TargetError, match=r"for aarch64 found.*pip install 'tilewright\[cross\]'"):
+        toolchain.find_c_compiler("aarch64")
+
+
 def test_compiler_output_is_in_the_error(tmp_path):
     (tmp_path / "bad.c").write_text("this is not C\n")
     with pytest.raises(CompileError, match=r"failed with status 1.*bad\.c"):
