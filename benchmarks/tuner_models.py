@@ -2,7 +2,8 @@
 
 Both modules and the multiply-add probe take turns in one process, one thread; compared are medians
 and the median of the rounds' ratios. Times are processor time of the calling thread, which runs all
-kernels: on a machine with other work the clock on the wall counts that too. Writes benchmarks/results/tuner_models.json and .md.
+kernels: on a machine with other work the clock on the wall counts that too.
+Writes benchmarks/results/tuner_models.json and .md.
 """
 
 import argparse

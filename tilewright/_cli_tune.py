@@ -217,6 +217,9 @@ def _mount_logs(logs: typer.Typer, errors: Errors) -> None:
     def prune_command(
         log: LogPath,
         keep: Annotated[int, typer.Option(min=1, help="Records of each task and layouts.")] = 1,
+        within: Annotated[
+            float, typer.Option(min=1.0, help="Drop layouts slower than the best by this factor.")
+        ] = 2.0,
         debug: Debug = False,
     ) -> None:
         """Keep only the fastest records of each task and layouts."""
@@ -224,7 +227,7 @@ def _mount_logs(logs: typer.Typer, errors: Errors) -> None:
             from tilewright.tuner import Log
 
             _must_exist(log)
-            before, after = Log(log).prune(keep)
+            before, after = Log(log).prune(keep, within)
         typer.echo(f"{log}: {after} of {before} lines kept")
 
     @logs.command("doctor")

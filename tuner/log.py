@@ -84,15 +84,19 @@ class Log:
         except OSError as error:
             raise LogError(f"cannot write {self.path}: {error.strerror or error}") from error
 
-    def prune(self, keep: int = 1) -> tuple[int, int]:
+    def prune(self, keep: int = 1, within: float = 2.0) -> tuple[int, int]:
         """Keep only the fastest records of each task, target and layouts; drop all else.
+
+        Args:
+            keep: records of each task, target and layouts.
+            within: layouts that take more than this many times the best of their task are dropped.
 
         Returns:
             Lines before and records after.
         """
         with self._locked():
             contents = self.read()
-            kept = best_records(contents.records, keep)
+            kept = best_records(contents.records, keep, within)
             self._replace(kept)
         return len(contents.records) + len(contents.skipped), len(kept)
 

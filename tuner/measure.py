@@ -27,7 +27,7 @@ from tilewright.tuner.worker.process import WorkerDied, WorkerProcess, WorkerTim
 from tilewright.tuner.workload import task_request
 
 _GIB = 1 << 30
-_SETUP_TIMEOUT_S = 120.0
+_SETUP_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)

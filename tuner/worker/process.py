@@ -14,7 +14,7 @@ from typing import Any
 
 from tilewright.errors import MeasureError
 
-_START_TIMEOUT_S = 60.0
+_START_TIMEOUT_S = 300.0
 
 
 class WorkerDied(MeasureError):
