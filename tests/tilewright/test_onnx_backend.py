@@ -1,5 +1,7 @@
 """ONNX's backend interface: every result comes from a compiled module."""
 
+import unittest
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -7,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from onnx.backend.test import BackendTest
 
 from tilewright import onnx_backend
 from tilewright.errors import ModelError, TargetError, UnsupportedModelError
@@ -220,3 +223,15 @@ def test_unique_against_numpy(is_sorted):
     np.testing.assert_array_equal(first[order], expected[1])
     np.testing.assert_array_equal(counts[order], expected[2])
     np.testing.assert_array_equal(values[inverse], x)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of making the suite's cases
+def test_the_suite_of_onnx_runs_with_this_backend():
+    suite = BackendTest(onnx_backend.TilewrightBackend, __name__)
+    suite.include("^test_(abs|nonzero_example|basic_conv_with_padding)_c(pu|uda)$")
+    result = unittest.TestResult()
+    suite.test_suite.run(result)
+    assert not result.failures + result.errors
+    skipped = {test.id().rsplit(".", 1)[1] for test, _ in result.skipped}
+    assert {"test_abs_cuda", "test_add_cpu"} <= skipped
+    assert not skipped & {"test_abs_cpu", "test_nonzero_example_cpu"}
