@@ -48,7 +48,7 @@ def tensors_of(item: onnx.ValueInfoProto, shapes: Mapping[str, Sequence[int]]) -
             return InputTensors((), False)
     if not type_.HasField("sequence_type"):
         return InputTensors((item,), False)
-    names = []
+    names: list[str] = []
     while f"{item.name}[{len(names)}]" in shapes:
         names.append(f"{item.name}[{len(names)}]")
     element = onnx.TypeProto()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import relax
@@ -56,7 +57,7 @@ def _groups(op: NodeContext, size: int) -> list[list[Value]]:
     return [[op.input(2 + kind * count + index) for kind in range(size)] for index in range(count)]
 
 
-def _by_kind(results: list[tuple[Value, ...]]) -> Any:
+def _by_kind(results: Sequence[tuple[Value, ...]]) -> Any:
     """Return all new tensors, then all new states of the first kind, ..."""
     return [value for kind in zip(*results, strict=True) for value in kind]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from tvm import relax, te, tirx
 
-from tilewright.compiler.quantize.affine import emit_affine
+from tilewright.compiler.quantize.affine import emit_affine, saturated
 from tilewright.frontends.onnx.folding import fold
 from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.ops.convolution import conv_te, with_bias
@@ -105,12 +105,22 @@ def quantize(
         if zero is not None and not (zero.data is not None and not zero.data.any()):
             scaled = op.call(R.add, scaled, cast(op, zero, scaled.dtype))
         return cast(op, scaled, dtype, saturate)
+    if dtype in _RANGES and data.dtype == scale.dtype == "float32" and scale.rank == 0:
+        zero = op.scalar(0, "int32") if zero is None else cast(op, zero, "int32")
+        if zero.rank == 0:
+            return op.te(_saturated, data, scale, zero, dtype, name="quantize_linear")
     rounded = round_to_even(op, op.call(R.divide, data, scale))
     if zero is not None:
         rounded = op.call(R.add, rounded, cast(op, zero, rounded.dtype))
     low, high = _RANGES[dtype] if dtype in _RANGES else integer_range(dtype)
     clipped = op.call(R.clip, rounded, min=float(low), max=float(high))
     return cast(op, cast(op, clipped, "int32"), dtype)
+
+
+def _saturated(data: te.Tensor, scale: te.Tensor, zero: te.Tensor, dtype: str) -> te.Tensor:
+    return te.compute(
+        data.shape, lambda *at: saturated(data(*at) / scale(), zero(), dtype), name="quantized"
+    )
 
 
 @register("DequantizeLinear", domain=MICROSOFT, foldable=False)
