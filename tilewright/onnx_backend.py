@@ -86,7 +86,7 @@ class TilewrightRep(BackendRep):
                     f"{len(values)} inputs given; the model has {len(names)}: {', '.join(names)}"
                 )
             given = dict(zip(names, values, strict=True))
-        feeds = {}
+        feeds: dict[str, np.ndarray] = {}
         for name, value in given.items():
             if isinstance(value, (list, tuple)):
                 feeds |= {f"{name}[{index}]": np.asarray(a) for index, a in enumerate(value)}
@@ -99,7 +99,7 @@ def _assembled(item: onnx.ValueInfoProto, results: Mapping[str, np.ndarray]) -> 
     """Return an output of the graph from the tensors that the module returned."""
     if item.name in results:
         return results[item.name]
-    parts = []
+    parts: list[np.ndarray] = []
     while f"{item.name}[{len(parts)}]" in results:
         parts.append(results[f"{item.name}[{len(parts)}]"])
     is_absent = not parts and item.type.HasField("optional_type")
