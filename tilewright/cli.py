@@ -202,12 +202,6 @@ def targets_command(as_json: AsJson = False, debug: Debug = False) -> None:
     _print(result, as_json, output.print_targets)
 
 
-quantizing.mount(app, lambda debug: _errors(debug))
-profiling.mount(app, lambda debug: _errors(debug))
-size.mount(app, lambda debug: _errors(debug))
-tuning.mount(app, lambda debug: _errors(debug))
-
-
 def main() -> None:
     """Run the command line; the console script's entry."""
     app()
@@ -262,3 +256,7 @@ class _Interrupts:
 
 
 _cli_baseline.register(app, _errors)
+
+
+for _commands in (quantizing, profiling, size, tuning):
+    _commands.mount(app, _errors)
