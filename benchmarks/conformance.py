@@ -158,6 +158,12 @@ def write_docs(results: Mapping[str, Mapping[str, Outcome]]) -> None:
         "|---|---|---|---|",
         *(_operator_line(name, row) for name, row in operator_rows(cases, node).items()),
         "",
+        "## Operators of other domains",
+        "",
+        "Converted, and tested apart from ONNX's suite:",
+        "",
+        *_other_domains(),
+        "",
         "## What fails, and why",
         "",
     ]
@@ -171,6 +177,15 @@ def write_docs(results: Mapping[str, Mapping[str, Outcome]]) -> None:
             lines += [f"  - `{name}`: {outcomes[name].reason[:160]}" for name in failed]
     DOCS.parent.mkdir(exist_ok=True)
     DOCS.write_text("\n".join(lines) + "\n")
+
+
+def _other_domains() -> list[str]:
+    """List the operators that have a converter, but no case in ONNX's suite."""
+    from tilewright.frontends.onnx.registry import registered_operators
+
+    names = [f"{domain}.{name}" for domain, name in registered_operators() if "." in domain]
+    names = [name for name in names if not name.startswith("ai.onnx")]
+    return [f"- `{name}`" for name in names]
 
 
 def _kind_line(kind: str, outcomes: Mapping[str, Outcome]) -> str:

@@ -13,6 +13,7 @@ from tilewright.frontends.onnx.ops import (  # noqa: F401
     ngrams,
     normalization,
     optimizers,
+    packed_weights,
     pooling,
     quantization,
     recurrent,

@@ -53,6 +53,14 @@ CASES = {
         {"a": codes(np.uint8, 3, 4), "was": SCALE, "waz": ZERO, "w": codes(np.int8, 4, 5),
          "wbs": np.float32(0.02), "wbz": np.int8(0), "wc": codes(np.int16, 5).astype(np.int32),
          "wys": np.float32(0.3), "wyz": ZERO}, {}),
+    "matmul_4_bits": (
+        "MatMulNBits", {"a": floats(3, 40), "w": codes(np.uint8, 5, 3, 8), "ws": floats(15)},
+        {"K": 40, "N": 5, "bits": 4, "block_size": 16}),
+    "matmul_4_bits_zero_points": (
+        "MatMulNBits",
+        {"a": floats(2, 3, 48), "w": codes(np.uint8, 5, 3, 8), "ws": floats(15),
+         "wz": codes(np.uint8, 10)},
+        {"K": 48, "N": 5, "bits": 4, "block_size": 16}),
 }  # fmt: skip
 
 
