@@ -23,6 +23,9 @@ from tilewright.compiler.relax_utils import constant_array, op_name
 ATTRIBUTE = "tilewright.quantization"
 RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
 
+MAGIC = 1.5 * 2.0**23
+MAGIC_BITS = 0x4B400000
+
 
 @dataclass(frozen=True, eq=False)
 class Affine:
@@ -129,7 +132,7 @@ def _element(
 ) -> Callable[..., Any]:
     def quantized(*at: Any) -> Any:
         scale, zero = parameters(at)
-        return saturated(tirx.nearbyint(x(*at) / scale) + zero.astype("float32"), dtype)
+        return saturated(x(*at) / scale, zero, dtype)
 
     def real(*at: Any) -> Any:
         scale, zero = parameters(at)
@@ -138,10 +141,20 @@ def _element(
     return quantized if kind == "quantize" else real
 
 
-def saturated(value: Any, dtype: str) -> Any:
-    """Clip a whole float32 to the range of an integer type, and convert it."""
-    low, high = (tirx.const(float(bound), "float32") for bound in RANGES[dtype])
-    return tirx.max(tirx.min(value, high), low).astype("int32").astype(dtype)
+def rounded_bits(value: Any, low: Any, high: Any) -> Any:
+    """Return a float32 limited to [low, high] and rounded half to even, plus `MAGIC`.
+
+    Whole bounds commute with rounding. Next to 1.5 * 2**23 floats lie one apart, so that adding it
+    rounds, in one instruction that vectorises; the whole number is in the low bits of the sum.
+    """
+    return tirx.max(tirx.min(value, high), low) + tirx.const(MAGIC, "float32")
+
+
+def saturated(value: Any, zero: Any, dtype: str) -> Any:
+    """Round a float32 half to even, add the int32 zero point and saturate."""
+    low, high = (tirx.const(bound, "int32") - zero for bound in RANGES[dtype])
+    bits = rounded_bits(value, low.astype("float32"), high.astype("float32"))
+    return (tirx.reinterpret("int32", bits) + zero).astype(dtype)
 
 
 def unsigned_zero(affine: Affine) -> int:

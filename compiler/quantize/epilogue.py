@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 from tvm import relax, te, tirx
 
-from tilewright.compiler.quantize.affine import RANGES, saturated, unsigned_zero
+from tilewright.compiler.quantize.affine import (
+    MAGIC_BITS,
+    RANGES,
+    rounded_bits,
+    saturated,
+    unsigned_zero,
+)
 from tilewright.compiler.quantize.graph import Graph
 from tilewright.compiler.quantize.linear import Linear
 from tilewright.compiler.quantize.region import Region
@@ -100,7 +106,8 @@ class EpilogueBuilder:
             def value(at: Sequence[Any]) -> Any:
                 return inner(at) / _number(scale)
 
-        return lambda at: saturated(tirx.nearbyint(value(at)) + _number(zero), "uint8")
+        point = tirx.const(zero, "int32")
+        return lambda at: saturated(value(at), point, "uint8")
 
     def value(self, expr: relax.Expr, factor: float) -> Load:
         """Return what computes `factor` times an expression of the region or before it."""
@@ -180,9 +187,10 @@ class EpilogueBuilder:
 
         def element(at: Sequence[Any]) -> Any:
             # Rounded and saturated, with the zero point left out.
-            rounded = tirx.nearbyint(given(at))
-            bounded = tirx.max(tirx.min(rounded, _number(high - zero)), _number(low - zero))
-            centred = bounded + _number(shift) if shift else bounded
+            bits = rounded_bits(given(at), _number(low - zero), _number(high - zero))
+            # In integers: taking the magic number off in floats would be simplified away.
+            whole = tirx.reinterpret("int32", bits) - tirx.const(MAGIC_BITS - shift, "int32")
+            centred = whole.astype("float32")
             return centred * _number(scale * factor)
 
         return element

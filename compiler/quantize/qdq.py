@@ -18,7 +18,7 @@ import numpy as np
 import tvm
 from tvm import relax, te, tirx, topi
 
-from tilewright.compiler.quantize.affine import Affine, unsigned_zero
+from tilewright.compiler.quantize.affine import Affine, saturated, unsigned_zero
 from tilewright.compiler.quantize.epilogue import EpilogueBuilder, Load, Operands
 from tilewright.compiler.quantize.graph import Graph
 from tilewright.compiler.quantize.linear import Linear, accumulate, read_linear
@@ -204,8 +204,8 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
         def element(x: te.Tensor) -> Callable[..., Any]:
             def requantized(*at: Any) -> Any:
                 centred = (x(*at).astype("int32") - tirx.const(zero, "int32")).astype("float32")
-                rounded = tirx.nearbyint(centred * tirx.const(np.float32(factor), "float32"))
-                return _saturated(rounded + tirx.const(float(new), "float32"))
+                value = centred * tirx.const(np.float32(factor), "float32")
+                return saturated(value, tirx.const(new, "int32"), "uint8")
 
             return requantized
 
@@ -252,11 +252,6 @@ def _name(linear: Linear) -> str:
 
 def _is_bytes(affine: Affine | None) -> bool:
     return affine is not None and affine.is_uniform and affine.dtype in ("uint8", "int8")
-
-
-def _saturated(value: Any) -> Any:
-    high, low = tirx.const(255.0, "float32"), tirx.const(0.0, "float32")
-    return tirx.max(tirx.min(value, high), low).astype("int32").astype("uint8")
 
 
 def _flip(dtype: str) -> Callable[[te.Tensor], te.Tensor]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _LIGHT_EPILOGUE = 24
 # A call such as exp or erf becomes a polynomial of about this many operations.
 _CALL_COST = 20
+_FREE_CALLS = ("if_then_else", "reinterpret")
 
 
 class Epilogue:
@@ -185,7 +186,7 @@ class Epilogue:
 def _cost(expr: Expr) -> int:
     own = 1
     if isinstance(expr, Call):
-        own = 1 if str(expr.op.name).endswith("if_then_else") else _CALL_COST
+        own = 1 if str(expr.op.name).endswith(_FREE_CALLS) else _CALL_COST
     elif isinstance(expr, tirx.Div):
         own = 8
     return own + sum(_cost(part) for part in children(expr) if not isinstance(expr, TensorLoad))
