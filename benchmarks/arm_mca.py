@@ -29,7 +29,7 @@ from tilewright.errors import TargetError
 from tilewright.frontends.onnx import import_onnx
 
 PROCESSORS = ("cortex-a72", "cortex-a76", "neoverse-n1")
-_MULTIPLY_ADD = re.compile(r"\s(fmla|sdot|udot|usdot|smmla|usmmla|smlal2?|umlal2?)\s")
+_MULTIPLY_ADD = re.compile(r"\s(fmla|sdot|udot|usdot|sudot|smmla|usmmla|smlal2?|umlal2?)\s")
 _BRANCH = re.compile(r"\s+(?:b|b\.\w+|cbn?z\s+\w+,|tbn?z\s+\w+, #\d+,)\s+(\.\w+)$")
 _LABEL = re.compile(r"(\.\w+):")
 _ITERATIONS = 200

@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 from tvm import tirx
 from tvm.target.codegen import llvm_lookup_intrinsic_id
 
-from tilewright.compiler.schedule.expressions import Expr
+from tilewright.compiler.schedule.expressions import Expr, dtype_of
+from tilewright.compiler.schedule.lane_kernel import LaneEmitter
 from tilewright.compiler.schedule.micro_kernel import (
-    Emitter,
+    Operand,
     RegisterTile,
     constant_like,
     local_buffer,
@@ -31,6 +32,7 @@ Accumulate: TypeAlias = Callable[[Expr, Expr, Expr], Expr]
 _LANES = 4
 _BYTES = 16
 _OFFSET = 128
+_FLIPPED = -0x7F7F7F80  # the highest bit of each of 4 bytes
 
 
 def has_arm_dot(target: Target) -> bool:
@@ -43,6 +45,11 @@ def has_mixed_dot(target: Target) -> bool:
     return "i8mm" in target.features and has_arm_dot(target)
 
 
+def is_signed(target: Target) -> bool:
+    """Tell whether data must be signed to be multiplied."""
+    return has_arm_dot(target) and not has_mixed_dot(target)
+
+
 def intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
     """Return the call of an LLVM intrinsic."""
     return tirx.call_llvm_pure_intrin(
@@ -51,8 +58,10 @@ def intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
 
 
 def _spread(data: Expr, dtype: str) -> Expr:
-    """Return 4 bytes of data repeated over a vector."""
-    return tirx.reinterpret(dtype, tirx.Broadcast(tirx.reinterpret("int32", data), _LANES))
+    """Return 4 bytes of data, or a lane that holds them, repeated over a vector."""
+    if dtype_of(data) != SUM_DTYPE:
+        data = tirx.reinterpret(SUM_DTYPE, data)
+    return tirx.reinterpret(dtype, tirx.Broadcast(data, _LANES))
 
 
 def mixed_dot(old: Expr, data: Expr, weight: Expr) -> Expr:
@@ -63,12 +72,13 @@ def mixed_dot(old: Expr, data: Expr, weight: Expr) -> Expr:
 
 def signed_dot(old: Expr, data: Expr, weight: Expr) -> Expr:
     """Sums of 4 products: s8x4 for all lanes, s8x4 per lane; data is less by 128 than meant."""
-    lowered = tirx.reinterpret("int32", data) ^ tirx.const(-0x7F7F7F80, "int32")
-    return _sdot(old, tirx.reinterpret("int8x16", tirx.Broadcast(lowered, _LANES)), weight)
+    data = tirx.reinterpret(SUM_DTYPE, data) ^ tirx.const(_FLIPPED, SUM_DTYPE)
+    # LLVM finds the form with a lane if data comes second.
+    return _sdot(old, weight, _spread(data, f"int8x{_BYTES}"))
 
 
-def _sdot(old: Expr, data: Expr, weight: Expr) -> Expr:
-    return intrinsic("llvm.aarch64.neon.sdot", "int32x4", old, data, weight)
+def _sdot(old: Expr, left: Expr, right: Expr) -> Expr:
+    return intrinsic("llvm.aarch64.neon.sdot", "int32x4", old, left, right)
 
 
 def widened_dot(old: Expr, data: Expr, weight: Expr, architecture: str) -> Expr:
@@ -81,7 +91,7 @@ def widened_dot(old: Expr, data: Expr, weight: Expr, architecture: str) -> Expr:
     return intrinsic("llvm.arm.neon.vpadals", "int32x4", old, product)
 
 
-class DotEmitter(Emitter):
+class DotEmitter(LaneEmitter):
     """Emits one dot instruction where the float kernel has a multiply-add."""
 
     def __init__(
@@ -95,6 +105,16 @@ class DotEmitter(Emitter):
         super().__init__(tile, accumulators, index_dtype)
         self.group, self.accumulate = group, accumulate
 
+    def has_lanes(self, data: Operand) -> bool:
+        """Tell whether a lane of a vector holds the data of one step."""
+        # Signed data is lowered by 128 in a scalar register: the vector units have no time left.
+        return self.accumulate is mixed_dot
+
+    def load_group(self, operand: Operand, address: Expr) -> Expr:
+        """Return the data of 4 steps as one vector of cells."""
+        at = ramp(address * self.group, 1, _BYTES)
+        return tirx.reinterpret("int32x4", tirx.BufferLoad(operand.buffer, [at]))
+
     def combined(
         self, old: Expr, row: int, column: int, bases: Sequence[Expr], fixed: Sequence[int]
     ) -> Expr:
@@ -105,8 +125,12 @@ class DotEmitter(Emitter):
         self, row: int, column: int, bases: Sequence[Expr], fixed: Sequence[int]
     ) -> tuple[Expr, Expr]:
         """Return the data and the weights of one step."""
-        by_dtype = {}
+        by_dtype: dict[str, Expr] = {}
         for operand, base, offset in zip(self.tile.operands, bases, fixed, strict=True):
+            lane = self.lanes_of_rows.get((operand, row))
+            if lane is not None:
+                by_dtype[DATA_DTYPE] = lane
+                continue
             cell = offset + operand.rows[row] + operand.columns[column]
             address = (base + constant_like(cell, self.index_dtype)) * self.group
             count = self.group if operand.vector == 0 else self.group * self.tile.lanes

@@ -36,6 +36,7 @@ from tilewright.compiler.schedule.dot_kernel import (
     has_arm_dot,
     has_mixed_dot,
     intrinsic,
+    is_signed,
     mixed_dot,
     signed_dot,
     widened_dot,
@@ -183,8 +184,7 @@ class _DotBuilder(KernelBuilder):
         """Return the accumulators of a tile, and the statements that fill them."""
         group, target = self.dot.group, self.target
 
-        signed = has_arm_dot(target) and not has_mixed_dot(target)
-        kind = SignedDotEmitter if signed else DotEmitter
+        kind = SignedDotEmitter if is_signed(target) else DotEmitter
 
         def emitter(tile: RegisterTile, accumulators: Any, index_dtype: str) -> Emitter:
             return kind(tile, accumulators, index_dtype, group, accumulate_for(target))

@@ -41,7 +41,7 @@ class LaneEmitter(Emitter):
 
     def __init__(self, tile: Any, accumulators: Any, index_dtype: str) -> None:
         super().__init__(tile, accumulators, index_dtype)
-        self._lanes: dict[tuple[Operand, int], Expr] = {}
+        self.lanes_of_rows: dict[tuple[Operand, int], Expr] = {}
 
     def rolled(
         self,
@@ -84,13 +84,20 @@ class LaneEmitter(Emitter):
         data = [operand for operand in self.tile.operands if operand.vector == 0]
         return (
             len(data) == 1
-            and self.tile.dtype == "float32"
-            and str(data[0].buffer.dtype) == "float32"
+            and self.has_lanes(data[0])
             and data[0].steps[loop.position] == 1
             and len(set(data[0].columns)) == 1
             and self.tile.lanes == _GROUP
             and loop.end - loop.first >= _GROUP
         )
+
+    def has_lanes(self, data: Operand) -> bool:
+        """Tell whether what a row multiplies by can be a lane of a vector."""
+        return self.tile.dtype == "float32" and str(data.buffer.dtype) == "float32"
+
+    def load_group(self, operand: Operand, address: Expr) -> Expr:
+        """Return the data of `_GROUP` steps as one vector."""
+        return tirx.BufferLoad(operand.buffer, [ramp(address, 1, _GROUP)])
 
     def _grouped(
         self,
@@ -111,19 +118,21 @@ class LaneEmitter(Emitter):
                     continue
                 offset_of_row = offset + operand.rows[row] + operand.columns[0]
                 address = base + constant_like(offset_of_row, self.index_dtype)
-                load = tirx.BufferLoad(operand.buffer, [ramp(address, 1, _GROUP)])
-                vector = tirx.Var(f"row{row}", f"float32x{_GROUP}")
+                load = self.load_group(operand, address)
+                vector = tirx.Var(f"row{row}", f"{self.tile.dtype}x{_GROUP}")
                 statements.append(tirx.Bind(vector, load))
                 vectors[operand, row] = vector
         for step in range(_GROUP):
             lane = [tirx.const(step, "int32")]
-            self._lanes = {key: tirx.Shuffle([vector], lane) for key, vector in vectors.items()}
+            self.lanes_of_rows = {
+                key: tirx.Shuffle([vector], lane) for key, vector in vectors.items()
+            }
             moved = self.moved(fixed, position, step)
             statements += self.updates(bases, moved, steps, (turn + step) % self.tile.chains)
-        self._lanes = {}
+        self.lanes_of_rows = {}
         return statements
 
     def element(self, operand: Operand, row: int, address: Expr) -> Expr:
         """Return the element that a row of the tile multiplies by: a lane where it is loaded."""
-        lane = self._lanes.get((operand, row))
+        lane = self.lanes_of_rows.get((operand, row))
         return super().element(operand, row, address) if lane is None else lane

@@ -44,9 +44,7 @@ def _model(nodes, shape, output_shape, constants=()):
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, output_shape)],
         [numpy_helper.from_array(array, name) for name, array in constants],
     )
-    return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8
-    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
 
 
 def _chain(*operators, shape):
@@ -69,7 +67,10 @@ def _convolution(inputs, outputs, size, kernel, group=1, stride=1):
     node = helper.make_node(
         "Conv", ["x", "w", "b"], ["y"], pads=pads, group=group, strides=[stride] * 2
     )
-    constants = [("w", _weights(outputs, inputs // group, kernel, kernel)), ("b", _weights(outputs))]
+    constants = [
+        ("w", _weights(outputs, inputs // group, kernel, kernel)),
+        ("b", _weights(outputs)),
+    ]
     return _model([node], (1, inputs, *size), (1, outputs, *extents), constants)
 
 

@@ -1,0 +1,46 @@
+"""Inner loops on ARM: multiply-adds by a lane, everything in registers."""
+
+import pytest
+
+from benchmarks.arm_mca import OPERATORS, find_mca, hottest_loop, measure
+from tests.arm.test_integer import SHAPES, _scheduled
+from tests.compiler.schedule.te_workloads import conv2d, matmul
+from tilewright.compiler.codegen import assembly
+from tilewright.compiler.schedule import schedule
+from tilewright.compiler.targets import parse_target
+from tilewright.errors import TargetError
+
+pytestmark = pytest.mark.arm
+
+WORKLOADS = {
+    "convolution": lambda lanes: conv2d(1, 64, (14, 14), 64, 3, 1, (1, 1), lanes=lanes),
+    "product": lambda lanes: matmul(64, 128, 96, lanes=lanes),
+}
+
+
+@pytest.mark.parametrize("target", ["aarch64:cortex-a72", "aarch64:neoverse-n1"])
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_loop_is_multiply_adds_by_lanes_without_spills(name, target):
+    description = parse_target(target)
+    func = WORKLOADS[name](description.lanes("float32")).func
+    loop = hottest_loop(assembly({"main": schedule(func, description)}, description))
+    assert loop.spills == 0
+    assert loop.multiply_adds > 0.75 * len(loop.lines)
+    assert any(".s[3]" in line for line in loop.lines)
+
+
+def test_dot_products_of_bytes_stay_in_registers():
+    description = parse_target("aarch64:neoverse-n1")
+    kernel, _, _ = _scheduled(description, 64, 14, *SHAPES[0][2:])
+    loop = hottest_loop(assembly({"conv": kernel}, description))
+    assert loop.spills == 0
+    assert loop.multiply_adds >= 16
+
+
+def test_model_of_the_processor_reaches_the_bound():
+    try:
+        find_mca()
+    except TargetError as error:
+        pytest.skip(str(error))
+    row = measure(next(iter(OPERATORS)), "cortex-a72")
+    assert row.share >= 0.85
