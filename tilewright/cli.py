@@ -153,7 +153,7 @@ def run_command(
 def bench_command(
     model: Model,
     against: Annotated[
-        str, typer.Option(help="Peers, comma separated: onnxruntime, openvino.")
+        str, typer.Option(help="Peers, comma separated; see: tilewright baseline ls.")
     ] = "onnxruntime",
     threads: Annotated[int, typer.Option(min=1, help="Threads of each engine.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Measured runs of each engine.")] = 30,

@@ -26,7 +26,7 @@ table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabula
 th, td { padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--rule); }
 th { color: var(--dim); font-weight: 600; }
-td small { color: var(--dim); display: block; max-width: 24rem; }
+td small { color: var(--dim); display: block; min-width: 15rem; max-width: 24rem; }
 .figure { white-space: nowrap; }
 .lost-cell { color: var(--lost); font-weight: 600; } .won-cell { color: var(--won); }
 .failed-cell { color: var(--dim); font-style: italic; max-width: 16rem; }
