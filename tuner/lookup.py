@@ -108,6 +108,8 @@ class Lookup:
             if not applies_to(record.target, self.target):
                 self._foreign.add(record.task_key)
                 continue
+            if record.hardware.get("tasks", self.target.cores) < self.target.cores:
+                continue  # tuned for fewer threads: some would stand idle
             self._by_key.setdefault(record.task_key, []).append(record)
             self._by_blocks.setdefault(tuple(record.task["blocks"]), []).append(record)
 

@@ -33,7 +33,7 @@ from tilewright.tuner.search import (
     Strategy,
     Tuner,
 )
-from tilewright.tuner.space import TaskSpace, task_space
+from tilewright.tuner.space import TaskSpace, parse_schedule, task_space
 from tilewright.tuner.workload import describe, moved_bytes
 
 StrategyName = Literal["cross", "evolutionary", "random"]
@@ -378,6 +378,9 @@ class _Runner:
             facts = hardware if index != winner else {**hardware, "winner": True}
             if result.candidate in defaults:
                 facts = {**facts, "default": True}
+            choice = tuner.space.choice_of(result.candidate)
+            if choice is not None:
+                facts = {**facts, "tasks": choice.loops.tasks(parse_schedule(result.candidate))}
             self.pending.append(
                 Record(
                     task_key=task.key,

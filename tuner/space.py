@@ -31,6 +31,8 @@ _MOST_VECTORS = 8
 _MOST_ORDERS = 24
 _UNROLLS = (1, 2, 3, 4, 8, 16)
 _SAMPLES_FOR_LEAST = 200
+# Of operators whose loops are cut into as many tasks as there are threads.
+_MANY_TASKS = 1024
 
 
 def _tile_sizes(extent: int, most: int) -> list[int]:
@@ -213,14 +215,14 @@ class LoopSpace:
             window = set(self.loops["window"])
             if not self.loops["clip"] or not window <= set(decisions["written_out"]):
                 return False
-        if self.target.cores > 1 and self._tasks(decisions) < self.target.cores:
+        if self.target.cores > 1 and self.tasks(decisions) < self.target.cores:
             return False
         return registers_needed(decisions) <= self.target.vector_registers
 
-    def _tasks(self, decisions: Mapping[str, Any]) -> int:
+    def tasks(self, decisions: Mapping[str, Any]) -> int:
         """Return how many tasks threads can share; a large number where it does not matter."""
         if "row_block" not in decisions:
-            return self.target.cores
+            return _MANY_TASKS
         blocks = -(-self._tiles(decisions) // decisions["row_block"])
         columns = -(-self.loops["columns"] // (decisions["column_vectors"] * self.loops["lanes"]))
         return blocks * columns * int(self.loops["batch"])
