@@ -62,13 +62,11 @@ def describe() -> dict[str, str]:
 def commit() -> str:
     """Return the short hash of the checked-out commit, marked where sources differ from it."""
     root = Path(__file__).parent
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # there is no git
+        return "unknown"
     return found.stdout.strip() or "unknown"
 
 
