@@ -87,7 +87,8 @@ def render(rows: Sequence[dict]) -> str:
         parts.append(
             f"## {row['model']}\n\nPeak {row['peak_gflops']:.0f} GFLOP/s, bandwidth "
             f"{row['bandwidth_gbytes']:.0f} GB/s, all calls {1e3 * row['calls_s']:.2f} ms, commit "
-            f"{row['commit']}.\n\n{_note(row)}" + markdown_table([*columns, "waits for", "inner loop"], shown)
+            f"{row['commit']}.\n\n{_note(row)}"
+            + markdown_table([*columns, "waits for", "inner loop"], shown)
         )
     return "\n".join([*parts, markdown_machine(describe())])
 
