@@ -1,7 +1,7 @@
 """Layout choices of integer contractions: channels last, weights in groups of the dot instruction.
 
-    data    [N, spatial.., C]                        the bytes of one group are neighbours
-    weight  [O / lanes, I / group, taps.., lanes, group]   one vector of weights for each group
+data    [N, spatial.., C]                        the bytes of one group are neighbours
+weight  [O / lanes, I / group, taps.., lanes, group]   one vector of weights for each group
 """
 
 from __future__ import annotations
