@@ -76,7 +76,9 @@ def find_c_compiler(architecture: str | None = None) -> list[str]:
     """
     cross = _CROSS.get(architecture or "")
     if cross is None or platform.machine() in cross.machines:
-        names, variable, zig = _NAMES, "CC", ()
+        names: tuple[str, ...] = _NAMES
+        zig: tuple[str, ...] = ()
+        variable = "CC"
         looked_for, package = "cc, gcc, clang", "gcc or clang"
         extra = "ziglang"
     else:

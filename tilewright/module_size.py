@@ -86,7 +86,7 @@ def module_size(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ModuleError: the file is no module, damaged, or holds no code.
     """
-    read_description(path)
+    read_description(Path(path))
     content = Path(path).read_bytes()
     trailer = _TRAILER.unpack_from(content, len(content) - _TRAILER.size)
     payload, weights, _, description = trailer[3:7]
