@@ -70,10 +70,8 @@ def read_affine(mod: tvm.IRModule, expr: object) -> Affine | None:
     if constants:
         scale, zero = (constant_array(constant) for constant in constants)
     else:
-        scale, zero = np.float32(said["scale"]), np.int32(said["zero"])
-    return Affine(
-        said["kind"], source, said["dtype"], np.asarray(scale), np.asarray(zero), said["axis"]
-    )
+        scale, zero = np.array(said["scale"], "float32"), np.array(said["zero"], "int32")
+    return Affine(said["kind"], source, said["dtype"], scale, zero, said["axis"])
 
 
 def evaluate(affine: Affine, integers: np.ndarray) -> np.ndarray:

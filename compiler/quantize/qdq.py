@@ -128,6 +128,7 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
     def _float_result(self, var: relax.Var) -> relax.Expr:
         """Emit an integer operator whose result is needed in floats."""
         linear = self.linear(var)
+        assert linear is not None
         region = Region(var, frozenset([var]), var)
         builder = EpilogueBuilder(self.graph, region, linear, self._bytes, self._remapped)
         element = builder.value(var, 1.0)
