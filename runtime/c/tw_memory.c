@@ -63,17 +63,30 @@ void tw_scratch_release(tw_scratch *scratch) {
   *scratch = (tw_scratch){0};
 }
 
-/* Called when nothing is handed out: make room for the largest demand seen, in one piece. */
-static void settle(tw_scratch *scratch) {
-  scratch->used = 0;
-  if (!scratch->overflow) return;
-  release_overflow(scratch);
-  size_t capacity = round_up(scratch->peak, (size_t)1 << 16);
+/* Make room for `bytes` in one piece, while nothing is handed out. */
+static void grow(tw_scratch *scratch, size_t bytes) {
+  size_t capacity = round_up(bytes, (size_t)1 << 16);
+  if (capacity <= scratch->capacity) return;
   char *base = tw_map(capacity);
   if (!base) return; /* blocks go on overflowing, one by one */
   tw_unmap(scratch->base, scratch->capacity);
   scratch->base = base;
   scratch->capacity = capacity;
+}
+
+/* Called when nothing is handed out: make room for the largest demand seen. */
+static void settle(tw_scratch *scratch) {
+  scratch->used = 0;
+  if (!scratch->overflow) return;
+  release_overflow(scratch);
+  grow(scratch, scratch->peak);
+}
+
+void tw_scratch_level(tw_scratch *scratch, int count) {
+  size_t peak = 0;
+  for (int i = 0; i < count; ++i)
+    if (scratch[i].peak > peak) peak = scratch[i].peak;
+  for (int i = 0; i < count; ++i) grow(&scratch[i], peak);
 }
 
 void tw_scratch_reset(tw_scratch *scratch) {

@@ -54,6 +54,7 @@ typedef struct tw_scratch {
 } tw_scratch;
 
 void tw_scratch_reset(tw_scratch *scratch); /* forget all blocks handed out */
+void tw_scratch_level(tw_scratch *scratch, int count); /* room in each for what one needed */
 void tw_scratch_release(tw_scratch *scratch);
 
 /* ---- tw_threads.c ---- */

@@ -264,6 +264,9 @@ void tw_pool_leave(int failed) {
   tw_pool *pool = self->pool;
   if (failed)
     for (int i = 0; i < pool->threads; ++i) tw_scratch_reset(&pool->scratch[i]);
+  else
+    /* A worker that came too late for every share so far has its room before it needs it. */
+    tw_scratch_level(pool->scratch, pool->threads);
   self->pool = NULL;
   self->scratch = NULL;
 }
