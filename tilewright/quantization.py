@@ -115,7 +115,7 @@ def quantize(
     again, _ = _runner(ptq.with_outputs(quantized, seen), target, shapes)
     compare = again(samples[0])
     wanted = {**samples[0], **run(samples[0])}
-    layers = [
+    layers: list[dict[str, Any]] = [
         {"tensor": name, "snr_db": ptq.noise(compare[given], wanted[name])}
         for name, given in zip(names, seen, strict=True)
         if given in compare

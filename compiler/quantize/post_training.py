@@ -213,7 +213,7 @@ class _Writer:
         self.model, self.scales = model, scales
         self.constants: dict[str, onnx.TensorProto] = {}
 
-    def constant(self, name: str, array: np.ndarray) -> str:
+    def constant(self, name: str, array: np.ndarray | np.generic) -> str:
         """Add a constant and return its name."""
         self.constants[name] = numpy_helper.from_array(np.asarray(array), name)
         return name

@@ -77,7 +77,7 @@ def _percentile(observer: Observer, percentile: float) -> tuple[float, float]:
     outside = 1 - percentile / 100
     centres = observer.centres
     low = centres[np.searchsorted(share, outside)]
-    high = centres[min(np.searchsorted(share, 1 - outside), _BINS - 1)]
+    high = centres[min(int(np.searchsorted(share, 1 - outside)), _BINS - 1)]
     return min(float(low), 0.0), max(float(high), 0.0)
 
 

@@ -101,7 +101,7 @@ def _anchor(op: NodeContext, data: Value, weight: np.ndarray, window: Window | N
     shape = None if window is None else (window.strides, window.padding, window.dilations, 1)
     none = np.zeros((), "float32")
     affine = Affine("dequantize", relax.const(none), "uint8", none, np.zeros((), "int32"), 0)
-    linear = Linear(None, affine, weight, none, none, 1, 0, shape)  # type: ignore[arg-type]
+    linear = Linear(None, affine, weight, none, none, 1, 0, shape)
     builder = op.builder.block
     compute: Callable[..., te.Tensor] = lambda x, w: accumulate(linear, x, w)  # noqa: E731
     name = "matmul_int8" if window is None else "conv_int8"
