@@ -13,6 +13,7 @@ from tvm.s_tir import meta_schedule
 from tvm.tirx import PrimFunc
 
 _ROUND_TRIALS = 32
+_BUILD_TIMEOUT_S = 120.0  # by default 30, which a busy machine exceeds
 
 
 def main() -> None:
@@ -51,6 +52,7 @@ def _scheduled(func: PrimFunc, target: object, folder: Path, trials: int) -> Pri
             func,
             target,
             work_dir=str(folder),
+            builder=meta_schedule.builder.LocalBuilder(timeout_sec=_BUILD_TIMEOUT_S),
             max_trials_global=trials - known,
             num_trials_per_iter=min(_ROUND_TRIALS, trials - known),
         )
