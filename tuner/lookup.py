@@ -36,6 +36,8 @@ _FARTHEST = 3.0
 _NEAREST_RECORDS = 3
 # Of the times of two records that were not measured in turns.
 _NOISE = 0.02
+# Below this, waking another thread wins little.
+_WORTH_THREADS_S = 50e-6
 # Each costs a rewrite and a schedule while compiling.
 _MOST_LAYOUTS = 4
 
@@ -108,7 +110,8 @@ class Lookup:
             if not applies_to(record.target, self.target):
                 self._foreign.add(record.task_key)
                 continue
-            if record.hardware.get("tasks", self.target.cores) < self.target.cores:
+            cores = self.target.cores
+            if record.seconds > _WORTH_THREADS_S and record.hardware.get("tasks", cores) < cores:
                 continue  # tuned for fewer threads: some would stand idle
             self._by_key.setdefault(record.task_key, []).append(record)
             self._by_blocks.setdefault(tuple(record.task["blocks"]), []).append(record)
