@@ -48,7 +48,7 @@ def compile_model(name: str, target: str) -> dict:
     import tilewright
 
     start = time.perf_counter()
-    tilewright.compile(zoo.load(name), target=target).save(MODULES / f"{name}.so")
+    tilewright.compile(zoo.load(name), target=target, logs=()).save(MODULES / f"{name}.so")
     seconds = time.perf_counter() - start
     size_mb = (MODULES / f"{name}.so").stat().st_size / 1e6
     return {"compile_s": seconds, "compile_peak_mb": peak_rss_mb(), "module_mb": size_mb}
