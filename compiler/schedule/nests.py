@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from tvm import sym, tirx
 
-from tilewright.compiler.schedule.analysis import PadStage, Stage, read_pad
+from tilewright.compiler.schedule.analysis import Axis, PadStage, Stage, read_pad
 from tilewright.compiler.schedule.expressions import (
     Expr,
     dtype_of,
@@ -37,11 +38,11 @@ def emit_stage(builder: KernelBuilder, stage: Stage, max_lanes: int) -> Any:
     return rows if rows is not None else _emit_elementwise(builder, stage, max_lanes)
 
 
-def _nest(stage: Stage, axes: list[Any], body_of: Any, work: int) -> Any:
+def fused_nest(axes: Sequence[Axis], body_of: Callable[[dict[Any, Expr]], Any], work: int) -> Any:
     """Return a nest over `axes`, all fused into one parallel loop if the work is worth it."""
     if not axes:
         return body_of({})
-    dtype = dtype_of(stage.spatial[0].var)
+    dtype = dtype_of(axes[0].var)
     total = prod(axis.extent for axis in axes)
     index = tirx.Var("index", dtype)
     binds, values, rest = [], {}, index
@@ -92,7 +93,7 @@ def _emit_elementwise(builder: KernelBuilder, stage: Stage, max_lanes: int) -> A
             )
         return sequence(statements)
 
-    return _nest(stage, outer, body_of, stage.work)
+    return fused_nest(outer, body_of, stage.work)
 
 
 def _emit_pad(builder: KernelBuilder, pad: PadStage, max_lanes: int) -> Any | None:
@@ -147,7 +148,7 @@ def _emit_pad(builder: KernelBuilder, pad: PadStage, max_lanes: int) -> Any | No
         border = _row(target, base, 0, total, max_lanes, None, pad.fill)
         return tirx.IfThenElse(condition, sequence(inside), sequence(border))
 
-    return _nest(stage, outer, body_of, stage.work)
+    return fused_nest(outer, body_of, stage.work)
 
 
 def _strides(stage: Stage) -> list[int]:

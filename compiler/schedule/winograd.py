@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
-from math import prod
 from typing import Any
 
 from tvm import sym, tirx
@@ -29,7 +28,7 @@ from tilewright.compiler.schedule.expressions import (
     substitute,
 )
 from tilewright.compiler.schedule.micro_kernel import constant_like, local_buffer, sequence
-from tilewright.compiler.schedule.nests import is_parallel_worth
+from tilewright.compiler.schedule.nests import fused_nest
 from tilewright.compiler.targets import Target
 from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK, WINOGRAD, Matrix, Winograd
 from tilewright.errors import InvalidScheduleError
@@ -179,25 +178,6 @@ def _transform(
     return statements, element
 
 
-def _nest(axes: Sequence[Axis], body_of: Callable[[dict[Any, Expr]], Any], work: int) -> Any:
-    """Return loops over `axes`, the outermost (fused) ones parallel if the work is worth it."""
-    if not axes:
-        return body_of({})
-    dtype = dtype_of(axes[0].var)
-    total = prod(axis.extent for axis in axes)
-    index = tirx.Var("index", dtype)
-    binds, values, rest = [], {}, index
-    for axis in reversed(axes):
-        var = tirx.Var(axis.name, dtype)
-        binds.append(tirx.Bind(var, rest % axis.extent if axis is not axes[0] else rest))
-        values[axis.var] = var
-        rest = rest // axis.extent
-    body = sequence([*binds, body_of(values)])
-    parallel = total > 1 and is_parallel_worth(work)
-    kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
-    return tirx.For(index, constant_like(0, index), constant_like(total, index), kind, body)
-
-
 def _vector_blocks(
     builder: Builder, axis: Axis, body_of: Callable[[Expr, int], list[Any]]
 ) -> list[Any]:
@@ -231,7 +211,7 @@ def _input(builder: Builder, stages: Sequence[Stage], stage: Stage) -> Any:
         indices = [substitute(index, at) for index in stage.indices]
         return builder.flat[stage.buffer], flat_index(stage.buffer, indices)
 
-    return _nest(tiles, input_tile(builder, stages, stage, place), stage.work)
+    return fused_nest(tiles, input_tile(builder, stages, stage, place), stage.work)
 
 
 def input_tile(
@@ -335,7 +315,7 @@ def _output(builder: Builder, stages: Sequence[Stage], stage: Stage) -> Any:
         return builder.flatten(product, analyzer)
 
     tile = output_tile(builder, stages, stage, fetch)
-    return _nest([*tile.batch, *tile.channels, *tile.tiles], tile.body_of, stage.work)
+    return fused_nest([*tile.batch, *tile.channels, *tile.tiles], tile.body_of, stage.work)
 
 
 def output_tile(
