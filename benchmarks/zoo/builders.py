@@ -7,18 +7,9 @@ import torch
 from torch import nn
 
 from benchmarks.zoo import catalog, networks
+from tilewright.baselines.torch import declare_torchvision
 
-# Where torchvision's compiled operators do not match the torch build, importing it (timm does)
-# fails with "operator torchvision::nms does not exist"; no model here uses them, so declaring the
-# names is enough.
-_OPERATORS = ("nms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
-_library = torch.library.Library("torchvision", "FRAGMENT")
-for _name in ("qnms", "qroi_align", *_OPERATORS, *(f"_{name}_backward" for name in _OPERATORS[1:])):
-    if not hasattr(torch.ops.torchvision, _name):
-        _signature = (
-            "Tensor dets, Tensor scores, float iou_threshold" if "nms" in _name else "Tensor a"
-        )
-        _library.define(f"{_name}({_signature}) -> Tensor")
+declare_torchvision()  # timm imports it
 
 import timm  # noqa: E402
 from transformers import (  # noqa: E402

@@ -21,7 +21,7 @@ def _open(path: Path, threads: int, compiled: bool) -> Engine:
     import onnx
     import torch
 
-    _declare_torchvision()
+    declare_torchvision()
     import onnx2torch
 
     proto = onnx.load(path)
@@ -41,8 +41,8 @@ def _open(path: Path, threads: int, compiled: bool) -> Engine:
     return run
 
 
-def _declare_torchvision() -> None:
-    """Let torchvision, which onnx2torch imports, load without its compiled operators.
+def declare_torchvision() -> None:
+    """Let torchvision, which onnx2torch and timm import, load without its compiled operators.
 
     Where they do not match the torch build, importing it fails with "operator torchvision::nms does
     not exist". No model here uses them, so that declaring the names is enough.
@@ -52,12 +52,15 @@ def _declare_torchvision() -> None:
     try:
         import torchvision  # noqa: F401
     except RuntimeError:
-        signature = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
         library = torch.library.Library("torchvision", "FRAGMENT")
         _declared.append(library)  # what it declares lives as long as it does
-        for name in ("nms", "qnms"):
+        backwards = tuple(f"{name}_backward" for name in _REGION_OPERATORS)
+        for name in ("nms", "qnms", "qroi_align", *_REGION_OPERATORS, *backwards):
             if not hasattr(torch.ops.torchvision, name):
-                library.define(f"{name}{signature}")
+                arguments = _NMS_ARGUMENTS if "nms" in name else "Tensor a"
+                library.define(f"{name}({arguments}) -> Tensor")
 
 
+_NMS_ARGUMENTS = "Tensor dets, Tensor scores, float iou_threshold"
+_REGION_OPERATORS = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
 _declared: list = []
