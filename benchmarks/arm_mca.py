@@ -1,6 +1,6 @@
 """How close inner loops come to the multiply-add bound of ARM processors, by llvm-mca.
 
-    python -m benchmarks.arm_mca [--output table.md]
+    python -m benchmarks.arm_mca [--output benchmarks/results/arm_mca.md]
 
 There is no board here, so these are not times: llvm-mca counts the cycles of a loop in LLVM's model
 of a processor, with every load a hit in the first cache level. The bound is what the same model
@@ -28,8 +28,18 @@ from tilewright.compiler.targets import parse_target
 from tilewright.errors import TargetError
 from tilewright.frontends.onnx import import_onnx
 
+_HEAD = """\
+# Inner loops on ARM, by a model
+
+Written by `python -m benchmarks.arm_mca`; cycles of one round of the loop as {tool} counts
+them, not times. In LLVM, Cortex-A76 has the model of Cortex-A57, as Cortex-A72 does; Neoverse N1
+is the same core with a model of its own.
+
+"""
 PROCESSORS = ("cortex-a72", "cortex-a76", "neoverse-n1")
-_MULTIPLY_ADD = re.compile(r"\s(fmla|sdot|udot|usdot|sudot|smmla|usmmla|smlal2?|umlal2?)\s")
+_MULTIPLY_ADD = re.compile(
+    r"\s(fmla|sdot|udot|usdot|sudot|smmla|usmmla|smlal2?|umlal2?|sadalp)\s+(v\d+)"
+)
 _BRANCH = re.compile(r"\s+(?:b|b\.\w+|cbn?z\s+\w+,|tbn?z\s+\w+, #\d+,)\s+(\.\w+)$")
 _LABEL = re.compile(r"(\.\w+):")
 _ITERATIONS = 200
@@ -44,11 +54,13 @@ class Loop:
     Attributes:
         lines: its instructions.
         multiply_adds: how many of them are vector multiply-adds or dot products.
+        accumulators: how many registers these sum into.
         spills: how many read or write the stack.
     """
 
     lines: tuple[str, ...]
     multiply_adds: int
+    accumulators: int
     spills: int
 
 
@@ -69,8 +81,8 @@ class Row:
 
 
 def hottest_loop(text: str) -> Loop:
-    """Return the innermost loop with the most multiply-adds."""
-    loops = sorted(_innermost_loops(text), key=lambda loop: loop.multiply_adds)
+    """Return the innermost loop of the largest register tile."""
+    loops = sorted(_innermost_loops(text), key=lambda loop: (loop.accumulators, loop.multiply_adds))
     if not loops:
         raise ValueError("the code has no loop")
     return loops[-1]
@@ -86,9 +98,11 @@ def _innermost_loops(text: str) -> Iterator[Loop]:
         if start >= end or any(_LABEL.match(other) for other in body):
             continue
         code = tuple(other for other in body if other.startswith("\t") and "\t." not in other[:2])
+        found = [m for other in code if (m := _MULTIPLY_ADD.search(other))]
         yield Loop(
             code,
-            sum(bool(_MULTIPLY_ADD.search(other)) for other in code),
+            len(found),
+            len({m.group(2) for m in found}),
             sum("[sp" in other for other in code),
         )
 
@@ -103,6 +117,12 @@ def find_mca() -> str:
         if shutil.which(name):
             return name
     raise TargetError("llvm-mca not found; install Debian's package llvm-19 or newer")
+
+
+def _version() -> str:
+    done = subprocess.run([find_mca(), "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r"LLVM version (\d+)", done.stdout)
+    return f"llvm-mca {found.group(1)}" if found else "llvm-mca"
 
 
 def cycles(lines: Sequence[str], processor: str) -> float:
@@ -127,6 +147,8 @@ def bound(loop: Loop, processor: str) -> float:
             "umlal": "v30.4h, v31.4h",
             "smlal2": "v30.8h, v31.8h",
             "umlal2": "v30.8h, v31.8h",
+            "sudot": "v30.16b, v31.4b[0]",
+            "sadalp": "v30.8h",
         }.get(kind, "v30.16b, v31.16b")
         alone = [f"\t{kind}\tv{i}.4s, {sources}" for i in range(24)]
         total += cycles(alone, processor) / len(alone) * kinds.count(kind)
@@ -138,36 +160,63 @@ def _weights(*shape: int) -> np.ndarray:
 
 
 def _model(
-    node: onnx.NodeProto, shape: Sequence[int], out: Sequence[int], w: np.ndarray
+    node: onnx.NodeProto, shape: Sequence[int], out: Sequence[int], constants: dict[str, np.ndarray]
 ) -> onnx.ModelProto:
+    dtype = TensorProto.UINT8 if node.op_type.startswith("QLinear") else TensorProto.FLOAT
     graph = helper.make_graph(
         [node],
         "operator",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, out)],
-        [numpy_helper.from_array(w, "w")],
+        [helper.make_tensor_value_info("x", dtype, shape)],
+        [helper.make_tensor_value_info("y", dtype, out)],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def _convolution(channels: int, size: int, kernel: int) -> onnx.ModelProto:
-    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[kernel // 2] * 4)
-    shape = (1, channels, size, size)
-    return _model(node, shape, shape, _weights(channels, channels, kernel, kernel))
+def _quantized(w: np.ndarray) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Return the inputs of a QLinear operator, and its constants: scales, zero points, weights."""
+    scale, zero = np.float32(0.02), np.uint8(128)
+    constants = {
+        **{"xs": scale, "xz": zero, "ws": scale, "wz": np.int8(0), "ys": scale, "yz": zero},
+        "w": np.clip(w * 40, -127, 127).astype("int8"),
+    }
+    names = ["x", "xs", "xz", "w", "ws", "wz", "ys", "yz"]
+    return names, {name: np.asarray(array) for name, array in constants.items()}
 
 
-def _product(rows: int, depth: int, columns: int) -> onnx.ModelProto:
-    node = helper.make_node("MatMul", ["x", "w"], ["y"])
-    return _model(node, (rows, depth), (rows, columns), _weights(depth, columns))
+def _convolution(channels: int, size: int, kernel: int, dtype: str = "float32") -> onnx.ModelProto:
+    shape, w = (1, channels, size, size), _weights(channels, channels, kernel, kernel)
+    names, constants = _quantized(w) if dtype == "int8" else (["x", "w"], {"w": w})
+    kind = "QLinearConv" if dtype == "int8" else "Conv"
+    node = helper.make_node(kind, names, ["y"], pads=[kernel // 2] * 4)
+    return _model(node, shape, shape, constants)
+
+
+def _product(rows: int, depth: int, columns: int, dtype: str = "float32") -> onnx.ModelProto:
+    w = _weights(depth, columns)
+    names, constants = _quantized(w) if dtype == "int8" else (["x", "w"], {"w": w})
+    node = helper.make_node("QLinearMatMul" if dtype == "int8" else "MatMul", names, ["y"])
+    return _model(node, (rows, depth), (rows, columns), constants)
 
 
 OPERATORS = {
-    "C2D 3x3 64 of 56x56": _convolution(64, 56, 3),
-    "C2D 3x3 256 of 14x14": _convolution(256, 14, 3),
-    "C2D 1x1 128 of 28x28": _convolution(128, 28, 1),
-    "GMM 128x128x128": _product(128, 128, 128),
-    "GMM 197x768x768": _product(197, 768, 768),
+    f"{name} {dtype}": make(*arguments, dtype)
+    for dtype in ("float32", "int8")
+    for name, make, arguments in (
+        ("C2D 3x3 64 of 56x56", _convolution, (64, 56, 3)),
+        ("C2D 3x3 256 of 14x14", _convolution, (256, 14, 3)),
+        ("C2D 1x1 128 of 28x28", _convolution, (128, 28, 1)),
+        ("GMM 128x128x128", _product, (128, 128, 128)),
+        ("GMM 197x768x768", _product, (197, 768, 768)),
+    )
 }
+
+
+def _without_dot(operator: str, processor: str) -> bool:
+    """Tell whether a row says nothing: bytes on a processor without dot products."""
+    return (
+        operator.endswith("int8") and "asimddp" not in parse_target(f"aarch64:{processor}").features
+    )
 
 
 def measure(operator: str, processor: str) -> Row:
@@ -199,10 +248,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--output", type=Path, help="also write the table to a file")
+    parser.add_argument("--output", type=Path, help="also write it to a file")
     options = parser.parse_args(arguments)
-    rows = [measure(name, processor) for name in OPERATORS for processor in PROCESSORS]
-    text = table(rows)
+    rows = [
+        measure(name, processor)
+        for name in OPERATORS
+        for processor in PROCESSORS
+        if not _without_dot(name, processor)
+    ]
+    text = _HEAD.format(tool=_version()) + table(rows)
     print(text, end="")
     if options.output is not None:
         options.output.write_text(text)

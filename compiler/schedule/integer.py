@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any
 
 from tvm import tirx
@@ -32,7 +33,6 @@ from tilewright.compiler.schedule.dot_kernel import (
     WEIGHT_DTYPE,
     Accumulate,
     DotEmitter,
-    SignedDotEmitter,
     has_arm_dot,
     has_mixed_dot,
     intrinsic,
@@ -42,9 +42,17 @@ from tilewright.compiler.schedule.dot_kernel import (
     widened_dot,
 )
 from tilewright.compiler.schedule.expressions import Expr, Linear
-from tilewright.compiler.schedule.micro_kernel import Emitter, RegisterTile, emit_reduction
+from tilewright.compiler.schedule.micro_kernel import (
+    Emitter,
+    RegisterTile,
+    constant_like,
+    emit_reduction,
+    sequence,
+)
 from tilewright.compiler.schedule.padding import Clip
+from tilewright.compiler.schedule.tile_geometry import TileAxis, TileGeometry
 from tilewright.compiler.schedule.tile_loops import KernelBuilder
+from tilewright.compiler.schedule.weight_sums import SignedDotEmitter, WeightSums
 from tilewright.compiler.targets import Target
 from tilewright.errors import InvalidScheduleError
 
@@ -166,6 +174,7 @@ class _DotBuilder(KernelBuilder):
 
     dot: Dot
     target: Target
+    sums: WeightSums
 
     def _resolve(self, access: Access) -> tuple[Access, list[Clip]]:
         position = self.anchor.accesses.index(access)
@@ -180,14 +189,53 @@ class _DotBuilder(KernelBuilder):
             )
         return in_cells, clips
 
+    def task_start(
+        self,
+        task: Any,
+        batch: list[TileAxis],
+        rows: list[TileAxis],
+        columns: list[TileAxis],
+        blocks: int,
+    ) -> list[Any]:
+        """Return the sums of the weights of a task's column tile, where data must be signed."""
+        if not is_signed(self.target):
+            return []
+        reduction = self.stage.reduction
+        clipped = {c.reduction for c in self.clips if not self.is_static(c)}
+        self.sums = WeightSums.declare(
+            self.plan.column_vectors,
+            tuple(axis.extent for axis in reduction),
+            tuple(position for position in self.plan.order if position in clipped),
+            self.index_dtype,
+        )
+        weights = next(access for access in self.accesses if access.vector)
+
+        def fill(geometry: TileGeometry) -> Any:
+            operand = self.operand(weights, geometry)
+            base = tirx.Var("weights", self.index_dtype)
+            filled = self.sums.fill(operand, base, geometry.column_count)
+            return sequence([tirx.Bind(base, geometry.base(weights)), filled])
+
+        column_tiles = prod(axis.tiles for axis in columns)
+        binds: list[Any] = []
+        numbers = dict(self.decode(task // (column_tiles * blocks), batch, binds))
+        numbers |= dict(self.decode(task % column_tiles, columns, binds))
+        # Weights are the same in all rows, so those of the first tile serve.
+        zero = constant_like(0, self.index_dtype)
+        first = tuple((axis, axis.runs[0], zero) for axis in rows)
+        filled = self.choose([*batch, *columns], numbers, first, fill)
+        return [tirx.AllocBuffer(self.sums.buffer), *binds, filled]
+
     def emit(self, tile: RegisterTile, bases: Sequence[Expr]) -> tuple[Any, list[Any]]:
         """Return the accumulators of a tile, and the statements that fill them."""
-        group, target = self.dot.group, self.target
-
-        kind = SignedDotEmitter if is_signed(target) else DotEmitter
 
         def emitter(tile: RegisterTile, accumulators: Any, index_dtype: str) -> Emitter:
-            return kind(tile, accumulators, index_dtype, group, accumulate_for(target))
+            arguments = (tile, accumulators, index_dtype, self.dot.group)
+            if not is_signed(self.target):
+                return DotEmitter(*arguments, accumulate_for(self.target))
+            signed = SignedDotEmitter(*arguments, accumulate_for(self.target))
+            signed.sums = self.sums
+            return signed
 
         return emit_reduction(tile, bases, self.index_dtype, emitter)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 from tvm import sym, tirx
 from tvm.ir import TensorLoad
@@ -38,6 +38,9 @@ from tilewright.compiler.schedule.padding import Clip, read_clips, read_through
 from tilewright.compiler.schedule.tile_geometry import TileAxis, TileGeometry, column_axis
 from tilewright.compiler.schedule.tiling import Run, partition, refine, tile_count
 from tilewright.errors import InvalidScheduleError
+
+Chosen: TypeAlias = tuple[TileAxis, Run, Expr]
+"""An axis, a run of its tiles, and the first element of one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +210,7 @@ class KernelBuilder:
 
     def _row_runs(self, members: tuple[int, ...], extent: int, tile: int) -> tuple[Run, ...]:
         runs = partition(extent, tile)
-        clips = [c for c in self.clips if c.spatial in members and self._is_static(c)]
+        clips = [c for c in self.clips if c.spatial in members and self.is_static(c)]
         if not clips:
             return runs
 
@@ -221,7 +224,8 @@ class KernelBuilder:
 
         return refine(runs, pattern)
 
-    def _is_static(self, clip: Clip) -> bool:
+    def is_static(self, clip: Clip) -> bool:
+        """Tell whether the code of a tile leaves out the steps in the padding."""
         return clip.reduction in self.plan.written_out
 
     def _tile_loops(self) -> Any:
@@ -234,6 +238,7 @@ class KernelBuilder:
         tasks = prod(axis.tiles for axis in batch) * blocks * column_tiles
         task, inner = (tirx.Var(name, self.index_dtype) for name in ("task", "row_tile"))
 
+        start = self.task_start(task, batch, rows, columns, blocks)
         body = self._task_body(task, inner, batch, rows, columns, blocks, block)
         analyzer = sym.Analyzer()
         analyzer.bind(task, range_from_zero(tasks))
@@ -246,11 +251,23 @@ class KernelBuilder:
             body = tirx.For(
                 inner, constant_like(0, self.index_dtype), extent, tirx.ForKind.SERIAL, body
             )
+        body = sequence([*start, body])
         kind = tirx.ForKind.SERIAL
         if tasks > 1 and is_parallel_worth(self.stage.work):
             kind = tirx.ForKind.PARALLEL
         zero, count = (constant_like(v, self.index_dtype) for v in (0, tasks))
         return tirx.For(task, zero, count, kind, body)
+
+    def task_start(
+        self,
+        task: Any,
+        batch: list[TileAxis],
+        rows: list[TileAxis],
+        columns: list[TileAxis],
+        blocks: int,
+    ) -> list[Any]:
+        """Return what a task does once for all its row tiles: nothing."""
+        return []
 
     def _task_body(
         self,
@@ -268,13 +285,13 @@ class KernelBuilder:
         if block > 1:
             row_tile = row_tile + inner
         binds: list[Any] = []
-        numbers = dict(self._decode(task // (column_tiles * blocks), batch, binds))
-        numbers |= dict(self._decode(row_tile, rows, binds))
-        numbers |= dict(self._decode(task % column_tiles, columns, binds))
-        return sequence([*binds, self._choose([*batch, *rows, *columns], numbers, 0, [])])
+        numbers = dict(self.decode(task // (column_tiles * blocks), batch, binds))
+        numbers |= dict(self.decode(row_tile, rows, binds))
+        numbers |= dict(self.decode(task % column_tiles, columns, binds))
+        return sequence([*binds, self.choose([*batch, *rows, *columns], numbers)])
 
-    def _decode(
-        self, number: Expr, axes: list[TileAxis], binds: list[Any]
+    def decode(
+        self, number: Expr, axes: Sequence[TileAxis], binds: list[Any]
     ) -> Iterator[tuple[TileAxis, Expr]]:
         """Split a tile number into one number for each axis, the last axis fastest."""
         for axis in reversed(axes):
@@ -286,17 +303,25 @@ class KernelBuilder:
             number = number // axis.tiles
             yield axis, var
 
-    def _choose(
+    def choose(
         self,
         axes: list[TileAxis],
         numbers: dict[TileAxis, Expr],
-        depth: int,
-        chosen: list[tuple[TileAxis, Run, Expr]],
+        chosen: tuple[Chosen, ...] = (),
+        leaf: Callable[[TileGeometry], Any] | None = None,
     ) -> Any:
-        """Return an if-chain over the runs of each axis, with a register tile in each branch."""
-        if depth == len(axes):
-            return self._register_tile(chosen)
-        axis = axes[depth]
+        """Return an if-chain over the runs of each axis.
+
+        Args:
+            axes: what is still to be chosen.
+            numbers: number of the tile on each axis.
+            chosen: the run and first element on axes before.
+            leaf: returns the code of one branch; by default a register tile.
+        """
+        if not axes:
+            geometry = TileGeometry(self.anchor, self.index_dtype, list(chosen))
+            return (leaf or self._register_tile)(geometry)
+        axis, *others = axes
         number = numbers[axis]
         result = None
         for run in reversed(axis.runs):
@@ -304,14 +329,13 @@ class KernelBuilder:
                 start: Expr = constant_like(run.start, self.index_dtype)
             else:
                 start = (number - run.first) * run.size + run.start
-            branch = self._choose(axes, numbers, depth + 1, [*chosen, (axis, run, start)])
+            branch = self.choose(others, numbers, (*chosen, (axis, run, start)), leaf)
             joined = result is not None
             result = tirx.IfThenElse(number < run.end, branch, result) if joined else branch
         return result
 
-    def _register_tile(self, chosen: list[tuple[TileAxis, Run, Expr]]) -> Any:
+    def _register_tile(self, geometry: TileGeometry) -> Any:
         """Return the code of one tile: addresses, reduction, epilogue."""
-        geometry = TileGeometry(self.anchor, self.index_dtype, chosen)
         statements: list[Any] = []
         bases = []
         for number, access in enumerate(self.accesses):
@@ -323,7 +347,7 @@ class KernelBuilder:
             init=self.stage.init,
             dtype=self.anchor.dtype,
             term=self.anchor.term,
-            operands=tuple(self._operand(access, geometry) for access in self.accesses),
+            operands=tuple(self.operand(access, geometry) for access in self.accesses),
             rows=len(geometry.row_offsets),
             columns=geometry.column_count,
             lanes=self.anchor.lanes,
@@ -338,7 +362,8 @@ class KernelBuilder:
         """Return the accumulators of a tile, and the statements that fill them."""
         return emit_reduction(tile, bases, self.index_dtype)
 
-    def _operand(self, access: Access, geometry: TileGeometry) -> Operand:
+    def operand(self, access: Access, geometry: TileGeometry) -> Operand:
+        """Return what a tile loads through an access."""
         return Operand(
             load=access.load,
             buffer=self.flat(access.buffer),
@@ -361,7 +386,7 @@ class KernelBuilder:
             first: Any = 0
             end: Any = self.stage.reduction[position].extent
             for clip in self.clips:
-                if clip.reduction == position and not self._is_static(clip):
+                if clip.reduction == position and not self.is_static(clip):
                     first, end = geometry.clipped(clip, first, end)
             fixed = isinstance(first, int) and isinstance(end, int)
             innermost = bool(rolled) and position == rolled[-1]
@@ -388,7 +413,7 @@ class KernelBuilder:
     def _skips(self, geometry: TileGeometry, row: int, steps: dict[int, int]) -> bool:
         """Tell whether a step written out falls into the padding of a row."""
         for clip in self.clips:
-            if clip.reduction not in steps or not self._is_static(clip):
+            if clip.reduction not in steps or not self.is_static(clip):
                 continue
             spatial = 0 if clip.spatial is None else geometry.fixed_index(clip.spatial, row)
             if not clip.contains(spatial, steps[clip.reduction]):
