@@ -6,12 +6,9 @@ case that passes is run again on the same module with fresh data, against `onnx.
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.connection
 import os
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -28,6 +25,7 @@ from onnx.backend.test.loader import load_model_tests
 from onnx.backend.test.runner import Runner
 from onnx.reference import ReferenceEvaluator
 
+from benchmarks.forked import Lost, run_forked
 from tilewright.errors import TilewrightError
 from tilewright.onnx_backend import TilewrightBackend, TilewrightRep
 
@@ -263,79 +261,19 @@ def run_cases(
     import tilewright.compiler.pipeline  # loaded once here, and inherited
 
     tilewright.compiler.package.prepare_runtime()
-    names = list(cases)
-    queues = [iter(names[start::workers]) for start in range(workers)]
-    running: dict[Any, _Worker] = {}
-    outcomes: dict[str, Outcome] = {}
-    pending = [_Worker(cases, queue, fresh) for queue in queues]
-    for worker in pending:
-        if worker.start():
-            running[worker.pipe] = worker
-    while running:
-        limit = min(worker.started for worker in running.values()) + timeout_seconds
-        ready = multiprocessing.connection.wait(list(running), max(0.0, limit - time.monotonic()))
-        late = [
-            pipe for pipe, worker in running.items() if worker.started + timeout_seconds <= limit
-        ]
-        for pipe in ready or late:
-            worker = running.pop(pipe)
-            name, outcome = worker.finish(timed_out=not ready)
-            outcomes[name] = outcome
-            on_outcome(name, outcome)
-            if worker.start():
-                running[worker.pipe] = worker
-    return {name: outcomes[name] for name in names}
+
+    def ended(name: str, result: Outcome | Lost) -> None:
+        on_outcome(name, _outcome(result))
+
+    results = run_forked(
+        list(cases),
+        lambda name: run_case(cases[name], fresh),
+        workers=workers,
+        timeout_seconds=timeout_seconds,
+        on_result=ended,
+    )
+    return {name: _outcome(result) for name, result in results.items()}
 
 
-class _Worker:
-    """One forked process that runs cases one after the other, and is replaced if it dies."""
-
-    def __init__(self, cases: Mapping[str, TestCase], queue: Iterator[str], fresh: bool) -> None:
-        self.cases, self.queue, self.fresh = cases, queue, fresh
-        self.process: Any = None
-        self.pipe: Any = None
-        self.current = ""
-        self.started = 0.0
-
-    def start(self) -> bool:
-        """Begin the next case; False when there is none left."""
-        self.current = next(self.queue, "")
-        if not self.current:
-            if self.process is not None:
-                self.pipe.send("")
-                self.process.join()
-            return False
-        if self.process is None:
-            context = multiprocessing.get_context("fork")
-            self.pipe, other = context.Pipe()
-            self.process = context.Process(
-                target=_serve, args=(other, self.cases, self.fresh), daemon=True
-            )
-            self.process.start()
-            other.close()
-        self.pipe.send(self.current)
-        self.started = time.monotonic()
-        return True
-
-    def finish(self, timed_out: bool) -> tuple[str, Outcome]:
-        """Take the outcome of the current case; a dead or silent process is given up."""
-        if not timed_out:
-            try:
-                return self.current, self.pipe.recv()
-            except EOFError:
-                pass
-        self.process.kill()
-        self.process.join()
-        code, self.process = self.process.exitcode, None
-        if timed_out:
-            return self.current, Outcome("timeout", "no result in time")
-        return self.current, Outcome("crash", f"the process ended with status {code}")
-
-
-def _serve(pipe: Any, cases: Mapping[str, TestCase], fresh: bool) -> None:
-    """Run the cases that are asked for; a case may print, which must not reach the terminal."""
-    silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 1)
-    os.dup2(silent, 2)
-    while name := pipe.recv():
-        pipe.send(run_case(cases[name], fresh))
+def _outcome(result: Outcome | Lost) -> Outcome:
+    return Outcome(result.status, result.reason) if isinstance(result, Lost) else result

@@ -5,6 +5,7 @@ from tilewright.frontends.onnx.ops import (  # noqa: F401
     control,
     convolution,
     data_dependent,
+    division,
     einsum,
     elementwise,
     indexing,

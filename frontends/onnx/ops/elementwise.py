@@ -52,7 +52,6 @@ _BINARY: dict[str, Callable[..., relax.Expr]] = {
     "BitwiseAnd": R.bitwise_and,
     "BitwiseOr": R.bitwise_or,
     "BitwiseXor": R.bitwise_xor,
-    "Div": R.divide,
     "Equal": R.equal,
     "Greater": R.greater,
     "GreaterOrEqual": R.greater_equal,
@@ -199,29 +198,6 @@ def _scalar(value: Value) -> float | None:
     if value.data is None or value.size != 1:
         return None
     return float(value.data.reshape(()))
-
-
-@register("Mod")
-def modulo(op: NodeContext) -> Value:
-    """https://onnx.ai/onnx/operators/onnx__Mod.html (fmod=1 takes the sign of the dividend)."""
-    left, right = op.input(0), op.input(1)
-    towards_zero = bool(op.attr("fmod"))
-    if left.dtype not in FLOATS:
-        if not towards_zero:
-            return op.call(R.floor_mod, left, right)
-        return broadcast_te(op, tirx.truncmod, "truncmod", left, right)
-    dtype = left.dtype
-
-    def remainder(a: Any, b: Any) -> Any:
-        whole = tirx.trunc(a / b) if towards_zero else tirx.floor(a / b)
-        # An infinite divisor leaves the dividend, or is the result if floored from another sign.
-        crossed = tirx.all(tirx.const(not towards_zero, "bool"), a * b < tirx.const(0, dtype))
-        endless = tirx.Select(crossed, b, a)
-        finite = tirx.abs(a) < tirx.const(np.inf, dtype)
-        special = tirx.all(tirx.abs(b) == tirx.const(np.inf, dtype), finite)
-        return tirx.Select(special, endless, a - whole * b)
-
-    return broadcast_te(op, remainder, "mod", left, right)
 
 
 def broadcast_te(op: NodeContext, function: Callable[..., Any], name: str, *values: Value) -> Value:
