@@ -8,12 +8,15 @@ STAMPS := $(VENV)/.stamps
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check lint types format clean
+TIME   ?= 10m
+
+.PHONY: help demo test slow fuzz check lint types format clean
 
 help:
 	@echo "make demo    compile a trained model, run it on real data, time it"
 	@echo "make test    run the tests"
 	@echo "make slow    run the tests that take minutes"
+	@echo "make fuzz    compile random graphs and compare with a reference, for TIME=10m"
 	@echo "make check   lint, format check, types"
 	@echo "make format  apply the formatter and the lint fixes"
 	@echo "make clean   remove the virtual environment and everything built"
@@ -26,6 +29,9 @@ test: $(STAMPS)/test
 
 slow: $(STAMPS)/test $(STAMPS)/bench
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+fuzz: $(STAMPS)/test
+	$(BIN)/python -m benchmarks.fuzz --time $(TIME)
 
 check: lint types
 

@@ -1,0 +1,69 @@
+"""The fuzzer: what it draws is valid, it sees wrong results, and a spread of it passes."""
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from onnx import TensorProto, helper
+
+from benchmarks.fuzz import check as fuzz_check
+from benchmarks.fuzz.check import Mismatch, check, difference
+from benchmarks.fuzz.models import models
+from benchmarks.fuzz.session import run_batch
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate],
+)
+@given(models())
+def test_compiled_graphs_compute_what_the_reference_computes(model):
+    nodes = len(model.graph.node)
+    check(model, ("default", "random decisions")[nodes % 2], nodes)
+
+
+def _relu() -> onnx.ModelProto:
+    infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [4, 5]) for n in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", infos[:1], infos[1:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_a_wrong_result_is_a_mismatch(monkeypatch):
+    monkeypatch.setattr(fuzz_check, "_run", lambda *_: {"y": np.zeros((4, 5), np.float32)})
+    with pytest.raises(Mismatch, match="output y"):
+        check(_relu(), "default")
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (np.ones(3), "shape"),
+        (np.array([1.0, 2.0]), None),
+        (np.array([1.0, 2.01]), "error"),
+        (np.array([1.0, np.nan]), "not finite"),
+    ],
+)
+def test_difference_says_what_is_wrong(found, message):
+    expected = np.array([1.0, 2.0])
+    result = difference(found, expected, expected, steps=False)
+    assert result is None if message is None else message in result
+
+
+def test_a_step_of_quantization_may_flip_but_not_everything():
+    expected = np.linspace(-1, 1, 50)
+    flipped = expected.copy()
+    flipped[7] += 0.03
+    assert difference(flipped, expected, expected, steps=True) is None
+    assert difference(-expected, expected, expected, steps=True)
+
+
+def test_a_batch_in_a_child_counts_its_graphs_and_leaves_nothing_behind(tmp_path):
+    batch = run_batch(0, 3, tmp_path)
+    assert batch.failure is None
+    assert batch.graphs == 3
+    assert sum(batch.operators.values()) >= 3
+    assert not list(tmp_path.iterdir())
