@@ -103,6 +103,27 @@ def find_c_compiler(architecture: str | None = None) -> list[str]:
     )
 
 
+def is_foreign(architecture: str) -> bool:
+    """Tell whether code for a family of processors does not run on this machine."""
+    return platform.machine() not in _CROSS[architecture].machines
+
+
+def shared_linker(architecture: str) -> tuple[list[str], list[str]]:
+    """Return the words before and after the object files that link them into a shared object.
+
+    For this machine plain ld, because a compiler driver takes five times as long; for another the
+    driver, which knows where the helper functions of its processors are.
+
+    Raises:
+        TargetError: there is no C compiler for it.
+    """
+    if not is_foreign(architecture):
+        return ["ld", "-shared", "-Bsymbolic"], []
+    command = find_c_compiler(architecture)
+    helpers = [] if "ziglang" in command else ["-lgcc"]
+    return [*command, "-shared", "-nostdlib", "-Wl,-Bsymbolic"], helpers
+
+
 def run_c_compiler(arguments: Sequence[str | Path], architecture: str | None = None) -> None:
     """Run the C compiler.
 

@@ -44,6 +44,10 @@ class MeasureError(TilewrightError):
     """A measurement could not be taken."""
 
 
+class DeviceLostError(MeasureError):
+    """A device does not answer any more; what ran on it may be tried elsewhere."""
+
+
 class LogError(TilewrightError):
     """A tuning log cannot be read or written."""
 
