@@ -25,6 +25,7 @@ from tilewright import _cli_output as output
 from tilewright import _cli_profile as profiling
 from tilewright import _cli_quantize as quantizing
 from tilewright import _cli_size as size
+from tilewright import _cli_trust as trust
 from tilewright import _cli_tune as tuning
 from tilewright.errors import TilewrightError
 
@@ -149,29 +150,6 @@ def run_command(
     output.print_arrays(results)
 
 
-@app.command("bench")
-def bench_command(
-    model: Model,
-    against: Annotated[
-        str, typer.Option(help="Peers, comma separated; see: tilewright baseline ls.")
-    ] = "onnxruntime",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each engine.")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="Measured runs of each engine.")] = 30,
-    target: Target = "native",
-    shape: Shapes = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Time a model in tilewright beside its peers, in turns on the same random input."""
-    peers = [name.strip() for name in against.split(",") if name.strip()]
-    shapes = arguments.parse_shapes(shape)
-    with _errors(debug), output.progress() as progress:
-        result = tilewright.bench(
-            model, peers, threads, rounds, target=target, shapes=shapes, progress=progress
-        )
-    _print(result, as_json, output.print_bench)
-
-
 @app.command("inspect")
 def inspect_command(
     path: Annotated[Path, typer.Argument(metavar="MODEL|MODULE", help="Either file.")],
@@ -258,5 +236,5 @@ class _Interrupts:
 _cli_baseline.register(app, _errors)
 
 
-for _commands in (quantizing, profiling, size, tuning):
+for _commands in (quantizing, profiling, size, tuning, trust):
     _commands.mount(app, _errors)
