@@ -73,7 +73,7 @@ def debug_accuracy(
         MeasureError: the reference is missing or cannot run the model.
         TilewrightError: the model cannot be compiled.
     """
-    proto = onnx.shape_inference.infer_shapes(load_proto(model))
+    proto = onnx.shape_inference.infer_shapes(load_proto(Path(model)))
     search = _Search(proto, against, target, feed, seed, tolerance, progress)
     wrong = search.first_wrong()
     if wrong is None:

@@ -64,7 +64,7 @@ def _onnx(model: Any, feed: dict[str, np.ndarray], names: list[str]) -> Sequence
     return ReferenceEvaluator(source).run(names, feed)
 
 
-def load_proto(path: str | Path) -> Any:
+def load_proto(path: Path) -> Any:
     """Return a model with its weights, checked as a compile checks it.
 
     Raises:
@@ -74,7 +74,7 @@ def load_proto(path: str | Path) -> Any:
 
     from tilewright.frontends.onnx.loading import load_model
 
-    load_model(Path(path))  # for its messages
+    load_model(path)  # for its messages
     try:
         return onnx.load(path)
     except Exception as error:

@@ -57,7 +57,7 @@ def verify(
     described = read_description(Path(module), verify_weights=True)
     _, _, digest = load_model(Path(model))
     loaded = Module(Path(module))
-    proto = load_proto(model)
+    proto = load_proto(Path(model))
     names = [output.name for output in proto.graph.output]
     if sorted(names) != sorted(spec.name for spec in loaded.outputs):
         raise ModuleError(f"'{module}' does not have the outputs of '{model}': {', '.join(names)}")
