@@ -28,7 +28,7 @@ from benchmarks.report import (
 from tilewright.compiler.targets import parse_target
 from tilewright.tuner import Log, MeasureOptions, Measurer, TuneOptions, tune_tasks
 from tilewright.tuner.operators import operator_model
-from tilewright.tuner.tune import model_tasks
+from tilewright.tuner.tune_model import model_tasks
 
 OPERATORS = {
     "C2D 64x56x56 -> 64, 3x3": ("conv2d", (1, 64, 56, 56), (64, 64, 3, 3), 1),

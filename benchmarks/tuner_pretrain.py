@@ -22,7 +22,7 @@ from tilewright.tuner import Explorer, Log, Record
 from tilewright.tuner.cost_model import PRETRAINED, RankingModel, ranking_accuracy, top_recall
 from tilewright.tuner.features import NAMES
 from tilewright.tuner.space import task_space
-from tilewright.tuner.tune import model_tasks
+from tilewright.tuner.tune_model import model_tasks
 from tilewright.tuner.worker.build import Builder
 from tilewright.tuner.workload import task_request
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tilewright.inspection import inspect
     from tilewright.peers import bench
     from tilewright.runtime.module import Module
-    from tilewright.tuner.tune import tune
+    from tilewright.tuner.tune_model import tune
 
 try:
     __version__ = version("tilewright")
@@ -47,7 +47,7 @@ _HOME = {
     "inspect": "tilewright.inspection",
     "load": "tilewright.api",
     "targets": "tilewright.api",
-    "tune": "tilewright.tuner.tune",
+    "tune": "tilewright.tuner.tune_model",
 }
 
 

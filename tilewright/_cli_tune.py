@@ -37,6 +37,16 @@ Seed = Annotated[int, typer.Option(help="Of the search and the random inputs.")]
 Strategy = Annotated[
     str, typer.Option(help="How candidates are proposed: cross, evolutionary, random.")
 ]
+MeasureCpu = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Processor to time on, where nothing builds meanwhile; default: the last."
+    ),
+]
+Lock = Annotated[
+    Path | None,
+    typer.Option(help="File to lock while timing: tuners that share it take turns."),
+]
 Cold = Annotated[bool, typer.Option("--cold", help="Rotate buffers beyond the last-level cache.")]
 TargetName = Annotated[str, typer.Option("--target", help="'native', or a name from 'targets'.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -78,14 +88,15 @@ def print_coverage(tuning: Mapping[str, Any], verbose: bool) -> None:
     tables.print_coverage(tuning, verbose)
 
 
-def _options(strategy: str, cold: bool) -> TuneOptions:
+def _options(strategy: str, cold: bool, measure_cpu: int | None, lock: Path | None) -> TuneOptions:
     from tilewright.tuner.measure import MeasureOptions
     from tilewright.tuner.session import STRATEGIES, TuneOptions
 
     if strategy not in STRATEGIES:
         known = ", ".join(STRATEGIES)
         raise typer.BadParameter(f"--strategy {strategy}: expected one of {known}")
-    return TuneOptions(strategy=strategy, measure=MeasureOptions(cold=cold))
+    measure = MeasureOptions(cold=cold, cpu=measure_cpu, lock=lock)
+    return TuneOptions(strategy=strategy, measure=measure)
 
 
 def mount(app: typer.Typer, errors: Errors) -> None:
@@ -107,6 +118,8 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         seed: Seed = 0,
         strategy: Strategy = "cross",
         cold: Cold = False,
+        measure_cpu: MeasureCpu = None,
+        lock: Lock = None,
         shape: Annotated[
             list[str] | None, typer.Option("--shape", metavar="NAME=1,3,224,224")
         ] = None,
@@ -115,7 +128,7 @@ def mount(app: typer.Typer, errors: Errors) -> None:
     ) -> None:
         """Tune a model's operators here; 'compile' then finds the log by itself."""
         seconds, shapes = parse_time(time), arguments.parse_shapes(shape)
-        options = _options(strategy, cold)
+        options = _options(strategy, cold, measure_cpu, lock)
         with errors(debug), tables.live() as show:
             from tilewright.tuner import tune
 
@@ -148,6 +161,8 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         seed: Seed = 0,
         strategy: Strategy = "cross",
         cold: Cold = False,
+        measure_cpu: MeasureCpu = None,
+        lock: Lock = None,
         as_json: AsJson = False,
         debug: Debug = False,
     ) -> None:
@@ -157,7 +172,7 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         if kind not in KINDS:
             raise typer.BadParameter(f"{kind}: expected one of {', '.join(KINDS)}")
         shapes = parse_extents(data, "--data"), parse_extents(weight, "--weight")
-        seconds, options = parse_time(time), _options(strategy, cold)
+        seconds, options = parse_time(time), _options(strategy, cold, measure_cpu, lock)
         with errors(debug), tables.live() as show:
             from tilewright.tuner import tune
 

@@ -19,7 +19,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from tilewright.tuner.log import Log
     from tilewright.tuner.session import Session
-    from tilewright.tuner.tune import TuneResult
+    from tilewright.tuner.tune_model import TuneResult
 
 _SHOWN_TASKS = 24
 _REFRESH_S = 0.5

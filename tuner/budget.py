@@ -50,15 +50,24 @@ class Progress:
         return self.weight * max(recent, hoped)
 
 
-def next_task(progress: Sequence[Progress]) -> int | None:
+def next_task(progress: Sequence[Progress], busy: Sequence[int] = ()) -> int | None:
     """Return the position of the task to go on with, or None where nothing is left to try.
 
     Every task gets its first rounds before any other gets more, heaviest first.
+
+    Args:
+        progress: of each task.
+        busy: rounds of each task whose results are not known yet. Such a task is asked again only
+            where no other is left, and for one more round at most.
     """
+    waiting = list(busy) or [0] * len(progress)
     open_tasks = [i for i, task in enumerate(progress) if not task.exhausted]
-    if not open_tasks:
-        return None
-    fresh = [i for i in open_tasks if len(progress[i].best_s) < _FIRST_ROUNDS]
-    if fresh:
-        return min(fresh, key=lambda i: (len(progress[i].best_s), i))
-    return max(open_tasks, key=lambda i: progress[i].expected_gain_s())
+    for most in (0, 1):
+        free = [i for i in open_tasks if waiting[i] <= most]
+        if not free:
+            continue
+        fresh = [i for i in free if len(progress[i].best_s) < _FIRST_ROUNDS]
+        if fresh:
+            return min(fresh, key=lambda i: (len(progress[i].best_s), i))
+        return max(free, key=lambda i: progress[i].expected_gain_s())
+    return None

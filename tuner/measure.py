@@ -1,7 +1,6 @@
-"""Measure candidates in processes of their own: built by some, checked and timed by another.
+"""Build, check and time candidates in worker processes.
 
-Building and timing take turns: a batch is built by all building processes at once, then timed
-while they rest, because on few processors anything beside a measurement disturbs it. A candidate
+Building goes on in the background, on processors that no timing uses; see `processors`. A candidate
 that crashes, hangs, takes all memory or computes something wrong costs itself only.
 """
 
@@ -9,25 +8,31 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from tilewright.compiler.targets import Target
 from tilewright.compiler.tasks import Task
-from tilewright.errors import MeasureError
+from tilewright.compiler.toolchain import is_foreign
+from tilewright.errors import MeasureError, TargetError
+from tilewright.tuner.build_pool import Answer, BuildPool
 from tilewright.tuner.candidate import Candidate, layouts_key
+from tilewright.tuner.processors import place
 from tilewright.tuner.records import Status
-from tilewright.tuner.worker.harness import MAX_ARGUMENTS, build_harness
-from tilewright.tuner.worker.process import WorkerDied, WorkerProcess, WorkerTimeout
+from tilewright.tuner.timing import LocalTimer, Timer
+from tilewright.tuner.worker.harness import build_harness
+from tilewright.tuner.worker.process import WorkerDied, WorkerTimeout
+from tilewright.tuner.worker.run import MAX_ARGUMENTS
 from tilewright.tuner.workload import task_request
 
 _GIB = 1 << 30
 _SETUP_TIMEOUT_S = 300.0
+# Of the fastest of each task, libraries stay for the last race.
+_KEPT_LIBRARIES = 5
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class MeasureOptions:
 
     Attributes:
         threads: that a kernel may use.
-        builders: building processes.
+        builders: building processes, at most; None: one for each processor.
         cold: rotate buffers beyond the last-level cache; else caches stay warm.
         budget_s: about how long the repeats of one candidate take together.
         repeats: of one candidate, at most; those of a batch are taken in turns.
@@ -44,13 +49,15 @@ class MeasureOptions:
         build_timeout_s, run_timeout_s: after which a candidate's process is killed.
         memory_bytes: address space of a process; a candidate that wants more fails.
         tolerance: of floating point results, see `worker.compare.difference`.
-        cpu: processor that timing is pinned to, or None.
+        cpu: processor to time kernels of one thread on; None: the last that may be used.
+        lock: file to lock while candidates run, so that tuners that share it take turns; then
+            nothing builds on the timing processor.
         seed: of the random inputs.
         build_module: module of the building processes' commands.
     """
 
     threads: int = 1
-    builders: int = 2
+    builders: int | None = None
     cold: bool = False
     budget_s: float = 0.03
     repeats: int = 10
@@ -60,6 +67,7 @@ class MeasureOptions:
     memory_bytes: int = 12 * _GIB
     tolerance: float = 2e-4
     cpu: int | None = None
+    lock: Path | None = None
     seed: int = 0
     build_module: str = "tilewright.tuner.worker.build"
 
@@ -85,12 +93,41 @@ class Measurement:
         return min(self.run_times_s)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Candidates of one task that are being built; `Measurer.collect` checks and times them."""
+
+    task: Task
+    candidates: tuple[Candidate, ...]
+    built: tuple[Answer, ...]
+    packed: tuple[Answer, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether all is built."""
+        return all(answer.done() for answer in [*self.built, *self.packed])
+
+    def wait(self) -> None:
+        """Wait until all is built."""
+        for answer in [*self.built, *self.packed]:
+            answer.result()
+
+
 @dataclass
 class _Prepared:
-    """What is on disk for one task."""
+    """What is known of one task: answers, to come or there, of the building processes.
+
+    Attributes:
+        request: the task as plain data.
+        packed: by layouts, inputs and expected outputs.
+        reference: whether the expected outputs have been computed.
+        kept: seconds, candidate and built library of the fastest, and of the first.
+    """
 
     request: dict[str, Any]
-    packed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    packed: dict[str, Answer] = field(default_factory=dict)
+    reference: bool = False
+    kept: list[tuple[float, Candidate, dict[str, Any]]] = field(default_factory=list)
 
 
 class Measurer:
@@ -99,41 +136,65 @@ class Measurer:
     Args:
         target: what to build for.
         options: how to measure.
+        timer: where candidates run; by default a process of this machine.
 
     Attributes:
         peak_flops: most multiply-add operations a second seen beside the measurements, 1 thread.
         round_peaks: the same before each round of the last race.
     """
 
-    def __init__(self, target: Target, options: MeasureOptions | None = None) -> None:
+    def __init__(
+        self, target: Target, options: MeasureOptions | None = None, timer: Timer | None = None
+    ) -> None:
         self.target = target
         self.options = options = options or MeasureOptions()
+        placement = place(
+            options.threads, options.builders, options.cpu, exclusive=options.lock is not None
+        )
         shared = Path("/dev/shm")
         base = shared if shared.is_dir() else None
         self._folder = Path(tempfile.mkdtemp(prefix="tilewright-tune-", dir=base))
         self._target_json = target.to_json()
         environment = {"TVM_NUM_THREADS": "1", "TVM_BIND_THREADS": "0", "OMP_NUM_THREADS": "1"}
-        build_config = {"folder": str(self._folder)}
-        self._builders = [
-            WorkerProcess(options.build_module, build_config, options.memory_bytes, environment)
-            for _ in range(max(1, options.builders))
-        ]
-        for builder in self._builders:
-            builder.start()
-        run_config = {
-            "harness": str(build_harness(self._folder, target)),
-            "threads": options.threads,
-            "cpu": options.cpu,
-            "rotate_bytes": 2 * target.l3_bytes if options.cold else 0,
-        }
-        self._runner = WorkerProcess(
-            "tilewright.tuner.worker.run", run_config, options.memory_bytes, environment
+        config = {"folder": str(self._folder)}
+        self._pool = BuildPool(
+            options.build_module, config, options.memory_bytes, environment, placement
         )
-        self._runner.start()
         self._prepared: dict[str, _Prepared] = {}
         self._count = 0
         self.peak_flops = 0.0
         self.round_peaks: list[float] = []
+        try:
+            self._timer = timer or self._local_timer(placement.timing, environment)
+        except BaseException:
+            self._pool.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+
+    def _local_timer(self, cpu: int | None, environment: dict[str, str]) -> LocalTimer:
+        options = self.options
+        if is_foreign(self.target.architecture):
+            raise TargetError(
+                f"code for {self.target.name} does not run on this machine; name a device "
+                "(--device ssh://user@board), a tracker (--tracker), or --measure mca"
+            )
+        config = {
+            "harness": str(build_harness(self._folder, self.target)),
+            "threads": options.threads,
+            "cpu": cpu,
+            "rotate_bytes": 2 * self.target.l3_bytes if options.cold else 0,
+        }
+        return LocalTimer(config, options.memory_bytes, environment, options.lock)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the log says of the device."""
+        return self._timer.facts
+
+    @property
+    def warnings(self) -> list[str]:
+        """What happened to devices, in words."""
+        return self._timer.warnings
 
     def __enter__(self) -> Measurer:
         return self
@@ -143,8 +204,8 @@ class Measurer:
 
     def close(self) -> None:
         """End all processes and remove their files."""
-        for worker in [*self._builders, self._runner]:
-            worker.close()
+        self._pool.close()
+        self._timer.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def choices(self, task: Task) -> list[dict[str, Any]]:
@@ -153,40 +214,60 @@ class Measurer:
         Raises:
             MeasureError: the task cannot be tuned; says why.
         """
-        request = self._task(task).request
-        answer = self._ask_builder(
-            "choices", task, {"task": request, "target": self._target_json}, _SETUP_TIMEOUT_S
-        )
-        return answer["choices"]
+        request = {"task": self._task(task).request, "target": self._target_json}
+        return _result(task, self._setup("choices", request))["choices"]
 
-    def measure(
-        self, task: Task, candidates: Sequence[Candidate], best_s: float | None = None
-    ) -> list[Measurement]:
-        """Build, check and time candidates of one task.
+    def submit(
+        self, task: Task, candidates: Sequence[Candidate], trusted: Collection[Candidate] = ()
+    ) -> Batch:
+        """Begin to build candidates of one task; `collect` goes on with them.
 
         Args:
             task: what they compute.
-            candidates: any number; results come in the same order.
-            best_s: time of the best so far; much slower candidates are not timed further.
+            candidates: any number.
+            trusted: those of them that are timed whatever their code looks like.
 
         Raises:
             MeasureError: the task's reference cannot be computed; no candidate is to blame.
         """
         self._reference(task)
-        built = self._build(task, candidates)
-        found = [
-            self._check(task, candidate, result)
-            for candidate, result in zip(candidates, built, strict=True)
+        packed = tuple(self._pack(task, candidate) for candidate in candidates)
+        built = tuple(self._build(task, c, c in trusted) for c in candidates)
+        return Batch(task, tuple(candidates), built, packed)
+
+    def collect(self, batch: Batch, best_s: float | None = None) -> list[Measurement]:
+        """Check and time a batch; results come in the order of its candidates.
+
+        Args:
+            batch: from `submit`.
+            best_s: time of the best so far; much slower candidates are not timed further.
+
+        Raises:
+            MeasureError: inputs cannot be brought into a candidate's layouts.
+        """
+        task = batch.task
+        batch.wait()
+        built = [answer.result() for answer in batch.built]
+        entries = [
+            self._entry(task, answer, library)
+            for answer, library in zip(batch.packed, built, strict=True)
         ]
-        quick = [m.seconds for m in found if m.ok] + ([best_s] if best_s else [])
-        limit = self.options.hopeless * min(quick, default=0.0)
-        racers = [i for i, m in enumerate(found) if m.ok and m.seconds <= limit]
-        for index, times in zip(racers, self._race(task, racers, found, built), strict=True):
-            found[index] = replace(found[index], run_times_s=times)
-        for result in built:
-            if "library" in result:
-                Path(result["library"]).unlink(missing_ok=True)
+        with self._quiet():
+            found = self._check_all(batch.candidates, built, entries)
+            quick = [m.seconds for m in found if m.ok] + ([best_s] if best_s else [])
+            limit = self.options.hopeless * min(quick, default=0.0)
+            racers = [i for i, m in enumerate(found) if m.ok and m.seconds <= limit]
+            times = self._race([entries[index] for index in racers])
+        for index, seconds in zip(racers, times, strict=False):
+            found[index] = replace(found[index], run_times_s=tuple(seconds))
+        self._keep(task, found, built)
         return found
+
+    def measure(
+        self, task: Task, candidates: Sequence[Candidate], best_s: float | None = None
+    ) -> list[Measurement]:
+        """Build, check and time candidates of one task: `submit` and `collect`."""
+        return self.collect(self.submit(task, candidates), best_s)
 
     def race(
         self, task: Task, candidates: Sequence[Candidate], rounds: int = 15
@@ -197,169 +278,153 @@ class Measurer:
             MeasureError: one of them failed now.
         """
         self._reference(task)
-        built = self._build(task, candidates)
-        failed = [result["error"] for result in built if "library" not in result]
+        packed = [self._pack(task, candidate) for candidate in candidates]
+        known = {candidate: library for _, candidate, library in self._task(task).kept}
+        building = {c: self._build(task, c, True) for c in candidates if c not in known}
+        built = known | {candidate: answer.result() for candidate, answer in building.items()}
+        failed = [built[c]["error"] for c in candidates if "library" not in built[c]]
         if failed:
             raise MeasureError(f"a good candidate failed to build again: {failed[0]}")
         entries = [
-            self._entry(task, candidate, result)
-            for candidate, result in zip(candidates, built, strict=True)
+            self._entry(task, answer, built[candidate])
+            for answer, candidate in zip(packed, candidates, strict=True)
         ]
-        budget_s = 2 * self.options.budget_s
-        answer = self._runner.call(
-            "race", _SETUP_TIMEOUT_S, entries=entries, rounds=rounds, budget_s=budget_s
-        )
-        for result in built:
-            Path(result["library"]).unlink(missing_ok=True)
+        with self._quiet():
+            answer = self._timer.race(entries, rounds, 2 * self.options.budget_s, _SETUP_TIMEOUT_S)
+        for candidate in building:
+            Path(built[candidate]["library"]).unlink(missing_ok=True)
         if "error" in answer:
             raise MeasureError(f"measuring the best again failed: {answer['error']}")
         self.round_peaks = answer["peaks"]
         self.peak_flops = max(self.peak_flops, *answer["peaks"])
         return answer["seconds"]
 
-    def _race(
-        self,
-        task: Task,
-        racers: Sequence[int],
-        found: Sequence[Measurement],
-        built: Sequence[dict[str, Any]],
-    ) -> list[tuple[float, ...]]:
-        """Time the candidates of a batch in turns; where that fails their first times stand."""
-        if not racers:
-            return []
-        entries = [self._entry(task, found[index].candidate, built[index]) for index in racers]
-        options = self.options
-        try:
-            answer = self._runner.call(
-                "race",
-                options.run_timeout_s * len(racers),
-                entries=entries,
-                rounds=options.repeats,
-                budget_s=options.budget_s,
-            )
-        except MeasureError:
-            answer = {"error": "died"}
-        if "error" in answer:
-            return [found[index].run_times_s for index in racers]
-        self.peak_flops = max(self.peak_flops, *answer["peaks"])
-        return [tuple(times) for times in answer["seconds"]]
+    def turn(self) -> AbstractContextManager[None]:
+        """Return a context that keeps the device over several batches."""
+        return self._timer.turn()
 
-    def _entry(self, task: Task, candidate: Candidate, built: dict[str, Any]) -> dict[str, Any]:
-        packed = self._packed(task, candidate)
-        return {
-            "library": built["library"],
-            "folder": packed["folder"],
-            "outputs": packed["outputs"],
-        }
+    def _quiet(self) -> _Quiet:
+        return _Quiet(self._pool, self._timer)
+
+    def _race(self, entries: Sequence[dict[str, Any]]) -> list[list[float]]:
+        """Time the candidates of a batch in turns; where that fails their first times stand."""
+        if not entries:
+            return []
+        options = self.options
+        timeout_s = options.run_timeout_s * len(entries)
+        try:
+            answer = self._timer.race(entries, options.repeats, options.budget_s, timeout_s)
+        except MeasureError:
+            return []
+        if "error" in answer:
+            return []
+        self.peak_flops = max(self.peak_flops, *answer["peaks"])
+        return answer["seconds"]
+
+    def _keep(
+        self, task: Task, found: Sequence[Measurement], built: Sequence[dict[str, Any]]
+    ) -> None:
+        """Keep the libraries of the fastest, and of the task's first; remove the others."""
+        prepared = self._task(task)
+        first = prepared.kept[:1]
+        good = [
+            (result.seconds, result.candidate, library)
+            for result, library in zip(found, built, strict=True)
+            if result.ok
+        ]
+        first = first or good[:1]
+        ranked = sorted([*prepared.kept, *good], key=lambda entry: entry[0])
+        rest = [entry for entry in ranked if entry[1] != first[0][1]] if first else []
+        prepared.kept = [*first, *rest[:_KEPT_LIBRARIES]]
+        kept = {library["library"] for _, _, library in prepared.kept}
+        for library in [*built, *(entry[2] for entry in rest[_KEPT_LIBRARIES:])]:
+            if "library" in library and library["library"] not in kept:
+                Path(library["library"]).unlink(missing_ok=True)
 
     def _task(self, task: Task) -> _Prepared:
         if task.key not in self._prepared:
             self._prepared[task.key] = _Prepared(task_request(task))
         return self._prepared[task.key]
 
+    def _setup(self, command: str, request: dict[str, Any]) -> Answer:
+        return self._pool.submit(command, _SETUP_TIMEOUT_S, request, urgent=True)
+
     def _reference(self, task: Task) -> None:
         """Compute what is right, once, by the unscheduled kernel."""
         prepared = self._task(task)
-        if "reference" in prepared.packed:
+        if prepared.reference:
             return
         if len(task.operator.func.params) > MAX_ARGUMENTS:
             raise MeasureError(
                 f"'{task.name}' has {len(task.operator.func.params)} parameters, at most "
                 f"{MAX_ARGUMENTS} can be measured"
             )
-        made = self._ask_builder(
-            "prepare",
-            task,
-            {
-                "task": prepared.request,
-                "target": self._target_json,
-                "seed": self.options.seed,
-            },
-            _SETUP_TIMEOUT_S,
-        )
+        request = {"task": prepared.request, "target": self._target_json, "seed": self.options.seed}
+        made = _result(task, self._setup("prepare", request))
         try:
-            answer = self._runner.call("reference", _SETUP_TIMEOUT_S, **made)
+            with self._quiet():
+                answer = self._timer.reference(made)
         except MeasureError as error:
             raise MeasureError(f"the reference of '{task.name}' failed: {error}") from error
         if "error" in answer:
             raise MeasureError(f"the reference of '{task.name}' failed: {answer['error']}")
-        prepared.packed["reference"] = made
+        prepared.reference = True
 
-    def _packed(self, task: Task, candidate: Candidate) -> dict[str, Any]:
-        """Return where inputs and expected outputs lie in the candidate's layouts."""
+    def _pack(self, task: Task, candidate: Candidate) -> Answer:
+        """Bring inputs and expected outputs into the candidate's layouts, once for each."""
         prepared = self._task(task)
         name = layouts_key(candidate.layouts)
         if name not in prepared.packed:
             layouts = candidate.to_json()["layouts"]
             request = {"task": prepared.request, "layouts": layouts, "name": name}
-            prepared.packed[name] = self._ask_builder("pack", task, request, _SETUP_TIMEOUT_S)
+            prepared.packed[name] = self._setup("pack", request)
         return prepared.packed[name]
 
-    def _ask_builder(
-        self, command: str, task: Task, request: dict[str, Any], timeout_s: float
-    ) -> dict[str, Any]:
-        try:
-            answer = self._builders[0].call(command, timeout_s, **request)
-        except MeasureError as error:
-            raise MeasureError(f"cannot prepare '{task.name}': {error}") from error
-        if "error" in answer:
-            raise MeasureError(f"cannot prepare '{task.name}': {answer['error']}")
-        return answer
+    def _build(self, task: Task, candidate: Candidate, trusted: bool) -> Answer:
+        data = candidate.to_json()
+        self._count += 1
+        request = {
+            "task": self._task(task).request,
+            "target": self._target_json,
+            "layouts": data["layouts"],
+            "schedule_json": data["schedule"],
+            "out": str(self._folder / f"candidate{self._count}.so"),
+            "trusted": trusted,
+        }
+        return self._pool.submit("build", self.options.build_timeout_s, request)
 
-    def _build(self, task: Task, candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
-        """Build all candidates, each process one at a time; failures are results too."""
-        prepared = self._task(task)
-        results: list[dict[str, Any]] = [{} for _ in candidates]
-        waiting = deque(range(len(candidates)))
-        busy: dict[WorkerProcess, tuple[int, float]] = {}
-        idle = list(self._builders)
+    def _entry(self, task: Task, packed: Answer, built: dict[str, Any]) -> dict[str, Any]:
+        where = _result(task, packed)
+        return {
+            "library": built.get("library", ""),
+            "folder": where["folder"],
+            "outputs": where["outputs"],
+        }
 
-        def finish(worker: WorkerProcess, index: int, timeout_s: float) -> None:
-            try:
-                results[index] = worker.receive(timeout_s)
-            except WorkerTimeout:
-                limit = self.options.build_timeout_s
-                results[index] = {"error": f"took over {limit:g} s to build", "timeout": True}
-            except WorkerDied as error:
-                results[index] = {"error": f"building failed: {error}"}
-            worker.start()  # a new process loads while the others go on
-            idle.append(worker)
+    def _check_all(
+        self,
+        candidates: Sequence[Candidate],
+        built: Sequence[dict[str, Any]],
+        entries: Sequence[dict[str, Any]],
+    ) -> list[Measurement]:
+        """Check candidates: one after the other, or on as many devices as there are."""
+        if self._timer.parallel == 1:
+            return list(map(self._check, candidates, built, entries))
+        with ThreadPoolExecutor(self._timer.parallel) as threads:
+            return list(threads.map(self._check, candidates, built, entries))
 
-        while waiting or busy:
-            while waiting and idle:
-                index, worker = waiting.popleft(), idle.pop()
-                data = candidates[index].to_json()
-                self._count += 1
-                worker.send(
-                    "build",
-                    task=prepared.request,
-                    target=self._target_json,
-                    layouts=data["layouts"],
-                    schedule_json=data["schedule"],
-                    out=str(self._folder / f"candidate{self._count}.so"),
-                )
-                busy[worker] = (index, time.monotonic() + self.options.build_timeout_s)
-            until = min(deadline for _, deadline in busy.values())
-            sockets = {worker.socket: worker for worker in busy}
-            ready = wait(list(sockets), max(0.0, until - time.monotonic()))
-            now = time.monotonic()
-            done = [sockets[socket] for socket in ready]  # type: ignore[index]
-            late = [w for w, (_, deadline) in busy.items() if deadline <= now and w not in done]
-            for worker in [*done, *late]:
-                finish(worker, busy.pop(worker)[0], 0.0 if worker in late else 5.0)
-        return results
-
-    def _check(self, task: Task, candidate: Candidate, built: dict[str, Any]) -> Measurement:
+    def _check(
+        self, candidate: Candidate, built: dict[str, Any], entry: dict[str, Any]
+    ) -> Measurement:
         """Run a candidate for the first time, and compare what it computes."""
         if "library" not in built:
             status: Status = "timeout" if built.get("timeout") else "build_error"
             return Measurement(candidate, status, built["error"])
         options, seconds = self.options, built["seconds"]
-        entry = self._entry(task, candidate, built)
+        if built["rejected"]:
+            return Measurement(candidate, "rejected", built["rejected"], (), seconds)
         try:
-            answer = self._runner.call(
-                "check", options.run_timeout_s, tolerance=options.tolerance, **entry
-            )
+            answer = self._timer.check(entry, options.tolerance, options.run_timeout_s)
         except WorkerTimeout:
             error = f"took over {options.run_timeout_s:g} s to run"
             return Measurement(candidate, "timeout", error, (), seconds)
@@ -370,3 +435,26 @@ class Measurer:
         if "error" in answer:
             return Measurement(candidate, "run_error", answer["error"], (), seconds)
         return Measurement(candidate, "ok", "", tuple(answer["seconds"]), seconds)
+
+
+class _Quiet:
+    """While it is held, candidates run and nothing disturbs them."""
+
+    def __init__(self, pool: BuildPool, timer: Timer) -> None:
+        self._pool, self._turn = pool, timer.turn()
+
+    def __enter__(self) -> None:
+        self._turn.__enter__()
+        self._pool.pause()
+
+    def __exit__(self, *details: Any) -> None:
+        self._pool.resume()
+        self._turn.__exit__(*details)
+
+
+def _result(task: Task, answer: Answer) -> dict[str, Any]:
+    """Wait for what a task needs before its candidates."""
+    found = answer.result()
+    if "error" in found:
+        raise MeasureError(f"cannot prepare '{task.name}': {found['error']}")
+    return found

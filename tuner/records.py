@@ -21,7 +21,7 @@ from tilewright.tuner.candidate import Candidate, canonical_json, digest
 
 SCHEMA_VERSION = 1
 
-Status = Literal["ok", "build_error", "run_error", "timeout", "wrong_output"]
+Status = Literal["ok", "build_error", "rejected", "run_error", "timeout", "wrong_output"]
 
 _FIELDS = (
     *("schema_version", "task_key", "task", "target", "hardware", "candidate", "status", "error"),

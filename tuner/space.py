@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations, product
 from math import prod
 from typing import Any, TypeAlias
@@ -350,6 +351,11 @@ class TaskSpace:
     def size(self) -> int:
         """Number of points over all layouts."""
         return sum(choice.loops.size for choice in self.choices)
+
+    @cached_property
+    def defaults(self) -> frozenset[Candidate]:
+        """The compiler's own decisions in each of the layouts."""
+        return frozenset(c.candidate(c.loops.genome_of_default()) for c in self.choices)
 
     def choice_of(self, candidate: Candidate) -> LayoutChoice | None:
         """Return the layout choice that a candidate belongs to."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm.tirx import PrimFunc
@@ -23,7 +23,9 @@ from tilewright.compiler.schedule.integer import find_dot
 from tilewright.compiler.schedule.padding import fusable_rows
 from tilewright.compiler.schedule.window import sliding_reductions
 from tilewright.compiler.targets import Target
-from tilewright.compiler.tasks import Task
+
+if TYPE_CHECKING:
+    from tilewright.compiler.tasks import Task
 
 # Longest window along a row whose padding the schedulers can clip.
 _LONGEST_WINDOW = 7

@@ -57,6 +57,9 @@ def lower_vector_math(func: tirx.PrimFunc) -> tirx.PrimFunc:
     rewritten call are computed, but each loads only where its condition holds.
     """
 
+    if not _concerned(func):
+        return func
+
     def store(statement: tirx.BufferStore, _mutator: Any) -> tirx.Stmt:
         value, bindings = _lower(statement.value)
         changed = tirx.BufferStore(statement.buffer, value, statement.indices)
@@ -117,6 +120,20 @@ def _has_math(expr: Expr) -> bool:
         return tvm_ffi.VisitInterrupt(call) if _name(call) in _FLOAT32 else None
 
     return tvm_ffi.structural_walk(expr, (tvm.ir.Call, visit)) is not None
+
+
+def _concerned(func: tirx.PrimFunc) -> bool:
+    """Say whether there is anything to rewrite; most kernels only multiply and add."""
+
+    def call(value: tvm.ir.Call) -> tvm_ffi.VisitInterrupt | None:
+        name = _name(value)
+        return tvm_ffi.VisitInterrupt(value) if name == "round" or name in _FLOAT32 else None
+
+    def let(value: tirx.Let) -> tvm_ffi.VisitInterrupt:
+        return tvm_ffi.VisitInterrupt(value)
+
+    visitors = [(tvm.ir.Call, call), (tirx.Let, let)]
+    return tvm_ffi.structural_walk(func.body, visitors) is not None
 
 
 def _guard_loads(call: tvm.ir.Call, condition: Expr) -> Expr:

@@ -9,6 +9,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from tilewright import inner_loops, profiling
+from tilewright.compiler import disassembly
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +65,9 @@ def test_inner_loop_of_a_product_multiplies_and_adds(product_module):
 
 
 def test_no_objdump_is_said(monkeypatch, cli, product_module):
-    which = inner_loops.shutil.which
+    which = disassembly.shutil.which
     monkeypatch.setattr(
-        inner_loops.shutil, "which", lambda name: None if "objdump" in name else which(name)
+        disassembly.shutil, "which", lambda name: None if "objdump" in name else which(name)
     )
     result = cli("profile", product_module, "--rounds", 1)
     assert result.exit_code == 0, result.output

@@ -19,9 +19,11 @@ from tilewright.compiler.layout.primitives import Layout, pack_constant
 from tilewright.compiler.layout.rewrite import rewrite
 from tilewright.compiler.schedule import decisions_from_json, default_decisions, schedule
 from tilewright.compiler.targets import Target
+from tilewright.compiler.toolchain import shared_linker
 from tilewright.errors import TilewrightError
 from tilewright.tuner.layouts import layout_choices
 from tilewright.tuner.worker.inputs import random_array
+from tilewright.tuner.worker.static_check import rejection
 from tilewright.tuner.workload import describe_loops
 
 KERNEL = "candidate"
@@ -29,7 +31,11 @@ KERNEL = "candidate"
 
 def handlers(config: Mapping[str, Any]) -> dict[str, Callable[..., dict[str, Any]]]:
     """Return the commands of this process."""
-    builder = Builder(config)
+    return commands(Builder(config))
+
+
+def commands(builder: Builder) -> dict[str, Callable[..., dict[str, Any]]]:
+    """Return the commands that a builder answers."""
     return {
         "prepare": builder.prepare,
         "choices": builder.choices,
@@ -101,7 +107,8 @@ class Builder:
             array = random_array(rng, shapes[position], str(param.ty.dtype), shapes)
             np.save(folder / f"in{position:02d}.npy", array)
         library = folder / "reference.so"
-        self._link(build_object({KERNEL: func}, Target.from_json(target)), library)
+        description = Target.from_json(target)
+        self._link(build_object({KERNEL: func}, description), library, description)
         outputs = [(list(shapes[p]), _numpy_name(func, p)) for p in _outputs(operator)]
         results = [str(folder / f"ref{index:02d}.npy") for index in range(len(outputs))]
         return {
@@ -130,27 +137,41 @@ class Builder:
         return {"folder": str(folder), "outputs": outputs}
 
     def build(
-        self, task: Mapping[str, Any], target: str, layouts: list[Any], schedule_json: Any, out: str
+        self,
+        task: Mapping[str, Any],
+        target: str,
+        layouts: list[Any],
+        schedule_json: Any,
+        out: str,
+        trusted: bool = False,
     ) -> dict[str, Any]:
-        """Rewrite, schedule and compile one candidate into a shared object."""
+        """Rewrite, schedule and compile one candidate into a shared object.
+
+        Unless it is trusted its code is looked at: "rejected" says why it is not worth timing.
+        """
         start = time.perf_counter()
         description = Target.from_json(target)
         decisions = (
             None if schedule_json is None else decisions_from_json(json.dumps(schedule_json))
         )
         scheduled = schedule(self._rewritten(task, layouts), description, decisions)
-        self._link(build_object({KERNEL: scheduled}, description), Path(out))
-        return {"library": out, "seconds": time.perf_counter() - start}
+        self._link(build_object({KERNEL: scheduled}, description), Path(out), description)
+        rejected = ""
+        kind = None if trusted or schedule_json is None else schedule_json.get("kind")
+        if kind == "contraction":
+            rejected = rejection(Path(out), KERNEL, description)
+        return {"library": out, "rejected": rejected, "seconds": time.perf_counter() - start}
 
-    def _link(self, code: bytes, path: Path) -> None:
-        """Link one object; plain ld, because a compiler driver takes five times as long."""
+    def _link(self, code: bytes, path: Path, target: Target) -> None:
+        """Link one object."""
         object_path = path.with_suffix(".o")
         object_path.write_bytes(code)
-        command = ["ld", "-shared", "-Bsymbolic", "-o", str(path), str(object_path)]
+        before, after = shared_linker(target.architecture)
+        command = [*before, "-o", str(path), str(object_path), *after]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         object_path.unlink()
         if done.returncode:
-            raise OSError(f"ld failed: {done.stderr.strip()[-300:]}")
+            raise OSError(f"{before[0]} failed: {done.stderr.strip()[-300:]}")
 
 
 def _worth_tuning(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:

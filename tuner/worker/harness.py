@@ -11,8 +11,7 @@ from pathlib import Path
 
 from tilewright.compiler.targets import Target
 from tilewright.compiler.toolchain import run_c_compiler
-
-MAX_ARGUMENTS = 24
+from tilewright.tuner.worker.run import MAX_ARGUMENTS
 
 _SOURCES = ("tw_threads.c", "tw_thread_state.c", "tw_memory.c")
 _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-pthread")
@@ -111,12 +110,12 @@ def build_harness(folder: Path, target: Target) -> Path:
     """
     source = folder / "harness.c"
     library = folder / "harness.so"
-    wide = "avx512f" in target.features
     source.write_text(
         _SOURCE
         % {
-            "vector_bytes": 64 if wide else 32,
-            "cells": 24 if wide else 12,
+            "vector_bytes": target.vector_bits // 8,
+            # Enough to hide the latency of a multiply-add on two pipes.
+            "cells": 12 if target.vector_registers == 16 else 24,
             "types": ", ".join(["void *"] * MAX_ARGUMENTS),
             "arguments": ", ".join(f"a[{i}]" for i in range(MAX_ARGUMENTS)),
             "count": MAX_ARGUMENTS,
@@ -127,7 +126,7 @@ def build_harness(folder: Path, target: Target) -> Path:
         run_c_compiler(
             [
                 *_FLAGS,
-                *(("-mavx512f", "-mfma") if wide else ("-mavx2", "-mfma")),
+                *_vector_flags(target),
                 f"-I{runtime}",
                 source,
                 *(runtime / name for name in _SOURCES),
@@ -135,3 +134,9 @@ def build_harness(folder: Path, target: Target) -> Path:
             ]
         )
     return library
+
+
+def _vector_flags(target: Target) -> tuple[str, ...]:
+    if target.architecture != "x86_64":
+        return ()  # vectors of NEON are part of every aarch64 processor
+    return ("-mavx512f" if "avx512f" in target.features else "-mavx2", "-mfma")

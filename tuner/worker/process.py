@@ -33,6 +33,7 @@ class WorkerProcess:
         config: plain data for it.
         memory_bytes: limit of its address space; 0 for none.
         environment: variables to set.
+        cpu: processor to keep it on, or None.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class WorkerProcess:
         config: Mapping[str, Any],
         memory_bytes: int = 0,
         environment: Mapping[str, str] | None = None,
+        cpu: int | None = None,
     ) -> None:
         self._arguments = (module, memory_bytes, json.dumps(config))
+        self._cpu = cpu
         self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: Connection | None = None
@@ -68,6 +71,8 @@ class WorkerProcess:
                 stderr=subprocess.DEVNULL,
                 env={**os.environ, **self._environment},
             )
+        if self._cpu is not None:
+            os.sched_setaffinity(self._process.pid, {self._cpu})
         self._socket = Connection(ours.detach())
         self._ready = False
         self.starts += 1
@@ -101,6 +106,24 @@ class WorkerProcess:
         """Send a request and return the answer."""
         self.send(command, **request)
         return self.receive(timeout_s)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the process has loaded what it needs; does not wait.
+
+        Raises:
+            WorkerDied: it ended instead.
+        """
+        assert self._socket is not None
+        if not self._ready and self._socket.poll(0):
+            self._receive(0)
+            self._ready = True
+        return self._ready
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process, if it runs."""
+        if self._process is not None:
+            self._process.send_signal(number)
 
     @property
     def socket(self) -> Connection:

@@ -17,8 +17,9 @@ from tilewright.compiler.tasks import Task, extract_tasks
 from tilewright.frontends.onnx import import_onnx
 from tilewright.tuner.log import Log
 from tilewright.tuner.lookup import user_log
+from tilewright.tuner.loop import tune_tasks
 from tilewright.tuner.measure import MeasureOptions
-from tilewright.tuner.session import Session, TuneOptions, tune_tasks
+from tilewright.tuner.session import Session, TuneOptions
 
 _DEFAULT_TRIALS_PER_TASK = 32
 
