@@ -28,7 +28,7 @@ from tilewright.compiler.passes.join_winograd import join_winograd
 from tilewright.compiler.passes.lower_conv_transpose import LowerConvTranspose
 from tilewright.compiler.passes.lower_winograd import LowerWinograd
 from tilewright.compiler.program import Program, TensorSpec
-from tilewright.compiler.quantize.qdq import QuantizedOperators
+from tilewright.compiler.quantize.qdq import QuantizedOperators, check_integer_only
 from tilewright.compiler.schedule import decisions_from_json, schedule
 from tilewright.compiler.targets import Target
 from tilewright.compiler.tasks import Tuned, as_lookup, tuned_choices
@@ -57,10 +57,12 @@ class Lowered:
     operations: Mapping[str, int] = field(default_factory=dict)
 
 
-def graph_passes(target: Target, winograd: bool = True) -> list[tvm.ir.transform.Pass]:
+def graph_passes(
+    target: Target, winograd: bool = True, integer_only: bool = False
+) -> list[tvm.ir.transform.Pass]:
     """Return the passes on Relax, in order; without `winograd` convolutions stay direct."""
     return [
-        QuantizedOperators(),
+        QuantizedOperators(integer_only),
         CanonicalizeOps(),
         FoldBatchNorm(),
         LowerConvTranspose(),
@@ -77,6 +79,7 @@ def lower(
     *,
     tuned: Tuned | None = None,
     winograd: bool = True,
+    integer_only: bool = False,
     dump_ir: Path | None = None,
     progress: Progress = lambda _stage: None,
 ) -> Lowered:
@@ -88,14 +91,15 @@ def lower(
         target: the processor to build for.
         tuned: decisions by key of the task, or a function that finds them.
         winograd: let convolutions use Winograd's algorithm where it is estimated faster.
+        integer_only: no floats between the first quantize and the last dequantize operator.
         dump_ir: folder for the numbered stages as text, made where it is missing.
         progress: called with the name of each stage.
 
     Raises:
-        CompileError: an operator cannot be lowered; the message names it.
+        CompileError: an operator cannot be lowered, or not in integers only; the message names it.
     """
     dump = _Dumper(dump_ir)
-    program = fuse(mod, inputs, outputs, target, winograd, dump, progress)
+    program = fuse(mod, inputs, outputs, target, winograd, dump, progress, integer_only)
 
     progress("layouts")
     choices_of = operator_choices
@@ -126,12 +130,14 @@ def fuse(
     winograd: bool = True,
     dump: Callable[[str, tvm.IRModule], None] = lambda _stage, _mod: None,
     progress: Progress = lambda _stage: None,
+    integer_only: bool = False,
 ) -> Program:
     """Return the program of fused operators on logical shapes, not scheduled yet."""
     progress("graph passes")
     dump("imported", mod)
-    for graph_pass in graph_passes(target, winograd):
+    for graph_pass in graph_passes(target, winograd, integer_only):
         mod = graph_pass(mod)
+        check_integer_only(mod)
         dump(str(graph_pass.info.name), mod)
     mod = legalize_and_fuse(mod)
     dump("fused", mod)

@@ -111,6 +111,7 @@ def compile(
     *,
     logs: Logs | None = None,
     require_tuned: float | None = None,
+    integer_only: bool = False,
     dump_ir: str | os.PathLike[str] | None = None,
     format: str = "so",
     progress: Callable[[str], None] = lambda _stage: None,
@@ -124,6 +125,8 @@ def compile(
         constants: values of inputs that never change; they leave the signature.
         logs: tuning logs; None: those of the package and of the user, (): none.
         require_tuned: least share of the expected time that must be tuned, 0 to 1.
+        integer_only: no floating-point operation between the first quantize and the last
+            dequantize operator of a quantized model, whose scales must be fixed.
         dump_ir: folder for the stages of the compile as text.
         format: "so", one file to be loaded; "static", an object file with the runtime inside, and
             the weights beside it; "c", a folder for one's own build.
@@ -145,6 +148,7 @@ def compile(
     lowered, digest = lower_model(
         *(model, description, shapes, constants),
         tuned=lookup,
+        integer_only=integer_only,
         dump_ir=dump_ir,
         progress=progress,
     )
@@ -166,6 +170,7 @@ def lower_model(
     constants: Mapping[str, np.ndarray] | None = None,
     *,
     tuned: Tuned | None = None,
+    integer_only: bool = False,
     dump_ir: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda _stage: None,
 ) -> tuple[Lowered, str]:
@@ -186,6 +191,7 @@ def lower_model(
         [TensorSpec(s.name, s.shape, s.dtype) for s in imported.outputs],
         target,
         tuned=tuned,
+        integer_only=integer_only,
         dump_ir=None if dump_ir is None else Path(dump_ir),
         progress=progress,
     )

@@ -84,6 +84,13 @@ def compile_command(
         float | None,
         typer.Option(min=0.0, max=1.0, help="Fail where less of the expected time is tuned."),
     ] = None,
+    integer_only: Annotated[
+        bool,
+        typer.Option(
+            "--integer-only",
+            help="No floats between the first quantize and the last dequantize operator.",
+        ),
+    ] = False,
     dump_ir: Annotated[
         Path | None, typer.Option(help="Folder for the stages of the compile as text.")
     ] = None,
@@ -110,6 +117,7 @@ def compile_command(
             *(model, target, shapes, constants),
             logs=log if tuned else (),
             require_tuned=require_tuned,
+            integer_only=integer_only,
             dump_ir=dump_ir,
             format=format_,
             progress=progress,

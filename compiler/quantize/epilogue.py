@@ -24,6 +24,7 @@ from tilewright.compiler.quantize.affine import (
 )
 from tilewright.compiler.quantize.graph import Graph
 from tilewright.compiler.quantize.linear import Linear
+from tilewright.compiler.quantize.pooling import Average
 from tilewright.compiler.quantize.region import Region
 from tilewright.compiler.relax_utils import is_constant, op_name
 
@@ -33,7 +34,12 @@ _CALLS = {
     "relax.sigmoid": tirx.sigmoid,
     "relax.tanh": tirx.tanh,
     "relax.exp": tirx.exp,
+    "relax.erf": tirx.erf,
 }
+_ROOT_HALF = 0.5**0.5
+# x + this x^3, times the root of 8 / pi, is what the approximation of GELU takes the sigmoid of.
+_GELU_CUBE = 0.044715
+_GELU_SLOPE = 1.5957691216057308
 
 
 @dataclass(eq=False)
@@ -77,11 +83,13 @@ class EpilogueBuilder:
         remap: gives the new expression of a float variable.
     """
 
+    exact_bias = True
+
     def __init__(
         self,
         graph: Graph,
         region: Region,
-        linear: Linear | None,
+        linear: Linear | Average | None,
         read_bytes: Callable[[relax.Var], relax.Expr],
         remap: Callable[[relax.Expr], relax.Expr],
     ) -> None:
@@ -121,7 +129,7 @@ class EpilogueBuilder:
         return self._known[expr, factor]
 
     def _member(self, var: relax.Var, factor: float) -> Load:
-        if _is(var, self.region.anchor):
+        if is_variable(var, self.region.anchor):
             return self._sums(factor)
         if var in self.graph.affines:
             return self._dequantized(var, factor)
@@ -205,7 +213,7 @@ class EpilogueBuilder:
             return lambda at: tirx.max(inner(at), _number(0))
         if name == "relax.clip":
             inner = self.value(call.args[0], factor)
-            low, high = (_number(_plain(bound) * factor) for bound in call.args[1:3])
+            low, high = (_number(plain_number(bound) * factor) for bound in call.args[1:3])
             return lambda at: tirx.max(tirx.min(inner(at), high), low)
         if name in ("relax.maximum", "relax.minimum"):
             choose = tirx.max if name == "relax.maximum" else tirx.min
@@ -233,14 +241,14 @@ class EpilogueBuilder:
         """Take the bias of the anchor into its integer offset, where that is exact."""
         if self.linear is None:
             return False
-        if is_constant(left) or not _is(left, self.region.anchor):
+        if is_constant(left) or not is_variable(left, self.region.anchor):
             left, right = right, left
-        if not _is(left, self.region.anchor) or len(self.graph.users[left]) != 1:
+        if not is_variable(left, self.region.anchor) or len(self.graph.users[left]) != 1:
             return False
         bias = self.graph.constant(right)
         if bias is None or not _per_channel(bias, self.linear):
             return False
-        biased = self.linear.with_bias(bias)
+        biased = self.linear.with_bias(bias, exact=self.exact_bias)
         if biased is None:
             return False
         self.linear = biased
@@ -257,16 +265,22 @@ class EpilogueBuilder:
                 return tirx.max(x, _number(0)) + tirx.min(x, _number(0)) * _number(
                     float(call.attrs.alpha)
                 )
+            if name == "relax.nn.gelu":
+                return x * _number(0.5) * (_number(1) + tirx.erf(x * _number(_ROOT_HALF)))
+            if name == "relax.nn.gelu_tanh":
+                inner_sum = x + _number(_GELU_CUBE) * x * x * x
+                return x * tirx.sigmoid(_number(_GELU_SLOPE) * inner_sum)
             return _CALLS[name](x)
 
         return lambda at: plain(at) * _number(factor)
 
 
-def _is(expr: relax.Expr, var: relax.Var | None) -> bool:
+def is_variable(expr: relax.Expr, var: relax.Var | None) -> bool:
+    """Say whether an expression is a variable."""
     return var is not None and isinstance(expr, relax.Var) and expr.same_as(var)
 
 
-def _per_channel(bias: np.ndarray, linear: Linear) -> bool:
+def _per_channel(bias: np.ndarray, linear: Linear | Average) -> bool:
     """Say whether a constant varies along the output channels alone."""
     if bias.size == 1:
         return True
@@ -274,7 +288,7 @@ def _per_channel(bias: np.ndarray, linear: Linear) -> bool:
     return bias.size == linear.offset.size and place >= 0 and bias.shape[place] == bias.size
 
 
-def _plain(expr: relax.Expr) -> float:
+def plain_number(expr: relax.Expr) -> float:
     """Return the number in a primitive argument of an operator."""
     value = getattr(expr, "value", expr)
     return float(getattr(value, "value", value))

@@ -96,6 +96,21 @@ class Graph:
         quantized = self.quantized_constant(expr)
         return None if quantized is None else evaluate(quantized.affine, quantized.integers)
 
+    def before(self, var: relax.Var) -> set[relax.Var]:
+        """Return a variable and all that it is computed from."""
+        found: set[relax.Var] = set()
+        left = [var]
+        while left:
+            one = left.pop()
+            if one not in found:
+                found.add(one)
+                left += variables(self.value[one]) if one in self.value else []
+        return found
+
+    def follows_bytes(self, var: relax.Var) -> bool:
+        """Say whether a variable is computed from what another quantize operator made."""
+        return any(self.of_kind(one, "quantize") for one in self.before(var) if one is not var)
+
     def shape(self, expr: relax.Expr) -> tuple[int, ...]:
         """Return the static shape of a tensor."""
         return static_shape(expr)

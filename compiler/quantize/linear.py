@@ -51,13 +51,33 @@ class Linear:
     pad_channels: int
     window: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int] | None
 
-    def with_bias(self, bias: np.ndarray) -> Linear | None:
-        """Return the operator with a float bias in integers, or None where that is not exact."""
+    @property
+    def bound(self) -> int:
+        """Return the greatest absolute accumulator, offset included."""
+        summed = tuple(axis for axis in range(self.weight.ndim) if axis != self._out_axis)
+        sums = np.abs(self.weight.astype(np.int64)).sum(axis=summed)
+        return int((sums * 255 + np.abs(self.offset.astype(np.int64))).max(initial=0))
+
+    @property
+    def _out_axis(self) -> int:
+        return self.weight.ndim - 1 if self.window is None else 0
+
+    def with_bias(self, bias: np.ndarray, *, exact: bool = True) -> Linear | None:
+        """Return the operator with a float bias in integers.
+
+        Args:
+            bias: one number, or one for each output channel.
+            exact: None is returned where the bias would have to be rounded to the accumulator's
+                scale; else it is rounded, and limited where it leaves 32 bits.
+        """
         if bias.size not in (1, self.offset.size):
             return None
         steps = bias.reshape(-1).astype(np.float64) / self.scale.astype(np.float64)
         whole = np.rint(steps)
-        if np.any(np.abs(steps - whole) > _BIAS_ERROR + 1e-6 * np.abs(steps)):
+        if not exact:
+            limit = _INT32_LIMIT / 2
+            whole = np.clip(whole, -limit, limit)
+        elif np.any(np.abs(steps - whole) > _BIAS_ERROR + 1e-6 * np.abs(steps)):
             return None
         total = self.offset.astype(np.float64) + whole
         if np.abs(total).max() >= _INT32_LIMIT:

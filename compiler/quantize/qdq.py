@@ -20,13 +20,23 @@ from tvm import relax, te, tirx, topi
 
 from tilewright.compiler.quantize.affine import Affine, saturated, unsigned_zero
 from tilewright.compiler.quantize.epilogue import EpilogueBuilder, Load, Operands
+from tilewright.compiler.quantize.fixed_epilogue import FixedEpilogueBuilder, NotIntegerError
+from tilewright.compiler.quantize.fixed_point import Precision, limited, shifted
 from tilewright.compiler.quantize.graph import Graph
+from tilewright.compiler.quantize.integer_tensors import IntegerTensors
 from tilewright.compiler.quantize.linear import Linear, accumulate, read_linear
+from tilewright.compiler.quantize.lookup import Lookup, find_lookup
+from tilewright.compiler.quantize.pooling import Average, read_average
 from tilewright.compiler.quantize.region import Region, find_regions
 from tilewright.compiler.relax_utils import op_name, static_shape
+from tilewright.errors import CompileError
 
 # What FuseOps knows as an epilogue, as an anchor that takes one, and as complete.
 _ELEMENTWISE, _ANCHOR, _OPAQUE = 0, 4, 8
+_FAILURES = "tilewright.not_integer"
+_NO_SCALES = (
+    "it has no QuantizeLinear with a constant scale; quantize it with `tilewright quantize`"
+)
 _MOVEMENTS = frozenset(
     "relax." + name
     for name in (
@@ -38,14 +48,27 @@ _MOVEMENTS = frozenset(
 
 @tvm.ir.transform.module_pass(opt_level=0, name="QuantizedOperators")
 class QuantizedOperators:
-    """Module pass; see the module's docstring."""
+    """Module pass; see the module's docstring.
+
+    Args:
+        integer_only: nothing between the first quantize and the last dequantize operator may run
+            in floats; `check_integer_only` says what does.
+    """
+
+    def __init__(self, integer_only: bool = False) -> None:
+        self.integer_only = integer_only
 
     def transform_module(self, mod: tvm.IRModule, _ctx: object) -> tvm.IRModule:
         graph = Graph(mod)
+        quantizes = any(affine.kind == "quantize" for affine in graph.affines.values())
+        if self.integer_only and not quantizes:
+            return mod.with_attr(_FAILURES, [_NO_SCALES])
         if not graph.affines:
             return mod
-        rewriter = _Rewriter(mod, graph)
+        rewriter = _Rewriter(mod, graph, self.integer_only)
         main = rewriter.visit_expr(mod["main"])
+        if rewriter.failures:
+            return mod.with_attr(_FAILURES, rewriter.failures)
         mod = rewriter.builder_.get()
         mod["main"] = main
         return tvm.ir.transform.Sequential(
@@ -56,21 +79,40 @@ class QuantizedOperators:
         )(mod)
 
 
+def check_integer_only(mod: tvm.IRModule) -> None:
+    """Check what `QuantizedOperators(integer_only=True)` left; TVM lets no pass raise this error.
+
+    Raises:
+        CompileError: some operator has no integer form; the message names all of them.
+    """
+    if mod.attrs is not None and _FAILURES in mod.attrs:
+        failures = "; ".join(str(failure) for failure in mod.attrs[_FAILURES])
+        raise CompileError(f"integer-only is not possible for this model: {failures}")
+
+
 @relax.expr_functor.mutator
 class _Rewriter(relax.expr_functor.PyExprMutator):
-    def __init__(self, mod: tvm.IRModule, graph: Graph) -> None:
+    def __init__(self, mod: tvm.IRModule, graph: Graph, integer_only: bool) -> None:
         super().__init__(mod)
-        self.graph = graph
-        self.linear = lru_cache(maxsize=None)(lambda var: read_linear(graph, var))
+        self.graph, self.integer_only = graph, integer_only
+        self.linear = lru_cache(maxsize=None)(lambda var: read_anchor(graph, var))
         self.regions = find_regions(graph, self.linear)
         self.anchors = {region.anchor for region in self.regions.values()}
         self.bytes: dict[relax.Var, relax.Expr] = {}
+        self.integers = IntegerTensors(
+            graph, self._bytes, lambda name, compute, given: self._te(name, compute, given, None)
+        )
+        # What an integer-only model needs, and cannot have.
+        self.failures: list[str] = []
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         var = binding.var
         region = self.regions.get(var)
         if region is not None:
             self._quantized(region)
+        elif self.integer_only and self._stays_float(var):
+            kind = self.graph.affines[var].dtype
+            self.failures.append(f"'{var.name}' quantizes to {kind}, or by channel")
         elif var not in self.anchors and self.linear(var) is not None:
             self.set_var_remap(var, self._float_result(var))
         elif self._is_needed_constant(var):
@@ -92,8 +134,14 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
         """Emit a region, or a movement of bytes, in place of a quantize operator."""
         root = region.root
         affine = self.graph.affines[root]
-        moved = self._movement(affine)
-        result = self._region(region) if moved is None else moved
+        result = self._movement(affine)
+        if result is None:
+            lookup = find_lookup(self.graph, region)
+            # In floats a curve costs less inside the kernel of its convolution.
+            if lookup is not None and (self.integer_only or region.anchor is None):
+                result = self._looked_up(region, lookup)
+            else:
+                result = self._region(region)
         self.bytes[root] = result
         if affine.dtype == "int8":
             result = self._te("to_signed", _flip("int8"), [result], None)
@@ -101,29 +149,62 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
 
     def _region(self, region: Region) -> relax.Expr:
         linear = None if region.anchor is None else self.linear(region.anchor)
-        builder = EpilogueBuilder(self.graph, region, linear, self._bytes, self._remapped)
-        element = builder.root()
         shape = self.graph.shape(region.root)
+        builder: EpilogueBuilder
+        if self.integer_only and self.graph.follows_bytes(region.root):
+            builder = FixedEpilogueBuilder(
+                *(self.graph, region, linear, self._bytes, self._remapped), self.integers.of
+            )
+            try:
+                element = builder.root()
+            except NotIntegerError as error:
+                self.failures.append(f"'{region.root.name}': {error}")
+                return self.builder_.emit(relax.const(np.zeros(shape, "uint8")))
+        else:
+            builder = EpilogueBuilder(self.graph, region, linear, self._bytes, self._remapped)
+            element = builder.root()
         if builder.linear is None:
             return self._elementwise("requantize", builder, element, None, shape)
         return self._whole(builder, builder.linear, element, shape)
 
+    def _stays_float(self, var: relax.Var) -> bool:
+        """Say whether a quantize operator behind the first one has no integer form."""
+        affine = self.graph.of_kind(var, "quantize")
+        if affine is None or (affine.is_uniform and affine.dtype in ("uint8", "int8")):
+            return False
+        return self.graph.follows_bytes(var)
+
+    def _looked_up(self, region: Region, lookup: Lookup) -> relax.Expr:
+        """Emit the part of a region before its curve, then a table for the rest."""
+        if lookup.source in region.members and lookup.source not in self.bytes:
+            members = region.members & self.graph.before(lookup.source)
+            anchor = region.anchor if region.anchor in members else None
+            self.bytes[lookup.source] = self._region(Region(lookup.source, members, anchor))
+        given = [self._bytes(lookup.source), relax.const(lookup.table)]
+
+        def compute(x: te.Tensor, table: te.Tensor) -> te.Tensor:
+            return te.compute(x.shape, lambda *at: table(x(*at).astype("int32")), name="looked_up")
+
+        return self._te("lookup", compute, given, _ELEMENTWISE)
+
     def _whole(
         self,
         builder: EpilogueBuilder,
-        linear: Linear,
+        linear: Linear | Average,
         element: Load,
         shape: tuple[int, ...],
     ) -> relax.Expr:
         """Emit the sums and the region as one PrimFunc: FuseOps would not always join them."""
         operands = builder.operands
 
-        def compute(data: te.Tensor, weight: te.Tensor, *tensors: te.Tensor) -> te.Tensor:
-            builder.sums, operands.tensors = accumulate(linear, data, weight), tensors
+        count = len(self._summed(linear))
+
+        def compute(*tensors: te.Tensor) -> te.Tensor:
+            builder.sums = _accumulated(linear, *tensors[:count])
+            operands.tensors = tensors[count:]
             return te.compute(shape, lambda *at: element(at), name="requantize")
 
-        given = [self._data(linear), relax.const(linear.weight), *operands.exprs]
-        return self._te(_name(linear), compute, given, _OPAQUE)
+        return self._te(_name(linear), compute, [*self._summed(linear), *operands.exprs], _OPAQUE)
 
     def _float_result(self, var: relax.Var) -> relax.Expr:
         """Emit an integer operator whose result is needed in floats."""
@@ -155,11 +236,19 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
 
         return self._te(name, compute, given, _ELEMENTWISE)
 
-    def _sums(self, linear: Linear) -> relax.Expr:
-        given = [self._data(linear), relax.const(linear.weight)]
-        return self._te(_name(linear), lambda x, w: accumulate(linear, x, w), given, _ANCHOR)
+    def _sums(self, linear: Linear | Average) -> relax.Expr:
+        return self._te(
+            *(_name(linear), lambda *given: _accumulated(linear, *given)),
+            *(self._summed(linear), _ANCHOR),
+        )
 
-    def _data(self, linear: Linear) -> relax.Expr:
+    def _summed(self, linear: Linear | Average) -> list[relax.Expr]:
+        """Return what an anchor sums: its data, and its weights where it has some."""
+        if linear.weight is None:
+            return [self._data(linear)]
+        return [self._data(linear), relax.const(linear.weight)]
+
+    def _data(self, linear: Linear | Average) -> relax.Expr:
         """Return the bytes that an operator reads, with channels in whole groups."""
         data = self._bytes(self.graph.affines[linear.data].source)
         if linear.pad_channels:
@@ -204,6 +293,8 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
 
         def element(x: te.Tensor) -> Callable[..., Any]:
             def requantized(*at: Any) -> Any:
+                if self.integer_only:
+                    return _rescaled(x(*at).astype("int32") - zero, factor, new)
                 centred = (x(*at).astype("int32") - tirx.const(zero, "int32")).astype("float32")
                 value = centred * tirx.const(np.float32(factor), "float32")
                 return saturated(value, tirx.const(new, "int32"), "uint8")
@@ -247,7 +338,29 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
         return self.builder_.emit(lowered)
 
 
-def _name(linear: Linear) -> str:
+def read_anchor(graph: Graph, var: relax.Var) -> Linear | Average | None:
+    """Return the integer sums that compute a variable, or None."""
+    return read_linear(graph, var) or read_average(graph, var)
+
+
+def _accumulated(linear: Linear | Average, data: te.Tensor, *weight: te.Tensor) -> te.Tensor:
+    if isinstance(linear, Average):
+        return linear.sums(data)
+    return accumulate(linear, data, *weight)
+
+
+def _rescaled(value: Any, factor: float, zero: int) -> Any:
+    """Return unsigned bytes of int32 times a factor, by a dyadic number."""
+    precision = Precision()
+    precision.note(factor, 255)
+    multiplier = tirx.const(round(factor * 2.0**precision.shift), "int64")
+    whole = shifted(value.astype("int64") * multiplier, precision.shift) + zero
+    return limited(whole, 0, 255).astype("uint8")
+
+
+def _name(linear: Linear | Average) -> str:
+    if isinstance(linear, Average):
+        return "average_int8"
     return "matmul_int8" if linear.window is None else "conv_int8"
 
 

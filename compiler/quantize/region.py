@@ -15,13 +15,14 @@ from tvm import relax
 
 from tilewright.compiler.quantize.graph import Graph
 from tilewright.compiler.quantize.linear import Linear
+from tilewright.compiler.quantize.pooling import Average
 from tilewright.compiler.relax_utils import is_constant, op_name
 
 ELEMENTWISE = frozenset(
     "relax." + name
     for name in (
         "nn.relu", "clip", "add", "subtract", "multiply", "divide", "maximum", "minimum",
-        "sigmoid", "tanh", "exp", "nn.silu", "nn.leakyrelu",
+        "sigmoid", "tanh", "exp", "erf", "nn.silu", "nn.leakyrelu", "nn.gelu", "nn.gelu_tanh",
     )
 )  # fmt: skip
 
@@ -42,7 +43,7 @@ class Region:
 
 
 def find_regions(
-    graph: Graph, linears: Callable[[relax.Var], Linear | None]
+    graph: Graph, linears: Callable[[relax.Var], Linear | Average | None]
 ) -> dict[relax.Var, Region]:
     """Return the regions by their root; no quantize operator inside one is a root itself."""
     found: dict[relax.Var, Region] = {}
@@ -59,7 +60,9 @@ def find_regions(
     return found
 
 
-def _grow(graph: Graph, linears: Callable[[relax.Var], Linear | None], root: relax.Var) -> Region:
+def _grow(
+    graph: Graph, linears: Callable[[relax.Var], Linear | Average | None], root: relax.Var
+) -> Region:
     """Return the largest region of a root with one anchor."""
     closed: set[relax.Var] = set()
     while True:
@@ -73,7 +76,7 @@ def _grow(graph: Graph, linears: Callable[[relax.Var], Linear | None], root: rel
 
 def _members(
     graph: Graph,
-    linears: Callable[[relax.Var], Linear | None],
+    linears: Callable[[relax.Var], Linear | Average | None],
     root: relax.Var,
     closed: set[relax.Var],
 ) -> tuple[set[relax.Var], list[relax.Var]]:

@@ -169,7 +169,8 @@ def test_qoperator_form_comes_to_the_same_kernels():
     b = Builder()
     scale, zero = b.parameters(0.03, 120)
     x = b.node("QuantizeLinear", "x", scale, zero)
-    weight = b.constant(b.rng.integers(-127, 128, (16, 8, 3, 3)).astype("int8"))
+    # 7 bits: without VNNI ONNX Runtime's own integer kernels saturate sums of two products.
+    weight = b.constant(b.rng.integers(-63, 64, (16, 8, 3, 3)).astype("int8"))
     w_scale = (b.rng.random(16) * 0.01 + 0.002).astype("float32")
     bias = b.constant(b.rng.integers(-2000, 2000, 16).astype("int32"))
     y_scale, y_zero = b.parameters(0.05, 100)
@@ -188,7 +189,8 @@ def test_qoperator_form_comes_to_the_same_kernels():
 def test_dynamically_quantized_product(depth):
     b = Builder()
     b.nodes.append(helper.make_node("DynamicQuantizeLinear", ["x"], ["xq", "scale", "zero"]))
-    weight = b.constant(b.rng.integers(-127, 128, (depth, 24)).astype("int8"))
+    # 7 bits, as above.
+    weight = b.constant(b.rng.integers(-63, 64, (depth, 24)).astype("int8"))
     sums = b.node("MatMulInteger", "xq", weight, "zero")
     y = b.node("Mul", b.node("Cast", sums, to=TensorProto.FLOAT), "scale")
     model = b.model({"x": ((2, 5, depth), "float32")}, [sums, y])
