@@ -3,9 +3,11 @@
 Models of the zoo, quantized by ONNX Runtime's own quantizer in all its forms. Operators: every
 operator is fed ONNX Runtime's own tensors (its graph optimisations off), see
 `benchmarks.quantized_operators`; a difference of one is a tie where the value before rounding lies
-within 0.002 of one half: single-precision sums of ONNX Runtime end on either side of it. Model: the
-signal-to-noise ratio of the whole model against the same run of ONNX Runtime, ours and that of ONNX
-Runtime with its optimisations.
+within 0.002 of one half: single-precision sums of ONNX Runtime end on either side of it. Its own
+integer kernels saturate sums of two products where there is no VNNI; what they compute otherwise
+than the same operator on floats is counted apart, and left out of the greatest difference. Model:
+the signal-to-noise ratio of the whole model against the same run of ONNX Runtime, ours and that of
+ONNX Runtime with its optimisations (999 dB: equal).
 """
 
 import argparse
@@ -35,11 +37,12 @@ def operators(name: str, form: str, act: str, weights: str) -> dict:
     """Return the counts of the comparison operator by operator."""
     path = quantized.model_path(name, form, act, weights == "channel")
     found = compare(onnx.load(path), zoo.inputs(name, 0))
-    worst = max(found, key=lambda item: (item.greatest, item.differing - item.ties))
+    worst = max(found, key=lambda item: (item.greatest, item.ties))
     return {
         "operators": len(found),
         "elements": sum(item.elements for item in found),
         "differing": sum(item.differing for item in found),
+        "saturated": sum(item.saturated for item in found),
         "ties": sum(item.ties for item in found),
         "greatest": worst.greatest,
         "worst": f"{worst.operator} {worst.tensor}",
@@ -69,15 +72,16 @@ def measure(*row: str) -> dict:
 
 def render(rows: list[dict]) -> str:
     """Return the Markdown page."""
-    header = ["model", "operators", "elements", "differing", "of them ties", "greatest"]
+    header = ["model", "operators", "elements", "differing", "ORT saturates", "ties", "greatest"]
     header += ["SNR ours / ORT optimised, dB", "commit"]
     cells = []
     for row in sorted(rows, key=lambda row: [row[key] for key in _KEYS]):
         label = f"{row['model']} {row['form']} {row['act']} per {row['weights']}"
         if "error" in row:
-            cells.append([label, f"FAILS: {row['error']}", *[""] * 5, row["commit"]])
+            cells.append([label, f"FAILS: {row['error']}", *[""] * 6, row["commit"]])
             continue
-        counts = [str(row[k]) for k in ("operators", "elements", "differing", "ties", "greatest")]
+        names = ("operators", "elements", "differing", "saturated", "ties", "greatest")
+        counts = [str(row[name]) for name in names]
         cells.append([label, *counts, f"{row['ours_db']:.1f} / {row['ort_db']:.1f}", row["commit"]])
     return (
         f"# Agreement of quantized models\n\n{__doc__.split(chr(10), 2)[2]}\n"
@@ -110,7 +114,11 @@ def main() -> int:
     wanted = (args.weights, args.forms, args.acts, args.models)
     for weights, form, act, name in product(*(said.split(",") for said in wanted)):
         row = measure(name, form, act, weights)
-        failed |= "error" in row or row["greatest"] > 1 or row["differing"] > row["ties"]
+        failed |= (
+            "error" in row
+            or row["greatest"] > 1
+            or row["differing"] > row["ties"] + row["saturated"]
+        )
         print(row, flush=True)
         data = RESULTS / "quantized_agreement.json"
         merged = merge_rows(data, [row], _KEYS)
