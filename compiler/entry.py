@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 from tilewright.compiler.codegen import KERNEL_PREFIX
-from tilewright.compiler.memory import Location, MemoryPlan
+from tilewright.compiler.entry_calls import calls, copies
+from tilewright.compiler.entry_regions import region_functions
+from tilewright.compiler.memory import MemoryPlan
 from tilewright.compiler.program import Program, TensorSpec, item_bytes
-
-_SPACES = {"input": "inputs", "output": "outputs"}
 
 
 def generate_entry(program: Program, plan: MemoryPlan, cpu_features: tuple[str, ...]) -> str:
@@ -19,6 +19,7 @@ def generate_entry(program: Program, plan: MemoryPlan, cpu_features: tuple[str, 
     parts = [
         '#include <string.h>\n\n#include "tw_runtime.h"\n',
         _declarations(program),
+        *region_functions(program, plan),
         _run_function(program, plan),
         _string_table("cpu_features", (*cpu_features, None)),
         _string_table("call_labels", tuple(call.label for call in program.calls) or (None,)),
@@ -31,18 +32,21 @@ def generate_entry(program: Program, plan: MemoryPlan, cpu_features: tuple[str, 
 
 def _declarations(program: Program) -> str:
     lines = []
-    for name in sorted({call.kernel for call in program.calls}):
-        count = len(program.kernels[name].params)
-        lines.append(f"extern int {KERNEL_PREFIX}{name}({', '.join(['const void *'] * count)});")
+    for name, func in sorted(program.used_kernels().items()):
+        pointers = ", ".join(["const void *"] * len(func.params))
+        lines.append(f"extern int {KERNEL_PREFIX}{name}({pointers});")
+    lines += [
+        "",
+        "#define CALL(index, call) \\",
+        "  if (call) return index + 1; \\",
+        "  if (frame->seconds) frame->seconds[index + 1] = tw_now();",
+    ]
     return "\n".join(lines) + "\n"
 
 
 def _run_function(program: Program, plan: MemoryPlan) -> str:
     """Return the function of all calls; it gives 0, or 1 + the index of the call that failed."""
     lines = [
-        "#define CALL(index, call) \\",
-        "  if (call) return index + 1; \\",
-        "  if (frame->seconds) frame->seconds[index + 1] = tw_now();\n",
         "static int run(const tw_frame *frame) {",
         "  char *const arena = frame->arena;",
         "  const char *const weights = frame->weights;",
@@ -50,22 +54,12 @@ def _run_function(program: Program, plan: MemoryPlan) -> str:
         "  void *const *const outputs = frame->outputs;",
         "  (void)arena, (void)weights, (void)inputs, (void)outputs;",
         "  if (frame->seconds) frame->seconds[0] = tw_now();",
+        *(f"  CALL({index}, {text})" for index, text in enumerate(calls(program, plan))),
+        *copies(program, plan),
+        "  return 0;",
+        "}\n",
     ]
-    for index, call in enumerate(program.calls):
-        arguments = ", ".join(_address(plan.locations[tensor_id]) for tensor_id in call.args)
-        lines.append(f"  CALL({index}, {KERNEL_PREFIX}{call.kernel}({arguments}))")
-    for tensor_id, output in plan.copies:
-        size_bytes = program.tensors[tensor_id].size_bytes
-        source = _address(plan.locations[tensor_id])
-        lines.append(f"  memcpy(outputs[{output}], {source}, {size_bytes}u);")
-    lines += ["  return 0;", "}\n"]
     return "\n".join(lines)
-
-
-def _address(location: Location) -> str:
-    if location.space in _SPACES:
-        return f"{_SPACES[location.space]}[{location.index}]"
-    return f"{location.space} + {location.offset}u"
 
 
 def _c_string(text: str | None) -> str:

@@ -9,16 +9,17 @@ and is followed by 64 bytes that belong to nobody else, so that a vector load pa
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
-from tilewright.compiler.program import Program
+from tilewright.compiler.program import Program, Region
 
 ALIGNMENT_BYTES = 64
 _TAIL_BYTES = 64
+_COUNTER_BYTES = 8  # an iteration or a condition
 
 Space = Literal["input", "output", "weights", "arena"]
 
@@ -42,8 +43,10 @@ class MemoryPlan:
             the tensor could not be written in place: a constant, an input, or a second use.
         arena_bytes: size of the arena.
         peak_live_bytes: the largest sum of sizes needed at one call; no arena can be smaller.
-        weights: (offset, data) of each distinct constant, by rising offset.
+        weights: (offset, data) of each distinct constant, by rising offset; bodies included.
         weights_bytes: size of the region that holds the constants.
+        workspaces: arena offset by the position of a call that is control flow.
+        regions: how that uses its workspace, by the kernel that stands for it.
     """
 
     locations: tuple[Location, ...]
@@ -52,6 +55,26 @@ class MemoryPlan:
     peak_live_bytes: int
     weights: tuple[tuple[int, np.ndarray], ...]
     weights_bytes: int
+    workspaces: Mapping[int, int] = field(default_factory=dict)
+    regions: Mapping[str, RegionPlan] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RegionPlan:
+    """Memory of control flow within a workspace in the arena of the program around it.
+
+    Attributes:
+        bodies: plans whose arena begins at `arena`.
+        buffers: offsets of a loop's own tensors: iteration, condition before and after, two of each
+            carried tensor, one row of each scan output.
+        arena: where the bodies' memory begins.
+        workspace_bytes: size of all.
+    """
+
+    bodies: tuple[MemoryPlan, ...]
+    buffers: tuple[int, ...]
+    arena: int
+    workspace_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +92,33 @@ class Lifetime:
 
 def plan_memory(program: Program) -> MemoryPlan:
     """Choose an address for every tensor of `program`."""
+    weights = _Weights()
+    plan = _plan(program, weights)
+    return replace(plan, weights=tuple(weights.placed), weights_bytes=weights.size_bytes)
+
+
+def _plan(program: Program, weights: _Weights) -> MemoryPlan:
+    """Plan a program or a body; constants of all go into the same weights."""
     owners: dict[int, Location] = {}
     for index, tensor_id in enumerate(program.inputs):
         owners[program.storage_of(tensor_id)] = Location("input", index, 0)
     copies = _place_outputs(program, owners)
-    weights, weights_bytes = _place_weights(program, owners)
+    weights.place(program, owners)
+    regions = {
+        name: _plan_region(region, weights) for name, region in sorted(program.regions.items())
+    }
 
     lifetimes = _arena_lifetimes(program, owners, copies)
-    offsets = plan_offsets(list(lifetimes.values()))
-    for storage, offset in zip(lifetimes, offsets, strict=True):
+    busy = [index for index, call in enumerate(program.calls) if call.kernel in regions]
+    spaces = [
+        Lifetime(regions[program.calls[index].kernel].workspace_bytes, index, index)
+        for index in busy
+    ]
+    blocks = [*lifetimes.values(), *spaces]
+    offsets = plan_offsets(blocks)
+    for storage, offset in zip(lifetimes, offsets, strict=False):
         owners[storage] = Location("arena", 0, offset)
-    ends = [at + block.size_bytes for at, block in zip(offsets, lifetimes.values(), strict=True)]
+    ends = [at + block.size_bytes for at, block in zip(offsets, blocks, strict=True)]
     nowhere = Location("arena", 0, 0)  # never used by any call
     return MemoryPlan(
         locations=tuple(
@@ -87,10 +126,29 @@ def plan_memory(program: Program) -> MemoryPlan:
         ),
         copies=copies,
         arena_bytes=max(ends, default=0),
-        peak_live_bytes=peak_live_bytes(list(lifetimes.values())),
-        weights=weights,
-        weights_bytes=weights_bytes,
+        peak_live_bytes=peak_live_bytes(blocks),
+        weights=(),
+        weights_bytes=0,
+        workspaces=dict(zip(busy, offsets[len(lifetimes) :], strict=True)),
+        regions=regions,
     )
+
+
+def _plan_region(region: Region, weights: _Weights) -> RegionPlan:
+    """Lay out the workspace of control flow: its own buffers, then the memory of its bodies."""
+    bodies = tuple(_plan(body, weights) for body in region.bodies)
+    sizes: list[int] = []
+    if region.kind == "loop":
+        body = region.bodies[0]
+        results = [body.tensors[index].size_bytes for index in body.outputs[1:]]
+        carried, rows = results[: region.carried], results[region.carried :]
+        sizes = [_COUNTER_BYTES] * 3 + [size for size in carried for _ in range(2)] + rows
+    buffers, end = [], 0
+    for size in sizes:
+        buffers.append(end)
+        end += padded(size)
+    largest = max(body.arena_bytes for body in bodies)
+    return RegionPlan(bodies, tuple(buffers), end, end + padded(largest))
 
 
 def plan_offsets(lifetimes: Sequence[Lifetime]) -> list[int]:
@@ -154,28 +212,35 @@ def _place_outputs(program: Program, owners: dict[int, Location]) -> tuple[tuple
     return tuple(copies)
 
 
-def _place_weights(
-    program: Program, owners: dict[int, Location]
-) -> tuple[tuple[tuple[int, np.ndarray], ...], int]:
-    """Lay the constants out one after the other; equal bytes are stored once."""
-    used = {program.storage_of(index) for call in program.calls for index in call.args}
-    used |= {program.storage_of(index) for index in program.outputs}
-    by_content: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
-    weights: list[tuple[int, np.ndarray]] = []
-    end = 0
-    for index, tensor in enumerate(program.tensors):
-        if tensor.data is None or index not in used:
-            continue
-        raw = tensor.data.reshape(-1).view(np.uint8)
-        same = by_content.setdefault((raw.size, zlib.crc32(raw.data)), [])
-        offset = next((at for at, other in same if np.array_equal(raw, other)), None)
-        if offset is None:
-            offset = end
-            end += padded(raw.size)
-            same.append((offset, raw))
-            weights.append((offset, tensor.data))
-        owners[index] = Location("weights", 0, offset)
-    return tuple(weights), end
+class _Weights:
+    """Constants one after the other; equal bytes are stored once.
+
+    Attributes:
+        placed: (offset, data) of each distinct constant, by rising offset.
+        size_bytes: where the next one would begin.
+    """
+
+    def __init__(self) -> None:
+        self.placed: list[tuple[int, np.ndarray]] = []
+        self.size_bytes = 0
+        self._by_content: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
+
+    def place(self, program: Program, owners: dict[int, Location]) -> None:
+        """Give every constant that the program uses its place."""
+        used = {program.storage_of(index) for call in program.calls for index in call.args}
+        used |= {program.storage_of(index) for index in program.outputs}
+        for index, tensor in enumerate(program.tensors):
+            if tensor.data is None or index not in used:
+                continue
+            raw = tensor.data.reshape(-1).view(np.uint8)
+            same = self._by_content.setdefault((raw.size, zlib.crc32(raw.data)), [])
+            offset = next((at for at, other in same if np.array_equal(raw, other)), None)
+            if offset is None:
+                offset = self.size_bytes
+                self.size_bytes += padded(raw.size)
+                same.append((offset, raw))
+                self.placed.append((offset, tensor.data))
+            owners[index] = Location("weights", 0, offset)
 
 
 def _arena_lifetimes(

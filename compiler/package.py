@@ -106,8 +106,7 @@ class _Parts:
 def _build(program: Program, target: Target, meta: Mapping[str, object]) -> _Parts:
     plan = plan_memory(program)
     features = required_features(target)
-    used = {call.kernel for call in program.calls}
-    kernels = {name: func for name, func in program.kernels.items() if name in used}
+    kernels = program.used_kernels()
     objects = build_object(kernels, target) if kernels else None
     entry = generate_entry(program, plan, features)
     code_id = zlib.crc32(entry.encode(), zlib.crc32(objects or b""))

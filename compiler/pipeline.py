@@ -21,6 +21,7 @@ from tilewright.compiler.layout.propagation import (
     apply_layouts,
     choose_layouts,
 )
+from tilewright.compiler.layout.strategies import Strategy, assign_globally
 from tilewright.compiler.lower import legalize_and_fuse, read_program
 from tilewright.compiler.passes.canonicalize import CanonicalizeOps
 from tilewright.compiler.passes.fold_batch_norm import FoldBatchNorm
@@ -29,6 +30,7 @@ from tilewright.compiler.passes.lower_conv_transpose import LowerConvTranspose
 from tilewright.compiler.passes.lower_winograd import LowerWinograd
 from tilewright.compiler.program import Program, TensorSpec
 from tilewright.compiler.quantize.qdq import QuantizedOperators, check_integer_only
+from tilewright.compiler.regions import RegionSource, lower_region, region_of
 from tilewright.compiler.schedule import decisions_from_json, schedule
 from tilewright.compiler.targets import Target
 from tilewright.compiler.tasks import Tuned, as_lookup, tuned_choices
@@ -79,7 +81,9 @@ def lower(
     *,
     tuned: Tuned | None = None,
     winograd: bool = True,
+    strategy: Strategy = assign_globally,
     integer_only: bool = False,
+    regions: Sequence[RegionSource] = (),
     dump_ir: Path | None = None,
     progress: Progress = lambda _stage: None,
 ) -> Lowered:
@@ -91,7 +95,9 @@ def lower(
         target: the processor to build for.
         tuned: decisions by key of the task, or a function that finds them.
         winograd: let convolutions use Winograd's algorithm where it is estimated faster.
+        strategy: how layouts are chosen; others than the default are for comparison.
         integer_only: no floats between the first quantize and the last dequantize operator.
+        regions: control flow that the module refers to.
         dump_ir: folder for the numbered stages as text, made where it is missing.
         progress: called with the name of each stage.
 
@@ -105,7 +111,7 @@ def lower(
     choices_of = operator_choices
     if tuned is not None:
         choices_of = partial(tuned_choices, lookup=as_lookup(tuned))
-    plan = choose_layouts(program, target, choices_of)
+    plan = choose_layouts(program, target, choices_of, strategy)
     program, conversions = apply_layouts(program, plan)
     dump("layouts", tvm.IRModule(_named(program.kernels)))
 
@@ -115,9 +121,29 @@ def lower(
     for label, parts in joined.parts.items():
         operations[label] = sum(operations[part] for part in parts)
     program, plan = joined.program, joined.plan
-    apart = {name: func for name, func in program.kernels.items() if name not in joined.kernels}
+    marks = {name: region_of(func) for name, func in program.kernels.items()}
+    places = {name: mark for name, mark in marks.items() if mark is not None}
+    apart = {
+        name: func
+        for name, func in program.kernels.items()
+        if name not in joined.kernels and name not in places
+    }
     kernels, stale = _schedule(apart, target)
-    program = replace(program, kernels=kernels | joined.kernels)
+    empty = {name: program.kernels[name] for name in places}
+    inner = partial(
+        lower,
+        target=target,
+        tuned=tuned,
+        winograd=winograd,
+        strategy=strategy,
+        integer_only=integer_only,
+        regions=regions,
+    )
+    program = replace(
+        program,
+        kernels=kernels | joined.kernels | empty,
+        regions={name: lower_region(regions[mark], mark, inner) for name, mark in places.items()},
+    )
     dump("scheduled", tvm.IRModule(_named(program.kernels)))
     return Lowered(program, plan, conversions, stale, operations)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -38,6 +38,9 @@ _ITEM_BYTES = {
     "uint64": 8,
     "float64": 8,
 }
+
+REGION_ATTRIBUTE = "tilewright.region"
+"""Marks the empty PrimFunc that stands for control flow; the frontend sets it."""
 
 # Types without arithmetic: kernels see their bits, one element per byte.
 _BITS_DTYPE = "uint8"
@@ -135,6 +138,23 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """Control flow in the place of a kernel; the frontend's `Region` says what the arguments are.
+
+    Attributes:
+        kind: "if" runs one of two bodies by a condition, "loop" repeats one.
+        bodies: programs whose kernels have names that are unique in the module.
+        carried: number of tensors that a loop hands from one iteration to the next.
+        takes: for "if", per body the arguments that it takes, counted after the condition.
+    """
+
+    kind: Literal["if", "loop"]
+    bodies: tuple[Program, ...]
+    carried: int = 0
+    takes: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Program:
     """A whole model: calls run in order, each kernel once per call.
 
@@ -147,6 +167,7 @@ class Program:
         kernels: name -> scheduled PrimFunc; a name is a C identifier.
         input_specs: names, logical shapes and dtypes, parallel to `inputs`.
         output_specs: the same for `outputs`.
+        regions: control flow by the name of the kernel that stands for it; that one is empty.
     """
 
     tensors: tuple[Tensor, ...]
@@ -156,11 +177,21 @@ class Program:
     kernels: Mapping[str, PrimFunc]
     input_specs: tuple[TensorSpec, ...]
     output_specs: tuple[TensorSpec, ...]
+    regions: Mapping[str, Region] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_tensors(self)
         _check_interface(self)
         _check_calls(self)
+
+    def used_kernels(self) -> dict[str, PrimFunc]:
+        """Return the kernels that are called, those of the bodies of regions among them."""
+        used = {call.kernel for call in self.calls}
+        found = {name: self.kernels[name] for name in used - set(self.regions)}
+        for name in used & set(self.regions):
+            for body in self.regions[name].bodies:
+                found |= body.used_kernels()
+        return found
 
     def storage_of(self, tensor_id: int) -> int:
         """Return the id of the tensor that owns the storage, following aliases."""

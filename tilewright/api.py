@@ -181,16 +181,25 @@ def lower_model(
     """
     from tilewright.compiler.pipeline import lower
     from tilewright.compiler.program import TensorSpec
+    from tilewright.compiler.regions import BodySource, RegionSource
     from tilewright.frontends.onnx import import_onnx
+
+    def specs(items: Sequence[Any]) -> list[TensorSpec]:
+        return [TensorSpec(item.name, item.shape, item.dtype) for item in items]
 
     progress("import")
     imported = import_onnx(model, shapes=shapes, constants=constants)
+    regions = []
+    for region in imported.regions:
+        bodies = [BodySource(b.module, specs(b.inputs), specs(b.outputs)) for b in region.bodies]
+        regions.append(RegionSource(region.kind, bodies, region.carried, region.takes))
     lowered = lower(
         imported.module,
-        [TensorSpec(s.name, s.shape, s.dtype) for s in imported.inputs],
-        [TensorSpec(s.name, s.shape, s.dtype) for s in imported.outputs],
+        specs(imported.inputs),
+        specs(imported.outputs),
         target,
         tuned=tuned,
+        regions=regions,
         integer_only=integer_only,
         dump_ir=None if dump_ir is None else Path(dump_ir),
         progress=progress,

@@ -15,6 +15,7 @@ from tilewright.frontends.onnx.values import (
     SMALL_DTYPES,
     STORAGE_DTYPE,
     Value,
+    constant,
     is_small,
     numpy_dtype,
 )
@@ -44,8 +45,12 @@ _SHARED_DTYPES = frozenset(("float32", "float64", "float16", "int64", "int32", "
 class GraphBuilder:
     """A Relax block builder that hands out :class:`Value` with static shapes."""
 
-    def __init__(self) -> None:
+    def __init__(self, regions: list[Any] | None = None) -> None:
         self.block = relax.BlockBuilder()
+        # Shared with the builders of bodies: see `regions.Region`.
+        self.regions: list[Any] = [] if regions is None else regions
+        # Results of NonZero by the id of its input, which is kept alive beside it.
+        self.nonzero_of: dict[int, tuple[Value, Value]] = {}
         self._used: dict[str, int] = {}
 
     def parameter(self, name: str, shape: Sequence[int], dtype: str) -> tuple[relax.Var, Value]:
@@ -96,6 +101,16 @@ class GraphBuilder:
     ) -> list[Value]:
         """Bind a call to a PrimFunc with several outputs."""
         return self.emit_tuple(self.block.call_te(function, *args, primfunc_name_hint=name), hint)
+
+    def sizes_vector(self, value: Value) -> Value:
+        """Return the run-time sizes of a value of at least one dimension as int64 [rank]."""
+        sizes = [
+            constant(np.array([extent], np.int64)) if size is None else size
+            for extent, size in zip(value.shape, value.sizes or (), strict=True)
+        ]
+        if len(sizes) == 1:
+            return sizes[0]
+        return self.emit(relax.op.concat([self.expr(size) for size in sizes], 0), "sizes")
 
     def unique(self, name: str) -> str:
         """Turn an ONNX name into an identifier that is not used yet."""

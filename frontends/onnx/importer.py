@@ -16,20 +16,12 @@ from tilewright.errors import ModelError, ShapeError
 from tilewright.frontends.onnx.builder import GraphBuilder, check_dtype
 from tilewright.frontends.onnx.interface import InputTensors, element_type, tensors_of
 from tilewright.frontends.onnx.loading import Weight, load_model
+from tilewright.frontends.onnx.regions import Region
 from tilewright.frontends.onnx.shapes import bind_shapes
-from tilewright.frontends.onnx.values import Value, constant, dtype_of_onnx
+from tilewright.frontends.onnx.values import TensorSpec, Value, constant, dtype_of_onnx
 from tilewright.frontends.onnx.walk import UNKNOWN, Problems, Scope
 
 EXTENTS_SUFFIX = ".extents"
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """Name, shape and numpy dtype name of an input or output."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +34,14 @@ class ImportedModel:
         outputs: Outputs in the order of the tuple. Where the size of an output ``x`` depends on
             data, its shape is an upper bound, and ``x.extents`` follows: the actual one, as int64.
         digest: SHA-256 of the model file and its external weights, in hexadecimal.
+        regions: Control flow that is decided at run time; see `regions.Region`.
     """
 
     module: tvm.IRModule
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     digest: str
+    regions: tuple[Region, ...] = ()
 
 
 def import_onnx(
@@ -98,7 +92,8 @@ def import_onnx(
     for sparse in graph.sparse_initializer:
         scope.values[sparse.values.name] = constant(_dense(sparse))
     scope.values.update(bound)
-    return ImportedModel(*_build(graph, specs, open_inputs, builder, problems, scope), digest)
+    built = _build(graph, specs, open_inputs, builder, problems, scope)
+    return ImportedModel(*built, digest, tuple(builder.regions))
 
 
 def _build(
@@ -128,7 +123,7 @@ def _build(
                 leaves = [
                     leaf
                     for pair in zip(graph.output, values, strict=True)
-                    for leaf in _leaves(*pair)
+                    for leaf in _leaves(builder, *pair)
                 ]
                 outputs = tuple(_output_spec(*leaf) for leaf in leaves)
                 fields = [builder.expr(value) for _, value in leaves]
@@ -142,13 +137,15 @@ def _build(
     return block.get(), tuple(specs), outputs
 
 
-def _leaves(item: onnx.ValueInfoProto, value: Any) -> list[tuple[onnx.ValueInfoProto, Any]]:
+def _leaves(
+    builder: GraphBuilder, item: onnx.ValueInfoProto, value: Any
+) -> list[tuple[onnx.ValueInfoProto, Any]]:
     """Return the tensors of an output: those of a sequence are ``name[0]``, ``name[1]``..."""
     if value is None and item.type.HasField("optional_type"):
         return []
-    if isinstance(value, Value) and value.extents is not None:
+    if isinstance(value, Value) and value.sizes is not None:
         extents = onnx.ValueInfoProto(name=f"{item.name}{EXTENTS_SUFFIX}")
-        return [(item, value), (extents, value.extents)]
+        return [(item, value), (extents, builder.sizes_vector(value))]
     if not isinstance(value, list):
         return [(item, value)]
     element = element_type(item.type)

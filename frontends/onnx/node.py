@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -15,6 +16,7 @@ from tilewright.frontends.onnx.builder import GraphBuilder
 from tilewright.frontends.onnx.values import STORAGE_DTYPE, Value, constant, is_small, numpy_dtype
 
 if TYPE_CHECKING:
+    from tilewright.frontends.onnx.regions import Failed
     from tilewright.frontends.onnx.walk import Scope
 
 
@@ -40,6 +42,7 @@ class NodeContext:
         self.node = node
         self.inputs = tuple(inputs)
         self.opset = opset
+        self.schema = schema
         self.attrs = Attributes(node, schema)
         self.builder = builder
         self.scope = scope
@@ -127,9 +130,25 @@ class NodeContext:
         """Return a constant of rank 0."""
         return constant(number, dtype)
 
+    def with_inputs(self, inputs: Sequence[Any]) -> NodeContext:
+        """Return this node with other inputs; what is read of its attributes counts for both."""
+        other = copy(self)
+        other.inputs = tuple(inputs)
+        return other
+
+    def inside(self, scope: Scope) -> NodeContext:
+        """Return this node as seen in a body of its own: what is emitted goes there."""
+        return NodeContext(self.node, (), self.opset, self.schema, scope.builder, scope)
+
     def walk(self, graph: onnx.GraphProto, inputs: Mapping[str, Any]) -> list[Any]:
         """Import a subgraph of this node in place, and return its outputs."""
         return self.scope.run_subgraph(graph, inputs)
+
+    def give_up(self, failed: Failed) -> Any:
+        """Report why a body of this node cannot be imported."""
+        if not failed.problems.absorbed_by(self.scope.problems):
+            raise failed.error
+        return self.scope.unknown(len(self.node.output))
 
     def fail(self, reason: str) -> NoReturn:
         """Report that this node is not supported."""
@@ -142,11 +161,8 @@ class NodeContext:
         if isinstance(arg, Value):
             if is_small(arg.dtype):
                 self.fail(f"there is no arithmetic on {arg.dtype}; put a Cast before the node")
-            if arg.extents is not None:
-                self.fail(
-                    "the size of its input depends on data; such a tensor can only be an output of "
-                    "the model"
-                )
+            if arg.sizes is not None:
+                self.fail("the size of its input depends on data")
             return self.builder.expr(arg)
         if isinstance(arg, list):
             return self._exprs(arg)

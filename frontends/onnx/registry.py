@@ -26,6 +26,10 @@ class Converter:
     shape_inputs: tuple[int, ...]  # inputs that must be known when compiling
 
 
+BoundedRule: TypeAlias = "Callable[[NodeContext, Convert], Result]"
+RuleT = TypeVar("RuleT", bound="Callable[[NodeContext, Convert], Result]")
+
+_BOUNDED_RULES: dict[str, BoundedRule] = {}
 _CONVERTERS: dict[tuple[str, str], dict[int, Converter]] = {}
 
 
@@ -57,6 +61,33 @@ def register(
         return convert
 
     return add
+
+
+def bounded_rule(*operators: str) -> Callable[[RuleT], RuleT]:
+    """Register how operators of ai.onnx treat inputs whose size depends on data.
+
+    A rule gets the node and the operator's converter, which does not know of such inputs: the rule
+    calls it with `plain` or `masked` ones, and says what sizes the results have.
+    """
+
+    def add(rule: RuleT) -> RuleT:
+        for operator in operators:
+            if operator in _BOUNDED_RULES:
+                raise ValueError(f"two rules for sizes that depend on data for {operator}")
+            _BOUNDED_RULES[operator] = rule
+        return rule
+
+    return add
+
+
+def find_bounded_rule(domain: str, operator: str) -> BoundedRule | None:
+    """Return the rule for inputs whose size depends on data, or None."""
+    return None if domain else _BOUNDED_RULES.get(operator)
+
+
+def bounded_operators() -> tuple[str, ...]:
+    """Return the operators that have such a rule."""
+    return tuple(sorted(_BOUNDED_RULES))
 
 
 def find_converter(domain: str, operator: str, opset: int) -> Converter | None:

@@ -12,6 +12,15 @@ from tvm import relax
 from tilewright.errors import ModelError
 
 
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, shape and numpy dtype name of an input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
 @dataclass(slots=True, eq=False)
 class Value:
     """One tensor: known when compiling (``data``), computed at run time (``expr``), or both.
@@ -19,15 +28,16 @@ class Value:
     ``expr`` of a constant is made when a Relax operator first needs it, so that shape arithmetic
     leaves nothing behind in the module.
 
-    ``extents``, if there is any, is a vector with the size that the tensor has at run time in each
-    dimension; ``shape`` is then an upper bound.
+    ``sizes``, if there are any, has one entry per dimension: None, or the size that the tensor has
+    there at run time, as int64 [1]; ``shape`` is then an upper bound. Two dimensions with the same
+    entry have the same size. Elements beyond may hold anything that the type can hold.
     """
 
     shape: tuple[int, ...]
     dtype: str
     data: np.ndarray | None = None
     expr: relax.Expr | None = None
-    extents: Value | None = None
+    sizes: tuple[Value | None, ...] | None = None
 
     @property
     def is_constant(self) -> bool:

@@ -13,11 +13,12 @@ import tvm
 import tilewright.frontends.onnx.ops  # noqa: F401  registers the converters
 from tilewright.errors import ModelError, UnsupportedModelError
 from tilewright.frontends.onnx.builder import GraphBuilder
+from tilewright.frontends.onnx.captures import Captures
 from tilewright.frontends.onnx.folding import fold
 from tilewright.frontends.onnx.functions import bind_attributes, schema_body, schema_of
 from tilewright.frontends.onnx.loading import Weight
 from tilewright.frontends.onnx.node import NodeContext, describe
-from tilewright.frontends.onnx.registry import Converter, find_converter
+from tilewright.frontends.onnx.registry import Converter, find_bounded_rule, find_converter
 from tilewright.frontends.onnx.values import (
     STORAGE_DTYPE,
     Value,
@@ -69,6 +70,14 @@ class Problems:
         if reason not in self._reasons:
             self._reasons.append(reason)
 
+    def absorbed_by(self, other: Problems) -> bool:
+        """Note everything elsewhere too; False if there is nothing."""
+        for operator, names in self._operators.items():
+            other._operators[operator] += names
+        for reason in self._reasons:
+            other.add_reason(reason)
+        return bool(self._operators or self._reasons)
+
     def raise_if_any(self) -> None:
         """Raise one error that lists all that was noted.
 
@@ -102,6 +111,7 @@ class Scope:
         functions: Mapping[tuple[str, str], onnx.FunctionProto],
         parent: Scope | None = None,
         depth: int = 0,
+        capture: Captures | None = None,
     ) -> None:
         self.builder = builder
         self.problems = problems
@@ -109,6 +119,7 @@ class Scope:
         self.functions = functions
         self.parent = parent
         self.depth = depth
+        self.capture = capture
         self.values: dict[str, Any] = {}
 
     def lookup(self, name: str) -> Any:
@@ -119,15 +130,15 @@ class Scope:
         """
         if not name:
             return None
-        scope: Scope | None = self
-        while scope is not None:
-            if name in scope.values:
-                value = scope.values[name]
-                if isinstance(value, Weight):
-                    value = scope.values[name] = value.load()
-                return value
-            scope = scope.parent
-        raise ModelError(f"tensor {name!r} is used but never computed; export the model again")
+        if name in self.values:
+            value = self.values[name]
+            if isinstance(value, Weight):
+                value = self.values[name] = value.load()
+            return value
+        if self.parent is None:
+            raise ModelError(f"tensor {name!r} is used but never computed; export the model again")
+        value = self.parent.lookup(name)
+        return value if self.capture is None else self.capture(value)
 
     def run(self, nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[Any]:
         """Import the nodes that the outputs need, and return the values of the outputs."""
@@ -141,10 +152,26 @@ class Scope:
     def run_subgraph(self, graph: onnx.GraphProto, inputs: Mapping[str, Any]) -> list[Any]:
         """Import a graph attribute in place: it sees the names of this scope."""
         inner = self._child(self.opsets, parent=self)
-        for tensor in graph.initializer:
-            inner.values[tensor.name] = constant(onnx.numpy_helper.to_array(tensor))
         inner.values.update(inputs)
-        return inner.run(graph.node, [output.name for output in graph.output])
+        return inner.run_graph(graph)
+
+    def run_graph(self, graph: onnx.GraphProto) -> list[Any]:
+        """Import a graph whose inputs are values of this scope already."""
+        for tensor in graph.initializer:
+            self.values.setdefault(tensor.name, constant(onnx.numpy_helper.to_array(tensor)))
+        return self.run(graph.node, [output.name for output in graph.output])
+
+    @staticmethod
+    def unknown(count: int) -> list[Any]:
+        """Return outputs for a node that is not supported."""
+        return [UNKNOWN] * count
+
+    def body(self) -> Scope:
+        """Return a scope whose nodes go into a function of its own; see `regions`."""
+        inner = self._child(self.opsets, parent=self)
+        inner.builder, inner.problems = GraphBuilder(self.builder.regions), Problems()
+        inner.capture = Captures(inner.builder)
+        return inner
 
     def _child(self, opsets: Mapping[str, int], parent: Scope | None) -> Scope:
         if self.depth >= _MAX_DEPTH:
@@ -208,7 +235,15 @@ class Scope:
         if moves:
             inputs = [_as_bits(value) for value in inputs]
         context = NodeContext(node, inputs, opset, schema, self.builder, self)
-        result = converter.convert(context)
+        if any(isinstance(value, Value) and value.sizes for value in inputs):
+            rule = find_bounded_rule(node.domain, node.op_type)
+            if rule is None:
+                context.fail(
+                    "the size of its input depends on data, which this operator cannot take"
+                )
+            result = rule(context, converter.convert)
+        else:
+            result = converter.convert(context)
         if moves:
             values = [result] if isinstance(result, Value) else result
             result = [_from_bits(value, small[0]) for value in values]
@@ -285,7 +320,7 @@ def _as_bits(value: Any) -> Any:
         return value
     if value.data is not None:
         return constant(value.data.view(STORAGE_DTYPE))
-    return Value(value.shape, STORAGE_DTYPE, expr=value.expr)
+    return Value(value.shape, STORAGE_DTYPE, expr=value.expr, sizes=value.sizes)
 
 
 def _from_bits(value: Any, dtype: str) -> Any:
@@ -296,7 +331,7 @@ def _from_bits(value: Any, dtype: str) -> Any:
         return value
     if value.data is not None:
         return constant(value.data.view(numpy_dtype(dtype)))
-    return Value(value.shape, dtype, expr=value.expr)
+    return Value(value.shape, dtype, expr=value.expr, sizes=value.sizes)
 
 
 def _domain(name: str) -> str:

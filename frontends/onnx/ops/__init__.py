@@ -2,6 +2,8 @@
 
 from tilewright.frontends.onnx.ops import (  # noqa: F401
     activations,
+    bounded_math,
+    bounded_moves,
     control,
     convolution,
     data_dependent,

@@ -1,4 +1,4 @@
-"""If, Loop and Scan: decided or unrolled when compiling."""
+"""If, Loop and Scan: decided or unrolled when compiling, else control flow in the module."""
 
 from __future__ import annotations
 
@@ -10,96 +10,84 @@ import onnx
 from tvm import relax
 
 from tilewright.frontends.onnx.node import NodeContext
+from tilewright.frontends.onnx.ops.control_regions import (
+    choose,
+    loop_region,
+    scan_region,
+)
 from tilewright.frontends.onnx.ops.reshaping import cut, reshape_to
+from tilewright.frontends.onnx.regions import Failed
 from tilewright.frontends.onnx.registry import register
 from tilewright.frontends.onnx.values import Value, constant, dtype_of_onnx, numpy_dtype
 
 R = relax.op
 
-# Every iteration becomes code, so a longer loop would swell the deployed file.
-_UNROLL_LIMIT = 1024
+# Every iteration that is unrolled becomes code, which would swell the deployed file; nodes count
+# more than iterations, but a body that needs to know the iteration can only be unrolled.
+_UNROLLED_NODES = 512
+_UNROLLED_ITERATIONS = 1024
 
 
 @register("If", foldable=False)
 def if_node(op: NodeContext) -> Any:
     """https://onnx.ai/onnx/operators/onnx__If.html
 
-    A condition known when compiling leaves one branch. Else both are computed (a branch has no
-    side effects) and the results selected, which needs outputs of equal shapes.
+    A condition known when compiling leaves one branch; else the module runs one of the two. Their
+    results may differ in size, not in rank or type.
     """
-    branches = [op.attr("then_branch"), op.attr("else_branch")]
+    branches = (op.attr("then_branch"), op.attr("else_branch"))
     condition = op.input(0)
     if condition.data is not None:
         taken = branches[0] if bool(condition.data.reshape(-1)[0]) else branches[1]
         return op.walk(taken, {})
-    results = [op.walk(branch, {}) for branch in branches]
-    return [_choose(op, condition, *pair) for pair in zip(*results, strict=True)]
-
-
-def _choose(op: NodeContext, condition: Value, left: Any, right: Any) -> Any:
-    """Select between the results of two branches; sequences element by element."""
-    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
-        return [_choose(op, condition, *pair) for pair in zip(left, right, strict=True)]
-    if not isinstance(left, Value) or not isinstance(right, Value):
-        op.fail("a condition known only at run time selects between sequences that differ")
-    if (left.shape, left.dtype) != (right.shape, right.dtype):
-        op.fail(
-            f"a condition known only at run time selects between shapes {left.shape} and "
-            f"{right.shape}"
-        )
-    return select(op, condition, left, right)
-
-
-def select(op: NodeContext, condition: Value, left: Value, right: Value) -> Value:
-    """Choose between two tensors of one shape by a condition with one element."""
-    if left is right:
-        return left
-    return op.call(R.where, reshape_to(op, condition, ()), left, right)
+    return choose(op, condition, branches)
 
 
 @register("Loop", foldable=False, shape_inputs=(0, 1))
 def loop(op: NodeContext) -> Any:
-    """https://onnx.ai/onnx/operators/onnx__Loop.html (trip count known when compiling: unrolled).
+    """https://onnx.ai/onnx/operators/onnx__Loop.html
 
-    A condition that is computed at run time freezes the carried values once it is false; it
-    cannot shorten a scan output, so a loop with both is not supported.
+    A short loop whose end is known when compiling is unrolled. The rows of a scan output need a
+    number of iterations, or a bound of it, that is known when compiling.
     """
     body: onnx.GraphProto = op.attr("body")
-    trips, alive = _trip_count(op), _start_condition(op)
+    trips, alive = op.optional(0), _start_condition(op)
+    is_decided = (trips is None or trips.data is not None) and alive.data is not None
+    count = _UNROLLED_ITERATIONS + 1
+    if trips is not None and trips.data is not None:
+        count = max(0, int(np.ravel(trips.data)[0]))
+    if is_decided and (trips is None or count * len(body.node) <= _UNROLLED_NODES):
+        unrolled = _unroll(op, body, count, alive)
+        if unrolled is not None:
+            return unrolled
+    result = loop_region(op, body, trips, alive)
+    if isinstance(result, Failed) and is_decided and count <= _UNROLLED_ITERATIONS:
+        return _unroll(op, body, count, alive) or op.give_up(result)
+    return op.give_up(result) if isinstance(result, Failed) else result
+
+
+def _unroll(op: NodeContext, body: onnx.GraphProto, trips: int, alive: Value) -> Any:
+    """Import the body once per iteration; None where the end is not known when compiling."""
     carried: list[Any] = list(op.inputs[2:])
     scanned: list[list[Value]] = [[] for _ in range(len(body.output) - 1 - len(carried))]
     names = [item.name for item in body.input]
     for trip in range(trips):
-        if alive.data is not None and not alive.data.reshape(-1)[0]:
+        if alive.data is None or trip >= _UNROLLED_ITERATIONS:
+            return None
+        if not alive.data.reshape(-1)[0]:
             break
-        if trip >= _UNROLL_LIMIT:
-            op.fail(f"more than {_UNROLL_LIMIT} iterations cannot be unrolled")
         inputs = [constant(np.array(trip, np.int64)), alive, *carried]
         results = op.walk(body, dict(zip(names, inputs, strict=True)))
         if any(item is not None and not isinstance(item, (Value, list)) for item in results):
             return [results[1]] * len(op.node.output)
-        after, new = results[0], results[1 : 1 + len(carried)]
-        if alive.data is None:
-            if scanned:
-                op.fail("scan outputs of a loop whose condition is known only at run time")
-            new = [select(op, alive, now, before) for now, before in zip(new, carried, strict=True)]
-            after = op.call(R.logical_and, alive, reshape_to(op, after, alive.shape))
-        carried, alive = new, after
-        for rows, row in zip(scanned, results[1 + len(new) :], strict=True):
+        alive, carried = results[0], results[1 : 1 + len(carried)]
+        for rows, row in zip(scanned, results[1 + len(carried) :], strict=True):
             rows.append(row)
-    if alive.data is None and op.optional(0) is None:
-        op.fail("the number of iterations is known only at run time")
     stacks = [
         _stack(op, rows, body.output[1 + len(carried) + place])
         for place, rows in enumerate(scanned)
     ]
     return [*carried, *stacks]
-
-
-def _trip_count(op: NodeContext) -> int:
-    """Return the largest number of iterations."""
-    trips = op.optional_data(0)
-    return _UNROLL_LIMIT + 1 if trips is None else int(np.ravel(trips)[0])
 
 
 def _start_condition(op: NodeContext) -> Value:
@@ -115,8 +103,7 @@ def _stack(op: NodeContext, rows: Sequence[Value], info: onnx.ValueInfoProto) ->
         return constant(np.zeros(shape, numpy_dtype(dtype_of_onnx(kind.elem_type))))
     if all(row.data is not None for row in rows):
         return constant(np.stack([row.data for row in rows if row.data is not None]))
-    lifted = [reshape_to(op, row, (1, *row.shape)) for row in rows]
-    return lifted[0] if len(lifted) == 1 else op.call(R.concat, lifted, 0)
+    return _stack_along(op, rows, 0)
 
 
 @register("Scan", 8, foldable=False)
@@ -143,7 +130,7 @@ def scan_batched(op: NodeContext) -> Any:
 
 @register("Scan", 9, foldable=False)
 def scan(op: NodeContext) -> Any:
-    """https://onnx.ai/onnx/operators/onnx__Scan.html (unrolled)."""
+    """https://onnx.ai/onnx/operators/onnx__Scan.html (unrolled, or a loop in the module)."""
     body: onnx.GraphProto = op.attr("body")
     count = op.attr("num_scan_inputs")
     values = [op.input(index) for index in range(len(op.inputs))]
@@ -170,12 +157,26 @@ def _scan(
     out_directions: Sequence[int] | None,
 ) -> list[Any]:
     """Run the body once per position of the scanned inputs."""
+    if not 0 < count <= len(values):
+        op.fail(f"num_scan_inputs is {count}, but there are {len(values)} inputs")
     carried, scanned = list(values[: len(values) - count]), values[len(values) - count :]
     directions = directions or (0,) * count
     axes = [axis % value.rank for axis, value in zip(axes or (0,) * count, scanned, strict=True)]
     trips = scanned[0].shape[axes[0]]
-    if trips > _UNROLL_LIMIT:
-        op.fail(f"{trips} iterations cannot be unrolled; the limit is {_UNROLL_LIMIT}")
+    is_long = trips * len(body.node) > _UNROLLED_NODES
+    made = scan_region(op, body, carried, scanned, directions, axes) if is_long else None
+    if isinstance(made, Failed) and trips > _UNROLLED_ITERATIONS:
+        return op.give_up(made)
+    outputs = range(len(body.output) - len(carried))
+    reverse = [bool(out_directions and out_directions[place]) for place in outputs]
+    if isinstance(made, list):
+        stacks = []
+        for place, stack in enumerate(made[len(carried) :]):
+            stack = op.call(R.flip, stack, 0) if reverse[place] else stack
+            axis = (out_axes[place] if out_axes else 0) % stack.rank
+            order = [*range(1, axis + 1), 0, *range(axis + 1, stack.rank)]
+            stacks.append(op.call(R.permute_dims, stack, order) if axis else stack)
+        return [*made[: len(carried)], *stacks]
     names = [item.name for item in body.input]
     produced: list[list[Value]] = [[] for _ in range(len(body.output) - len(carried))]
     for trip in range(trips):
@@ -188,12 +189,11 @@ def _scan(
         carried = results[: len(carried)]
         for rows, row in zip(produced, results[len(carried) :], strict=True):
             rows.append(row)
-    outputs = []
+    stacks = []
     for place, rows in enumerate(produced):
-        backwards = bool(out_directions and out_directions[place])
         axis = out_axes[place] if out_axes else 0
-        outputs.append(_stack_along(op, rows[::-1] if backwards else rows, axis))
-    return [*carried, *outputs]
+        stacks.append(_stack_along(op, rows[::-1] if reverse[place] else rows, axis))
+    return [*carried, *stacks]
 
 
 def _stack_along(op: NodeContext, rows: Sequence[Value], axis: int) -> Value:

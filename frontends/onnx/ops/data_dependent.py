@@ -1,7 +1,7 @@
-"""Operators whose output's size depends on data: an upper bound of it, and the actual extents.
+"""Operators whose output's size depends on data: an upper bound of it, and the actual size.
 
-The module returns the actual extents beside the output, and the runtime cuts the output to them.
-The loops are written out: each output position depends on how many came before.
+The loops are written out: each output position depends on how many came before. What lies beyond
+the actual size is zero.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tilewright.frontends.onnx.node import NodeContext
+from tilewright.frontends.onnx.ops.bounded import masked, plain, sizes_of, with_sizes
 from tilewright.frontends.onnx.ops.reshaping import reshape_to
 from tilewright.frontends.onnx.registry import register
 from tilewright.frontends.onnx.values import Value, constant
 
 
-def bounded(upper: Value, extents: Value) -> Value:
-    """Return a value of which only the leading `extents` (int64, one per dimension) count."""
-    return Value(upper.shape, upper.dtype, expr=upper.expr, extents=extents)
+def _clear(buffer: Any, size: int, dtype: str) -> None:
+    """Zero a buffer, so that what lies beyond the actual size can be computed with."""
+    with T.serial(0, size) as place:
+        buffer[place] = tirx.const(0, dtype)
 
 
 def _int(number: int) -> Any:
@@ -41,19 +43,25 @@ def nonzero(op: NodeContext) -> Value:
         op.fail("its input is a scalar; reshape it to [1]")
     if not data.size:
         return constant(np.zeros((data.rank, 0), np.int64))
-    return bounded(*op.te_tuple(_nonzero, data, name="nonzero"))
+    # Exporters write one for every use of a mask; those must have the same size.
+    known = op.builder.nonzero_of
+    if id(data) not in known:
+        filled = masked(op, data, 0, range(data.rank))
+        found, count = op.te_tuple(_nonzero, filled, name="nonzero")
+        known[id(data)] = (data, with_sizes(found, [None, count]))
+    return known[id(data)][1]
 
 
 def _nonzero(data: te.Tensor) -> list[te.Tensor]:
     shape = [int(extent) for extent in data.shape]
     size = prod(shape)
 
-    def loops(source: Any, found: Any, extents: Any) -> tirx.Stmt:
+    def loops(source: Any, found: Any, count: Any) -> tirx.Stmt:
         with IRBuilder() as builder:
             with T.seq_scope():
-                source, found, extents = map(T.buffer_proxy, (source, found, extents))
-                extents[0] = _int(len(shape))
-                extents[1] = _int(0)
+                source, found, count = map(T.buffer_proxy, (source, found, count))
+                _clear(found, len(shape) * size, "int64")
+                count[0] = _int(0)
                 with (
                     T.serial(0, size) as flat,
                     T.If(_is_set(source[flat], data.dtype)),
@@ -61,12 +69,12 @@ def _nonzero(data: te.Tensor) -> list[te.Tensor]:
                 ):
                     for dim, extent in enumerate(shape):
                         place = flat // prod(shape[dim + 1 :]) % extent
-                        found[extents[1] + dim * size] = place.astype("int64")
-                    extents[1] = extents[1] + 1
+                        found[count[0] + dim * size] = place.astype("int64")
+                    count[0] = count[0] + 1
             return builder.get()
 
     return te.extern(
-        [(len(shape), size), (2,)],
+        [(len(shape), size), (1,)],
         [data],
         lambda ins, outs: loops(ins[0], *outs),
         dtype=["int64", "int64"],
@@ -78,13 +86,20 @@ def _nonzero(data: te.Tensor) -> list[te.Tensor]:
 def compress(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__Compress.html"""
     data, condition, axis = op.input(0), op.input(1), op.attr("axis")
+    sizes = list(sizes_of(data))
     if axis is None:
-        data, axis = reshape_to(op, data, (data.size,)), 0
+        if data.sizes and data.rank > 1:
+            op.fail("without an axis, its input must have one dimension if its size is open")
+        data, axis = reshape_to(op, plain(data), (data.size,)), 0
+        sizes = sizes[:1] or [None]
     axis = axis % data.rank
     if not data.size or not condition.size:
         shape = [*data.shape[:axis], 0, *data.shape[axis + 1 :]]
         return Value(tuple(shape), data.dtype, data=np.zeros(shape, data.dtype))
-    return bounded(*op.te_tuple(_compress, data, condition, axis, name="compress"))
+    condition = masked(op, condition, False, [0])
+    kept, count = op.te_tuple(_compress, plain(data), condition, axis, name="compress")
+    sizes[axis] = count
+    return with_sizes(kept, sizes)
 
 
 def _compress(data: te.Tensor, condition: te.Tensor, axis: int) -> list[te.Tensor]:
@@ -93,21 +108,21 @@ def _compress(data: te.Tensor, condition: te.Tensor, axis: int) -> list[te.Tenso
     bound = min(length, int(condition.shape[0]))
     shape[axis] = bound
 
-    def loops(source: Any, wanted: Any, kept: Any, extents: Any) -> tirx.Stmt:
+    def loops(source: Any, wanted: Any, kept: Any, count: Any) -> tirx.Stmt:
         with IRBuilder() as builder:
             with T.seq_scope():
-                source, wanted, kept, extents = map(T.buffer_proxy, (source, wanted, kept, extents))
-                for dim, extent in enumerate(shape):
-                    extents[dim] = _int(0 if dim == axis else extent)
+                source, wanted, kept, count = map(T.buffer_proxy, (source, wanted, kept, count))
+                _clear(kept, prod(shape), data.dtype)
+                count[0] = _int(0)
                 with T.serial(0, bound) as index, T.If(wanted[index]), T.Then():
                     with T.serial(0, before) as row, T.serial(0, after) as column:
-                        target = (extents[axis] + row * bound) * after + column
+                        target = (count[0] + row * bound) * after + column
                         kept[target] = source[(row * length + index) * after + column]
-                    extents[axis] = extents[axis] + 1
+                    count[0] = count[0] + 1
             return builder.get()
 
     return te.extern(
-        [tuple(shape), (len(shape),)],
+        [tuple(shape), (1,)],
         [data, condition],
         lambda ins, outs: loops(*ins, *outs),
         dtype=[data.dtype, "int64"],
@@ -123,13 +138,15 @@ def unique(op: NodeContext) -> list[Value]:
         data, axis = reshape_to(op, data, (data.size,)), 0
     if not data.size:
         op.fail("its input has no elements")
-    parts = op.te_tuple(_unique, data, axis % data.rank, is_sorted, name="unique")
-    values, indices, inverse, counts, extents, number = parts[:6]
+    axis = axis % data.rank
+    parts = op.te_tuple(_unique, data, axis, is_sorted, name="unique")
+    values, indices, inverse, counts, number = parts[:5]
+    sizes = [number if place == axis else None for place in range(data.rank)]
     return [
-        bounded(values, extents),
-        bounded(indices, number),
+        with_sizes(values, sizes),
+        with_sizes(indices, [number]),
         inverse,
-        bounded(counts, number),
+        with_sizes(counts, [number]),
     ]
 
 
@@ -144,9 +161,12 @@ def _unique(data: te.Tensor, axis: int, is_sorted: bool) -> list[te.Tensor]:
     def loops(source: Any, *outs: Any) -> tirx.Stmt:
         with IRBuilder() as builder:
             with T.seq_scope():
-                source, values, indices, inverse, counts, extents, number, scratch = map(
+                source, values, indices, inverse, counts, number, scratch = map(
                     T.buffer_proxy, (source, *outs)
                 )
+                _clear(values, prod(shape), data.dtype)
+                _clear(indices, count, "int64")
+                _clear(counts, count, "int64")
                 # scratch: per row the first row that equals it, per row its place, one comparison.
                 order = 2 * count
 
@@ -158,8 +178,6 @@ def _unique(data: te.Tensor, axis: int, is_sorted: bool) -> list[te.Tensor]:
                             "int64"
                         )
 
-                for dim, extent in enumerate(shape):
-                    extents[dim] = _int(0 if dim == axis else extent)
                 number[0] = _int(0)
                 with T.serial(0, count) as row:
                     scratch[row] = row.astype("int64")
@@ -186,17 +204,16 @@ def _unique(data: te.Tensor, axis: int, is_sorted: bool) -> list[te.Tensor]:
                     with T.serial(0, width) as element:
                         values[at(scratch[place], element)] = source[at(row, element)]
                     number[0] = number[0] + 1
-                extents[axis] = number[0]
                 with T.serial(0, count) as row:
                     inverse[row] = scratch[scratch[row] + count]
                     counts[inverse[row]] = counts[inverse[row]] + 1
             return builder.get()
 
     return te.extern(
-        [tuple(shape), *[(count,)] * 3, (len(shape),), (1,), (2 * count + 1,)],
+        [tuple(shape), *[(count,)] * 3, (1,), (2 * count + 1,)],
         [data],
         lambda ins, outs: loops(*ins, *outs),
-        dtype=[data.dtype, *["int64"] * 6],
+        dtype=[data.dtype, *["int64"] * 5],
         name="unique",
     )
 
@@ -213,8 +230,10 @@ def non_max_suppression(op: NodeContext) -> Value:
     overlap = reshape_to(op, overlap or op.scalar(0, "float32"), (1,))
     least = reshape_to(op, least or op.scalar(-np.inf, "float32"), (1,))
     is_centred = bool(op.attr("center_point_box"))
-    args = (boxes, scores, overlap, least, per_class, is_centred)
-    return bounded(*op.te_tuple(_suppress, *args, name="nms")[:2])
+    scores = masked(op, scores, -np.inf, range(scores.rank))
+    args = (plain(boxes), scores, overlap, least, per_class, is_centred)
+    chosen, count = op.te_tuple(_suppress, *args, name="nms")[:2]
+    return with_sizes(chosen, [count, None])
 
 
 def _suppress(
@@ -232,12 +251,12 @@ def _suppress(
         with IRBuilder() as builder:
             with T.seq_scope():
                 corners, score, most_overlap, lowest = map(T.buffer_proxy, ins)
-                chosen, extents, state, last = map(T.buffer_proxy, outs)
+                chosen, number, state, last = map(T.buffer_proxy, outs)
+                _clear(chosen, batches * classes * per_class * 3, "int64")
                 start, previous, best, is_kept, is_done = range(5)  # places in `state`
-                extents[0] = _int(0)
-                extents[1] = _int(3)
+                number[0] = _int(0)
                 with T.serial(0, batches) as batch, T.serial(0, classes) as kind:
-                    state[start] = extents[0]
+                    state[start] = number[0]
                     state[previous] = _int(-1)
                     state[is_done] = _int(0)
                     last[0] = tirx.const(np.inf, "float32")
@@ -261,7 +280,7 @@ def _suppress(
                             state[previous] = state[best]
                             last[0] = score[first + state[best]]
                             state[is_kept] = _int(1)
-                            with T.serial(_int(0), extents[0] - state[start]) as index:
+                            with T.serial(_int(0), number[0] - state[start]) as index:
                                 other = chosen[(state[start] + index) * 3 + 2]
                                 shared = _overlap(
                                     corners, batch * count, state[best], other, is_centred
@@ -269,16 +288,16 @@ def _suppress(
                                 with T.If(shared > most_overlap[0]), T.Then():
                                     state[is_kept] = _int(0)
                             with T.If(state[is_kept] == 1), T.Then():
-                                chosen[extents[0] * 3] = batch.astype("int64")
-                                chosen[extents[0] * 3 + 1] = kind.astype("int64")
-                                chosen[extents[0] * 3 + 2] = state[best]
-                                extents[0] = extents[0] + 1
-                            with T.If(extents[0] - state[start] >= per_class), T.Then():
+                                chosen[number[0] * 3] = batch.astype("int64")
+                                chosen[number[0] * 3 + 1] = kind.astype("int64")
+                                chosen[number[0] * 3 + 2] = state[best]
+                                number[0] = number[0] + 1
+                            with T.If(number[0] - state[start] >= per_class), T.Then():
                                 state[is_done] = _int(1)
             return builder.get()
 
     return te.extern(
-        [(batches * classes * per_class, 3), (2,), (5,), (1,)],
+        [(batches * classes * per_class, 3), (1,), (5,), (1,)],
         [boxes, scores, overlap, least],
         loops,
         dtype=["int64", "int64", "int64", "float32"],

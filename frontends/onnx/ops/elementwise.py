@@ -90,6 +90,9 @@ def _register_tables() -> None:
         register(name)(variadic(function))
 
 
+ELEMENTWISE = (*_UNARY, *_BINARY, *_VARIADIC)
+
+
 def _all_inputs(op: NodeContext) -> list[Value]:
     return [op.input(index) for index in range(len(op.inputs))]
 

@@ -21,19 +21,21 @@ _AXES_INPUT_SINCE = {"ReduceSum": 13}
 _DEFAULT_AXES_INPUT_SINCE = 18
 
 
-def _reduce(op: NodeContext, compute: Callable[[NodeContext, Value, list[int]], Value]) -> Value:
-    """Read axes and ``keepdims``, reduce with kept dimensions, and drop them if wanted."""
+def reduced_axes(op: NodeContext) -> list[int]:
+    """Return the axes that a reduction is over, in order."""
     data = op.input(0)
     since = _AXES_INPUT_SINCE.get(op.node.op_type, _DEFAULT_AXES_INPUT_SINCE)
     given = op.ints(1) if op.opset >= since else op.attr("axes", None)
-    keepdims = bool(op.attr("keepdims"))
-    nothing_to_do = op.opset >= since and bool(op.attr("noop_with_empty_axes")) and not given
-    if nothing_to_do:
-        axes: list[int] = []
-    else:
-        axes = sorted({axis % data.rank for axis in given} if given else range(data.rank))
     if any(not -data.rank <= axis < data.rank for axis in given or ()):
         raise ValueError(f"axes {given} are out of range for {data.rank} dimensions")
+    if op.opset >= since and bool(op.attr("noop_with_empty_axes")) and not given:
+        return []
+    return sorted({axis % data.rank for axis in given} if given else range(data.rank))
+
+
+def _reduce(op: NodeContext, compute: Callable[[NodeContext, Value, list[int]], Value]) -> Value:
+    """Reduce with kept dimensions, and drop them if wanted."""
+    data, axes, keepdims = op.input(0), reduced_axes(op), bool(op.attr("keepdims"))
     if data.size == 0:
         return _reduce_nothing(op, data, axes, keepdims)
     result = compute(op, data, axes)
