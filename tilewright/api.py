@@ -17,6 +17,7 @@ from tilewright.runtime.module import Module
 
 if TYPE_CHECKING:
     from tilewright.compiler.pipeline import Lowered
+    from tilewright.compiler.program import Program
     from tilewright.compiler.targets import Target
     from tilewright.compiler.tasks import Tuned
     from tilewright.tuning import Logs
@@ -157,10 +158,32 @@ def compile(
     progress("code generation")
     folder = tempfile.TemporaryDirectory(prefix="tilewright-")
     path = Path(folder.name) / {"so": "model.so", "static": "model.o"}.get(format, "model")
-    work = describe_work(lowered.program, lowered.operations)
-    package(lowered.program, description, path, {"model_digest": digest, "work": work}, format)
     report = {**describe_layouts(lowered), "tuning": tuning}
+    work = describe_work(lowered.program, lowered.operations)
+    calls = [
+        {**numbers, **reasons}
+        for numbers, reasons in zip(work, _reasons(lowered.program, report), strict=True)
+    ]
+    package(lowered.program, description, path, {"model_digest": digest, "work": calls}, format)
     return CompiledModule(path, folder, report, format)
+
+
+def _reasons(program: Program, report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return, for each call, its layouts and whether it is tuned: what `explain` reads."""
+    layouts = {row["label"]: row["layouts"] for row in report["operators"]}
+    tuning = {row["label"]: row for row in report["tuning"]["operators"]}
+    reasons: list[dict[str, Any]] = []
+    for call in program.calls:
+        found = {}
+        if call.label in layouts:
+            row = tuning[call.label]
+            found = {
+                "layouts": layouts[call.label],
+                "tuning": row["origin"],
+                "reason": row["reason"],
+            }
+        reasons.append(found)
+    return reasons
 
 
 def lower_model(

@@ -21,6 +21,8 @@ import typer
 import tilewright
 from tilewright import _cli_arguments as arguments
 from tilewright import _cli_baseline
+from tilewright import _cli_device as device
+from tilewright import _cli_explain as explaining
 from tilewright import _cli_output as output
 from tilewright import _cli_profile as profiling
 from tilewright import _cli_quantize as quantizing
@@ -244,5 +246,5 @@ class _Interrupts:
 _cli_baseline.register(app, _errors)
 
 
-for _commands in (quantizing, profiling, size, tuning, trust):
+for _commands in (quantizing, profiling, explaining, size, tuning, device, trust):
     _commands.mount(app, _errors)

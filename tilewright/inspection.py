@@ -49,14 +49,22 @@ def inspect(
     path = Path(path)
     drawings = {"dot": dot, "svg": svg}
     layouts = layouts or dot is not None or svg is not None
-    try:
-        with path.open("rb") as file:
-            is_module = file.read(len(_ELF_MAGIC)) == _ELF_MAGIC
-    except OSError as error:
-        raise ModelError(f"cannot read '{path}': {error.strerror or error}") from error
-    if is_module:
+    if is_module(path):
         return _inspect_module(path, layouts)
     return _inspect_model(path, layouts, target, shapes, drawings)
+
+
+def is_module(path: Path) -> bool:
+    """Say whether a file is a compiled module, by its first bytes.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_ELF_MAGIC)) == _ELF_MAGIC
+    except OSError as error:
+        raise ModelError(f"cannot read '{path}': {error.strerror or error}") from error
 
 
 def describe_layouts(lowered: Lowered) -> dict[str, Any]:

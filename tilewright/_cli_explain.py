@@ -1,0 +1,144 @@
+"""The command `explain`: where the time goes, why, and what would help most."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tilewright import _cli_arguments as arguments
+from tilewright import _cli_output as output
+
+Errors = Callable[[bool], AbstractContextManager[None]]
+
+
+def mount(app: typer.Typer, errors: Errors) -> None:
+    """Add the command to the command line.
+
+    Args:
+        app: the command line.
+        errors: context that turns errors meant for a person into a line and an exit status.
+    """
+
+    @app.command("explain")
+    def explain_command(
+        path: Annotated[Path, typer.Argument(metavar="MODEL|MODULE", help="Either file.")],
+        against: Annotated[
+            Path | None, typer.Option(help="Another module, to compare each operator with.")
+        ] = None,
+        input_: Annotated[
+            Path | None,
+            typer.Option("--input", help="An .npz file: input name -> array. Default: random."),
+        ] = None,
+        shape: Annotated[
+            list[str] | None,
+            typer.Option("--shape", metavar="NAME=1,3,224,224", help="Of a model; as 'compile'."),
+        ] = None,
+        threads: Annotated[int, typer.Option(min=1, help="Threads of the module.")] = 1,
+        rounds: Annotated[int, typer.Option(min=1, help="Runs; the fastest counts.")] = 20,
+        top: Annotated[int, typer.Option(min=1, help="Operators shown; JSON has all.")] = 15,
+        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback.")] = False,
+    ) -> None:
+        """Say where the time goes and why: limit, layout and tuning of each operator."""
+        import tilewright
+        from tilewright.explaining import explain
+        from tilewright.inputs import load_npz
+        from tilewright.inspection import is_module
+
+        shapes = arguments.parse_shapes(shape)
+        with errors(debug), output.progress() as progress:
+            module, compiled = path, None
+            if not is_module(path):
+                compiled = tilewright.compile(path, shapes=shapes, progress=progress)
+                module = compiled.path
+            progress("measuring")
+            feed = None if input_ is None else load_npz(input_)
+            found = explain(module, against=against, inputs=feed, threads=threads, rounds=rounds)
+            found["module"] = str(path)
+        if as_json:
+            typer.echo(json.dumps(found, indent=2))
+        else:
+            _print(found, top)
+
+
+def _print(found: Mapping[str, Any], top: int) -> None:
+    threads = found["threads"]
+    _say(
+        f"{found['module']}: {found['seconds'] * 1e3:.2f} ms on {threads} thread"
+        f"{'s' * (threads != 1)}; meanwhile the machine gave {found['peak_gflops']:.0f} GFLOP/s "
+        f"and {found['bandwidth_gbytes']:.1f} GB/s"
+    )
+    rows = [
+        (
+            row["label"],
+            f"{row['seconds'] * 1e3:.3f} ms",
+            f"{row['share']:.1%}",
+            f"{row['to_win_s'] * 1e3:.3f} ms",
+            row["waits_for"],
+            row["tuning"],
+            " | ".join(row["layouts"][-1:]),
+            row["instructions"] or "",
+        )
+        for row in found["operators"][:top]
+    ]
+    _table(
+        ("operator", "time", "share", "to win", "waits for", "tuning", "writes", "inner loop"),
+        rows,
+    )
+    conversions = found["conversions"]
+    _say(
+        f"{conversions['count']} layout conversions take {conversions['seconds'] * 1e3:.3f} ms; "
+        + (", ".join(f"{share:.0%} {kind}" for kind, share in found["tuned"].items()) or "no tasks")
+    )
+    advised = [row for row in found["operators"] if row["advice"]]
+    for row in advised[:top]:
+        _say(f"up to {row['to_win_s'] * 1e3:.3f} ms: {row['label']}: {row['advice']}")
+    if "against" in found:
+        _print_beside(found, top)
+
+
+def _print_beside(found: Mapping[str, Any], top: int) -> None:
+    other = found["against"]
+    ratio = found["seconds"] / other["seconds"]
+    _say(
+        f"{other['module']}: {other['seconds'] * 1e3:.2f} ms; {found['module']} takes {ratio:.2f} "
+        "times as long"
+    )
+
+    def time(seconds: float | None) -> str:
+        return "" if seconds is None else f"{seconds * 1e3:.3f} ms"
+
+    rows = [
+        (row["label"], time(row["seconds"]), time(row["other_seconds"]))
+        for row in other["operators"][:top]
+    ]
+    _table(("operator", found["module"], other["module"]), rows)
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 1 << 16  # a pipe has no width: never cut a line there
+    return console
+
+
+def _say(text: str) -> None:
+    _console().print(text, markup=False)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    _console().print(table)
