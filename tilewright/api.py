@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from tilewright.compiler.tasks import Tuned
     from tilewright.tuning import Logs
 
+FAULT = "the compiler failed, which is a fault of tilewright and not of the model,"
+# What TVM and Python raise where a pass meets what it did not expect.
+_FAULTS = (
+    RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+    AssertionError, MemoryError,
+)  # fmt: skip
+
 Shapes = Mapping[str, Sequence[int]]
 
 
@@ -210,23 +217,37 @@ def lower_model(
     def specs(items: Sequence[Any]) -> list[TensorSpec]:
         return [TensorSpec(item.name, item.shape, item.dtype) for item in items]
 
-    progress("import")
+    stage = "import"
+
+    def note(name: str) -> None:
+        nonlocal stage
+        stage = name
+        progress(name)
+
+    note("import")
     imported = import_onnx(model, shapes=shapes, constants=constants)
     regions = []
     for region in imported.regions:
         bodies = [BodySource(b.module, specs(b.inputs), specs(b.outputs)) for b in region.bodies]
         regions.append(RegionSource(region.kind, bodies, region.carried, region.takes))
-    lowered = lower(
-        imported.module,
-        specs(imported.inputs),
-        specs(imported.outputs),
-        target,
-        tuned=tuned,
-        regions=regions,
-        integer_only=integer_only,
-        dump_ir=None if dump_ir is None else Path(dump_ir),
-        progress=progress,
-    )
+    try:
+        lowered = lower(
+            imported.module,
+            specs(imported.inputs),
+            specs(imported.outputs),
+            target,
+            tuned=tuned,
+            regions=regions,
+            integer_only=integer_only,
+            dump_ir=None if dump_ir is None else Path(dump_ir),
+            progress=note,
+        )
+    except _FAULTS as error:
+        reason = str(error).strip().split("\n")[-1] or type(error).__name__
+        raise CompileError(
+            f"{FAULT} in stage '{stage}': {reason}. Please report it with the model; --debug shows "
+            "where it is."
+        ) from error
     return lowered, imported.digest
 
 

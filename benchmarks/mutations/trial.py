@@ -14,6 +14,7 @@ import onnx
 import tilewright
 from benchmarks.mutations.models import MODELS
 from benchmarks.mutations.mutate import mutate
+from tilewright.api import FAULT
 from tilewright.errors import TilewrightError
 
 REFUSED, RAN, TOO_LARGE, TRACEBACK = "refused", "ran", "too large to run here", "traceback"
@@ -31,7 +32,7 @@ class Trial:
 
     Attributes:
         status: REFUSED by an error for people, RAN, TOO_LARGE (compiled only), or what must not
-            be: TRACEBACK, CRASH, HANG.
+            be: TRACEBACK (or an error that stands for one inside the compiler), CRASH, HANG.
         reason: the error.
     """
 
@@ -70,7 +71,8 @@ def run_trial(name: str) -> Trial:
         try:
             return _compile_and_run(path, random_of(name))
         except TilewrightError as error:
-            return Trial(REFUSED, _one_line(error))
+            text = _one_line(error)
+            return Trial(TRACEBACK if text.startswith(FAULT) else REFUSED, text)
         except Exception as error:  # the point of the exercise: nothing else may come out
             where = traceback.extract_tb(error.__traceback__)
             own = [frame for frame in where if "/tilewright/" in frame.filename] or where

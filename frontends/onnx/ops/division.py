@@ -11,7 +11,7 @@ from tvm import relax, tirx
 from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.ops.elementwise import FLOATS, aligned, broadcast_te
 from tilewright.frontends.onnx.registry import register
-from tilewright.frontends.onnx.values import Value
+from tilewright.frontends.onnx.values import Value, constant
 
 R = relax.op
 
@@ -24,9 +24,22 @@ def divide(op: NodeContext) -> Value:
     itself. Processors stop the program for both.
     """
     left, right = op.input(0), aligned(op, op.input(0), op.input(1))
-    if left.dtype in FLOATS or _is_harmless(right):
+    if left.dtype in FLOATS:
+        return quotient(op, left, right)
+    if _is_harmless(right):
         return op.call(R.divide, left, right)
     return broadcast_te(op, _defined(tirx.truncdiv, left.dtype, True), "divide", left, right)
+
+
+def quotient(op: NodeContext, left: Value, right: Value) -> Value:
+    """Divide floats.
+
+    By a constant 0, multiply with infinity, which is the same in IEEE 754: TVM refuses to divide.
+    """
+    if right.data is None or right.size != 1 or right.data.all():
+        return op.call(R.divide, left, right)
+    with np.errstate(divide="ignore", over="ignore"):
+        return op.call(R.multiply, left, constant(1 / right.data, right.dtype))
 
 
 @register("Mod")

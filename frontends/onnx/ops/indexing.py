@@ -54,8 +54,19 @@ def _gather(data: te.Tensor, indices: te.Tensor, axis: int) -> te.Tensor:
 def wrapped(op: NodeContext, indices: Value, extent: int) -> Value:
     """Count negative indices from the end; constants are checked and wrapped when compiling."""
     if indices.data is not None:
-        return constant(np.where(indices.data < 0, indices.data + extent, indices.data))
+        return constant(_checked(indices.data, np.array(extent)))
     return op.call(R.floor_mod, indices, op.scalar(extent, indices.dtype))
+
+
+def _checked(indices: np.ndarray, extents: np.ndarray) -> np.ndarray:
+    """Count negative indices from the end.
+
+    Raises:
+        ValueError: An index is out of range.
+    """
+    if ((indices < -extents) | (indices >= extents)).any():
+        raise ValueError(f"an index is out of range for extent {extents.tolist()}")
+    return np.where(indices < 0, indices + extents, indices).astype(indices.dtype)
 
 
 @register("GatherElements")
@@ -131,8 +142,7 @@ def scatter_nd(op: NodeContext) -> Value:
         return _scatter_by_map(op, data, indices.data, updates)
     depth = indices.shape[-1]
     if indices.data is not None:
-        extents = np.array(data.shape[:depth])
-        indices = constant(np.where(indices.data < 0, indices.data + extents, indices.data))
+        indices = constant(_checked(indices.data, np.array(data.shape[:depth])))
     else:
         indices = op.call(
             R.floor_mod, indices, constant(np.array(data.shape[:depth], indices.dtype))

@@ -11,6 +11,7 @@ from tilewright.compiler.quantize.affine import emit_affine, saturated
 from tilewright.frontends.onnx.folding import fold
 from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.ops.convolution import conv_te, with_bias
+from tilewright.frontends.onnx.ops.division import quotient
 from tilewright.frontends.onnx.ops.elementwise import FLOATS, cast, round_to_even
 from tilewright.frontends.onnx.ops.integer_products import dot_convolution, dot_product
 from tilewright.frontends.onnx.ops.small_types import decode, integer_range, is_small_integer
@@ -101,7 +102,7 @@ def quantize(
 ) -> Value:
     """Compute saturate(round_half_even(data / scale) + zero); a small float rounds once, last."""
     if is_small(dtype) and not is_small_integer(dtype):
-        scaled = op.call(R.divide, data, scale)
+        scaled = quotient(op, data, scale)
         if zero is not None and not (zero.data is not None and not zero.data.any()):
             scaled = op.call(R.add, scaled, cast(op, zero, scaled.dtype))
         return cast(op, scaled, dtype, saturate)
@@ -109,7 +110,7 @@ def quantize(
         zero = op.scalar(0, "int32") if zero is None else cast(op, zero, "int32")
         if zero.rank == 0:
             return op.te(_saturated, data, scale, zero, dtype, name="quantize_linear")
-    rounded = round_to_even(op, op.call(R.divide, data, scale))
+    rounded = round_to_even(op, quotient(op, data, scale))
     if zero is not None:
         rounded = op.call(R.add, rounded, cast(op, zero, rounded.dtype))
     low, high = _RANGES[dtype] if dtype in _RANGES else integer_range(dtype)

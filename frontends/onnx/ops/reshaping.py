@@ -332,7 +332,8 @@ def reverse_sequence(op: NodeContext) -> Value:
 
 def _reverse_sequence(data: te.Tensor, lengths: te.Tensor, batch: int, time: int) -> te.Tensor:
     def element(*indices: Any) -> Any:
-        length = lengths(indices[batch]).astype("int32")
+        length = lengths(indices[batch])  # which may be anything
+        length = tirx.max(tirx.min(length, int(data.shape[time])), 0).astype("int32")
         places = list(indices)
         mirrored = length - 1 - indices[time]
         places[time] = tirx.Select(indices[time] < length, mirrored, indices[time])

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from tvm import relax, te, tirx
 
 from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.ops.convolution import with_bias
+from tilewright.frontends.onnx.ops.reshaping import reshape_to
 from tilewright.frontends.onnx.ops.window import Window, read_window
 from tilewright.frontends.onnx.registry import register
 from tilewright.frontends.onnx.values import Value
@@ -173,10 +175,10 @@ def _roi_align(
         y, x = place
         valid = tirx.all(y >= -1.0, y <= float(height), x >= -1.0, x <= float(width))
         y, x = (tirx.max(tirx.min(v, n - 1.0), 0.0) for v, n in ((y, height), (x, width)))
-        batch = batches(r).astype("int32")
+        batch = _limited(batches(r), int(data.shape[0])).astype("int32")
 
         def load(row: Any, column: Any) -> Any:
-            return data(batch, c, tirx.min(row, height - 1), tirx.min(column, width - 1))
+            return data(batch, c, _limited(row, height), _limited(column, width))
 
         value = _largest_corner(load, y, x) if corner else _bilinear(load, y, x)
         return tirx.if_then_else(valid, value, tirx.const(0, data.dtype))
@@ -315,7 +317,8 @@ def max_unpool(op: NodeContext) -> Value:
     ]
     total, count = math.prod([*data.shape[:2], *implied]), data.size
     empty = op.call(R.full, (total,), op.scalar(0, data.dtype), data.dtype)
-    places = op.call(R.reshape, indices, (count,))
+    # No index may write outside, whatever the data say.
+    places = op.call(R.floor_mod, reshape_to(op, indices, (count,)), op.scalar(total, "int64"))
     filled = op.call(R.scatter_elements, empty, places, op.call(R.reshape, data, (count,)), 0)
     result = op.call(R.reshape, filled, (*data.shape[:2], *implied))
     widths = [0, 0, 0, 0]
@@ -326,11 +329,51 @@ def max_unpool(op: NodeContext) -> Value:
 
 @register("MaxRoiPool")
 def max_roi_pool(op: NodeContext) -> Value:
-    """https://onnx.ai/onnx/operators/onnx__MaxRoiPool.html"""
-    return op.call(
-        R.vision.roi_pool,
-        op.input(0),
-        op.input(1),
-        pooled_size=op.attr("pooled_shape"),
-        spatial_scale=op.attr("spatial_scale"),
+    """https://onnx.ai/onnx/operators/onnx__MaxRoiPool.html (bins as in Caffe's ROIPooling)."""
+    shape, scale = op.attr("pooled_shape"), op.attr("spatial_scale")
+    if len(shape) != 2 or min(shape) < 1:
+        op.fail(f"pooled_shape is {shape}; it must have two positive numbers")
+    return op.te(_max_roi_pool, op.input(0), op.input(1), shape, scale, name="max_roi_pool")
+
+
+def _max_roi_pool(
+    data: te.Tensor, rois: te.Tensor, shape: tuple[int, int], scale: float
+) -> te.Tensor:
+    """Take the largest element of every bin; 0 where a bin lies outside the image.
+
+    A region is [image, x1, y1, x2, y2] with both ends included, rounded to whole elements.
+    """
+    images, height, width = (int(data.shape[axis]) for axis in (0, 2, 3))
+    ry, rx = te.reduce_axis((0, height), "ry"), te.reduce_axis((0, width), "rx")
+    lowest = tirx.const(-np.inf, data.dtype)
+
+    def inside(r: Any, first: int, bin_: Any, count: int, at: Any) -> Any:
+        begin, end = (_rounded(rois(r, k) * scale) for k in (first, first + 2))
+        size = tirx.max(end - begin + 1.0, 1.0) / count
+        low, high = tirx.floor(bin_ * size) + begin, tirx.ceil((bin_ + 1) * size) + begin
+        place = at.astype(data.dtype)
+        return tirx.all(place >= low, place < high)
+
+    def largest(r: Any, c: Any, i: Any, j: Any) -> Any:
+        image = _limited(rois(r, 0).astype("int32"), images)
+        is_in = tirx.all(inside(r, 2, i, shape[0], ry), inside(r, 1, j, shape[1], rx))
+        return te.max(tirx.if_then_else(is_in, data(image, c, ry, rx), lowest), axis=[ry, rx])
+
+    shape_4d = (rois.shape[0], data.shape[1], *shape)
+    found = te.compute(shape_4d, largest, name="max_roi_pool")
+    least = tirx.min_value(data.dtype)
+    return te.compute(
+        shape_4d,
+        lambda *at: tirx.Select(found(*at) <= least, tirx.const(0, data.dtype), found(*at)),
+        name="bins",
     )
+
+
+def _rounded(value: Any) -> Any:
+    """Round to whole numbers, ties away from zero."""
+    return tirx.Select(value < 0.0, tirx.ceil(value - 0.5), tirx.floor(value + 0.5))
+
+
+def _limited(index: Any, extent: int) -> Any:
+    """Keep an index that comes from data inside a dimension."""
+    return tirx.max(tirx.min(index, extent - 1), 0)

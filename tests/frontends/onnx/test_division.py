@@ -56,3 +56,12 @@ def test_integer_remainder_by_zero_is_zero(dtype, fmod):
 def test_division_by_a_constant_with_a_zero_in_it():
     left, right = np.array([5, 6, -7, 8], np.int64), np.array([0, -1, 2, 3], np.int64)
     np.testing.assert_array_equal(run("Div", left, right, {"b": right}), [0, -6, -3, 2])
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_float_division_by_a_constant_zero_follows_ieee_754(zero):
+    left = np.float32([1, -2, 0, -0.0, np.inf, np.nan])
+    with np.errstate(all="ignore"):
+        wanted = left / np.float32(zero)
+    found = run("Div", left, None, {"b": np.array(zero, np.float32)})
+    np.testing.assert_array_equal(found, wanted)
