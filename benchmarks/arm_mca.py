@@ -10,11 +10,8 @@ gives for multiply-adds alone.
 from __future__ import annotations
 
 import argparse
-import re
-import shutil
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +22,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tilewright.compiler.codegen import assembly
 from tilewright.compiler.pipeline import lower
 from tilewright.compiler.targets import parse_target
-from tilewright.errors import TargetError
 from tilewright.frontends.onnx import import_onnx
+from tilewright.tuner.device.mca import Loop, bound, cycles, hottest_loop, mca_version
 
 _HEAD = """\
 # Inner loops on ARM, by a model
@@ -37,31 +34,6 @@ is the same core with a model of its own.
 
 """
 PROCESSORS = ("cortex-a72", "cortex-a76", "neoverse-n1")
-_MULTIPLY_ADD = re.compile(
-    r"\s(fmla|sdot|udot|usdot|sudot|smmla|usmmla|smlal2?|umlal2?|sadalp)\s+(v\d+)"
-)
-_BRANCH = re.compile(r"\s+(?:b|b\.\w+|cbn?z\s+\w+,|tbn?z\s+\w+, #\d+,)\s+(\.\w+)$")
-_LABEL = re.compile(r"(\.\w+):")
-_ITERATIONS = 200
-# Old releases lack the models of newer processors, so the newest is taken.
-_VERSIONS = range(30, 13, -1)
-
-
-@dataclass(frozen=True)
-class Loop:
-    """An innermost loop of machine code.
-
-    Attributes:
-        lines: its instructions.
-        multiply_adds: how many of them are vector multiply-adds or dot products.
-        accumulators: how many registers these sum into.
-        spills: how many read or write the stack.
-    """
-
-    lines: tuple[str, ...]
-    multiply_adds: int
-    accumulators: int
-    spills: int
 
 
 @dataclass(frozen=True)
@@ -78,81 +50,6 @@ class Row:
     def share(self) -> float:
         """Part of the bound that the loop reaches."""
         return self.bound / self.cycles
-
-
-def hottest_loop(text: str) -> Loop:
-    """Return the innermost loop of the largest register tile."""
-    loops = sorted(_innermost_loops(text), key=lambda loop: (loop.accumulators, loop.multiply_adds))
-    if not loops:
-        raise ValueError("the code has no loop")
-    return loops[-1]
-
-
-def _innermost_loops(text: str) -> Iterator[Loop]:
-    lines = text.splitlines()
-    labels = {m.group(1): i for i, line in enumerate(lines) if (m := _LABEL.match(line))}
-    for end, line in enumerate(lines):
-        branch = _BRANCH.match(line)
-        start = labels.get(branch.group(1), end) if branch else end
-        body = lines[start + 1 : end + 1]
-        if start >= end or any(_LABEL.match(other) for other in body):
-            continue
-        code = tuple(other for other in body if other.startswith("\t") and "\t." not in other[:2])
-        found = [m for other in code if (m := _MULTIPLY_ADD.search(other))]
-        yield Loop(
-            code,
-            len(found),
-            len({m.group(2) for m in found}),
-            sum("[sp" in other for other in code),
-        )
-
-
-def find_mca() -> str:
-    """Return the command of the newest llvm-mca.
-
-    Raises:
-        TargetError: there is none.
-    """
-    for name in (*(f"llvm-mca-{version}" for version in _VERSIONS), "llvm-mca"):
-        if shutil.which(name):
-            return name
-    raise TargetError("llvm-mca not found; install Debian's package llvm-19 or newer")
-
-
-def _version() -> str:
-    done = subprocess.run([find_mca(), "--version"], capture_output=True, text=True, check=True)
-    found = re.search(r"LLVM version (\d+)", done.stdout)
-    return f"llvm-mca {found.group(1)}" if found else "llvm-mca"
-
-
-def cycles(lines: Sequence[str], processor: str) -> float:
-    """Return the modelled cycles of one round of a loop."""
-    command = [find_mca(), "-mtriple=aarch64", f"-mcpu={processor}", f"-iterations={_ITERATIONS}"]
-    done = subprocess.run(
-        command, input="\n".join(lines) + "\n", capture_output=True, text=True, check=True
-    )
-    found = re.search(r"Total Cycles:\s+(\d+)", done.stdout)
-    assert found, done.stdout
-    return int(found.group(1)) / _ITERATIONS
-
-
-def bound(loop: Loop, processor: str) -> float:
-    """Return the modelled cycles of the multiply-adds of a loop alone, all independent."""
-    kinds = [m.group(1) for line in loop.lines if (m := _MULTIPLY_ADD.search(line))]
-    total = 0.0
-    for kind in set(kinds):
-        sources = {
-            "fmla": "v30.4s, v31.4s",
-            "smlal": "v30.4h, v31.4h",
-            "umlal": "v30.4h, v31.4h",
-            "smlal2": "v30.8h, v31.8h",
-            "umlal2": "v30.8h, v31.8h",
-            "sudot": "v30.16b, v31.4b[0]",
-            "sadalp": "v30.8h",
-        }.get(kind, "v30.16b, v31.16b")
-        alone = [f"\t{kind}\tv{i}.4s, {sources}" for i in range(24)]
-        total += cycles(alone, processor) / len(alone) * kinds.count(kind)
-    return total
 
 
 def _weights(*shape: int) -> np.ndarray:
@@ -256,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for processor in PROCESSORS
         if not _without_dot(name, processor)
     ]
-    text = _HEAD.format(tool=_version()) + table(rows)
+    text = _HEAD.format(tool=mca_version()) + table(rows)
     print(text, end="")
     if options.output is not None:
         options.output.write_text(text)

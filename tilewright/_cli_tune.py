@@ -17,6 +17,7 @@ from tilewright import _cli_arguments as arguments
 from tilewright import _cli_tuning_tables as tables
 
 if TYPE_CHECKING:
+    from tilewright.tuner.device.choose import DeviceOptions
     from tilewright.tuner.session import TuneOptions
 
 Errors = Callable[[bool], AbstractContextManager[None]]
@@ -49,6 +50,22 @@ Lock = Annotated[
 ]
 Cold = Annotated[bool, typer.Option("--cold", help="Rotate buffers beyond the last-level cache.")]
 TargetName = Annotated[str, typer.Option("--target", help="'native', or a name from 'targets'.")]
+Device = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        metavar="ssh://USER@BOARD",
+        help="Board to time on, or exec:COMMAND for an emulator here; may be given several times.",
+    ),
+]
+Tracker = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help="TVM's RPC tracker, whose servers time.")
+]
+Key = Annotated[str, typer.Option(help="Kind of device to ask the tracker for.")]
+Measure = Annotated[
+    str,
+    typer.Option(help="'time', or 'mca': cycles of inner loops in LLVM's model of the target."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 LogPath = Annotated[Path, typer.Argument(metavar="LOG", help="A tuning log.", show_default=False)]
@@ -88,7 +105,13 @@ def print_coverage(tuning: Mapping[str, Any], verbose: bool) -> None:
     tables.print_coverage(tuning, verbose)
 
 
-def _options(strategy: str, cold: bool, measure_cpu: int | None, lock: Path | None) -> TuneOptions:
+def _options(
+    strategy: str,
+    cold: bool,
+    measure_cpu: int | None,
+    lock: Path | None,
+    devices: DeviceOptions,
+) -> TuneOptions:
     from tilewright.tuner.measure import MeasureOptions
     from tilewright.tuner.session import STRATEGIES, TuneOptions
 
@@ -96,7 +119,13 @@ def _options(strategy: str, cold: bool, measure_cpu: int | None, lock: Path | No
         known = ", ".join(STRATEGIES)
         raise typer.BadParameter(f"--strategy {strategy}: expected one of {known}")
     measure = MeasureOptions(cold=cold, cpu=measure_cpu, lock=lock)
-    return TuneOptions(strategy=strategy, measure=measure)
+    return TuneOptions(strategy=strategy, measure=measure, devices=devices)
+
+
+def _devices(device: list[str] | None, tracker: str, key: str, measure: str) -> DeviceOptions:
+    from tilewright.tuner.device.choose import DeviceOptions
+
+    return DeviceOptions(tuple(device or ()), tracker, key, measure)
 
 
 def mount(app: typer.Typer, errors: Errors) -> None:
@@ -120,6 +149,10 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         cold: Cold = False,
         measure_cpu: MeasureCpu = None,
         lock: Lock = None,
+        device: Device = None,
+        tracker: Tracker = "",
+        key: Key = "",
+        measure: Measure = "time",
         shape: Annotated[
             list[str] | None, typer.Option("--shape", metavar="NAME=1,3,224,224")
         ] = None,
@@ -128,9 +161,11 @@ def mount(app: typer.Typer, errors: Errors) -> None:
     ) -> None:
         """Tune a model's operators here; 'compile' then finds the log by itself."""
         seconds, shapes = parse_time(time), arguments.parse_shapes(shape)
-        options = _options(strategy, cold, measure_cpu, lock)
         with errors(debug), tables.live() as show:
             from tilewright.tuner import tune
+
+            devices = _devices(device, tracker, key, measure)
+            options = _options(strategy, cold, measure_cpu, lock, devices)
 
             result = tune(
                 *(model, target, shapes),
@@ -163,6 +198,10 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         cold: Cold = False,
         measure_cpu: MeasureCpu = None,
         lock: Lock = None,
+        device: Device = None,
+        tracker: Tracker = "",
+        key: Key = "",
+        measure: Measure = "time",
         as_json: AsJson = False,
         debug: Debug = False,
     ) -> None:
@@ -172,10 +211,12 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         if kind not in KINDS:
             raise typer.BadParameter(f"{kind}: expected one of {', '.join(KINDS)}")
         shapes = parse_extents(data, "--data"), parse_extents(weight, "--weight")
-        seconds, options = parse_time(time), _options(strategy, cold, measure_cpu, lock)
+        seconds = parse_time(time)
         with errors(debug), tables.live() as show:
             from tilewright.tuner import tune
 
+            devices = _devices(device, tracker, key, measure)
+            options = _options(strategy, cold, measure_cpu, lock, devices)
             model = operator_model(kind, *shapes, stride, pad, dilation, groups)
             result = tune(
                 *(model, target),

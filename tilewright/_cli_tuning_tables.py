@@ -49,9 +49,10 @@ def session_table(session: Session) -> Table:
     table = _table(
         "task", "calls", "trials", "failed", "default", "best", "GFLOP/s", "peak", "gain left"
     )
+    measure = session.options.devices.measure
     for state in session.states[:_SHOWN_TASKS]:
         best, gflops = state.best_s, None
-        if best and state.flops:
+        if best and state.flops and measure == "time":
             gflops = state.flops / best / 1e9
         peak = session.peak_flops * state.task.target.cores / 1e9
         gain = state.progress.expected_gain_s()
@@ -60,11 +61,11 @@ def session_table(session: Session) -> Table:
             str(state.weight),
             str(state.trials),
             str(state.failures or ""),
-            _time(state.incumbent_s),
-            _time(best),
+            _amount(state.incumbent_s, measure),
+            _amount(best, measure),
             f"{gflops:.0f}" if gflops else "",
             f"{gflops / peak:.0%}" if gflops and peak else "",
-            state.problem or (_time(gain) if 0 < gain < 1 else ""),
+            state.problem or (_amount(gain, measure) if 0 < gain < 1 else ""),
         )
     if len(session.states) > _SHOWN_TASKS:
         table.add_row(f".. {len(session.states) - _SHOWN_TASKS} more", *[""] * 8)
@@ -78,7 +79,8 @@ def session_table(session: Session) -> Table:
         left = f", about {(options.trials - session.trials) / rate:.0f} s left"
     table.caption = (
         f"{session.trials} trials, {rate:.1f} a second, {session.elapsed_s:.0f} s{left}; "
-        f"all tasks {_time(before)} -> {_time(after)}. Ctrl-C stops and keeps the best."
+        f"all tasks {_amount(before, measure)} -> {_amount(after, measure)}. "
+        "Ctrl-C stops and keeps the best."
     )
     return table
 
@@ -97,15 +99,16 @@ def print_result(result: TuneResult, as_json: bool) -> None:
             str(task.calls),
             str(task.trials),
             str(task.failures or ""),
-            _time(task.incumbent_s),
-            _time(task.best_s),
-            f"{task.gflops:.0f}" if task.gflops else "",
+            _amount(task.incumbent_s, result.measure),
+            _amount(task.best_s, result.measure),
+            f"{task.gflops:.0f}" if task.gflops and result.measure == "time" else "",
             task.problem,
         )
     _console().print(table)
     gain = result.before_s / result.after_s if result.after_s else 1.0
     typer.echo(
-        f"all tasks {_time(result.before_s)} -> {_time(result.after_s)} ({gain:.2f}x), "
+        f"all tasks {_amount(result.before_s, result.measure)} -> "
+        f"{_amount(result.after_s, result.measure)} ({gain:.2f}x), "
         f"{result.trials} trials in {result.elapsed_s:.0f} s, stopped: {result.stopped}; "
         f"log {result.log}"
     )
@@ -203,6 +206,15 @@ def _table(*names: str) -> Table:
     for index, name in enumerate(names):
         table.add_column(name, justify="left" if index == 0 or name == "note" else "right")
     return table
+
+
+def _amount(seconds: float | None, measure: str) -> str:
+    """Return a time, or the cycles that a model counted: those are never shown as a time."""
+    if measure != "mca" or not seconds:
+        return _time(seconds)
+    from tilewright.compiler.layout.costs import CLOCK_HZ
+
+    return f"{seconds * CLOCK_HZ / 1e3:.1f} kcycles"
 
 
 def _time(seconds: float | None) -> str:

@@ -47,13 +47,22 @@ def estimate_cycles(
     return 1.0
 
 
+def outside_cycles(loops: Mapping[str, Any], decisions: Mapping[str, Any], target: Target) -> float:
+    """Return the modelled cycles of a contraction outside of its reduction: stores and memory."""
+    if loops["kind"] != "contraction":
+        return 0.0
+    return _contraction(loops, decisions, target, reduction=False)
+
+
 def _even(extent: int, tile: int) -> tuple[int, float]:
     """Return the number of tiles and their mean size."""
     count = -(-extent // tile)
     return count, extent / count
 
 
-def _contraction(loops: Mapping[str, Any], decisions: Mapping[str, Any], target: Target) -> float:
+def _contraction(
+    loops: Mapping[str, Any], decisions: Mapping[str, Any], target: Target, reduction: bool = True
+) -> float:
     outer, inner = loops["rows"][decisions["fused_rows"] - 1]
     images = max(1, loops["row_points"] // (outer * inner)) * int(loops["batch"])
     outer_count, outer_size = _even(outer, decisions["row_tile"][0])
@@ -69,6 +78,7 @@ def _contraction(loops: Mapping[str, Any], decisions: Mapping[str, Any], target:
     step += _STREAM_CYCLES * vectors
     # The counter and branch of the innermost loop, where a round has little to do.
     step += 1.0 / int(decisions["unroll"]) if cells < 12 else 0.0
+    step = step if reduction else 0.0
     tiles = images * outer_count * inner_count
     total = tiles * column_count * (depth * step + _TILE_OVERHEAD + _STORE_CYCLES * cells * chains)
     return total + _EXPOSED * _memory(loops, decisions, target, tiles, column_count, depth)

@@ -191,6 +191,8 @@ class _Loop:
         for record in contents.records:
             if not same_target(record.target, self.target):
                 continue
+            if record.hardware.get("measure") != self.measurer.facts.get("measure"):
+                continue  # cycles of a model and times of a device are not compared
             known = found.setdefault(record.task_key, {})
             before = known.get(record.candidate)
             if before is None or not before.ok or (record.ok and record.seconds < before.seconds):

@@ -8,6 +8,7 @@ from typing import Literal
 
 from tilewright.compiler.tasks import Task
 from tilewright.tuner.budget import Progress
+from tilewright.tuner.device.choose import DeviceOptions
 from tilewright.tuner.measure import MeasureOptions
 from tilewright.tuner.search import Tuner
 
@@ -30,6 +31,7 @@ class TuneOptions:
         cost_model: whether a ranking model picks; else the analytical estimate does.
         fixed_layouts: tune loops only, in the layouts that the compiler estimates to be best.
         measure: how candidates are measured.
+        devices: where, other than on this machine.
     """
 
     trials: int | None = None
@@ -40,6 +42,7 @@ class TuneOptions:
     cost_model: bool = True
     fixed_layouts: bool = False
     measure: MeasureOptions = field(default_factory=MeasureOptions)
+    devices: DeviceOptions = field(default_factory=DeviceOptions)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from tilewright.compiler.program import TensorSpec
 from tilewright.compiler.targets import Target, parse_target
 from tilewright.compiler.tasks import Task, extract_tasks
 from tilewright.frontends.onnx import import_onnx
+from tilewright.tuner.device.choose import open_timer
 from tilewright.tuner.log import Log
 from tilewright.tuner.lookup import user_log
 from tilewright.tuner.loop import tune_tasks
@@ -50,6 +51,7 @@ class TuneResult:
         elapsed_s: time taken.
         stopped: why it ended.
         warnings: what a person should know.
+        measure: "time", or "mca": then seconds are modelled cycles over `costs.CLOCK_HZ`.
     """
 
     log: Path
@@ -60,6 +62,7 @@ class TuneResult:
     elapsed_s: float
     stopped: str
     warnings: tuple[str, ...]
+    measure: str = "time"
 
 
 def tune(
@@ -77,13 +80,15 @@ def tune(
     winograd: bool = True,
     callback: Callable[[Session], None] = lambda _session: None,
 ) -> TuneResult:
-    """Tune the operators of an ONNX model on this machine; `compile` finds the log by itself.
+    """Tune the operators of an ONNX model; `compile` finds the log by itself.
+
+    Candidates run on this machine, or on `options.devices`.
 
     Running it again goes on from the log. Ctrl-C ends it early and keeps what was found.
 
     Args:
         model: path of an ONNX file, or an `onnx.ModelProto`.
-        target: what this machine is built for: "native", or a name from `targets()`.
+        target: what the device is built for: "native", or a name from `targets()`.
         shapes, constants: as for `compile`.
         trials: candidates to measure in all, those in the log included; without `trials` and
             `time_s` 32 for each task.
@@ -99,6 +104,7 @@ def tune(
         ModelError: the model cannot be imported.
         TargetError: the target is unknown, or there is no C compiler.
         LogError: the log cannot be read.
+        MeasureError: no device answers.
     """
     description = replace(parse_target(target), cores=threads)
     path = user_log() if log is None else Path(log)
@@ -107,8 +113,11 @@ def tune(
         trials = _DEFAULT_TRIALS_PER_TASK * len(tasks)
     options = options or TuneOptions()
     measure = replace(options.measure, threads=threads, seed=seed)
+    timer, build_module = open_timer(options.devices, description, threads)
+    if build_module is not None:
+        measure = replace(measure, build_module=build_module)
     options = replace(options, trials=trials, time_s=time_s, seed=seed, measure=measure)
-    session = tune_tasks(tasks, description, Log(path), options, callback)
+    session = tune_tasks(tasks, description, Log(path), options, callback, timer=timer)
     return summarize(session, path)
 
 
@@ -159,6 +168,7 @@ def summarize(session: Session, log: Path) -> TuneResult:
         session.elapsed_s,
         session.stopped,
         tuple(session.warnings),
+        session.options.devices.measure,
     )
 
 

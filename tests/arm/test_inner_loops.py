@@ -2,13 +2,14 @@
 
 import pytest
 
-from benchmarks.arm_mca import OPERATORS, find_mca, hottest_loop, measure
+from benchmarks.arm_mca import OPERATORS, measure
 from tests.arm.test_integer import SHAPES, _scheduled
 from tests.compiler.schedule.te_workloads import conv2d, matmul
 from tilewright.compiler.codegen import assembly
 from tilewright.compiler.schedule import schedule
 from tilewright.compiler.targets import parse_target
 from tilewright.errors import TargetError
+from tilewright.tuner.device.mca import find_mca, hottest_loop
 
 pytestmark = pytest.mark.arm
 
