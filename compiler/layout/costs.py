@@ -20,7 +20,7 @@ from tilewright.compiler.layout.primitives import Layout
 from tilewright.compiler.targets import Target
 
 _BANDWIDTH_BYTES_S = 20e9
-_CLOCK_HZ = 3.9e9
+CLOCK_HZ = 3.9e9
 _FMA_PIPES = 2
 _CALL_SECONDS = 1e-6
 # What fits in a few cache lines may be read in any order.
@@ -52,7 +52,7 @@ def seconds(
     operator: Operator, layouts: Sequence[Layout], target: Target, macs: float, share: float
 ) -> float:
     """Estimate a reduction: `macs` multiply-adds at `share` of the peak, and its memory traffic."""
-    peak = 2 * _FMA_PIPES * target.lanes("float32") * _CLOCK_HZ
+    peak = 2 * _FMA_PIPES * target.lanes("float32") * CLOCK_HZ
     return 2 * macs / (peak * share) + moved_seconds(operator, layouts)
 
 
