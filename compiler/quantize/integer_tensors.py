@@ -1,10 +1,11 @@
-"""Softmax, layer normalisation and products of activations on bytes, without floats.
+"""Softmax, layer normalisation, embeddings and products of activations, without floats.
 
 Each gives integers with a real unit, which the region that reads them scales as it does its own.
 
     softmax        e = table[max - x], 2^30 e / sum e, rounded                   unit 2^-30
     layer norm     c = n x - sum x;  c 2^p / isqrt(sum c^2 / n + n^2 eps / s^2)  unit 2^-20
     product        sum (x - zx) (y - zy)                                         unit sx sy
+    embedding      rows of a constant table in int32
 
 The square root is Newton's integer iteration (I-BERT, arXiv 2101.01321, algorithm 4). I-BERT's
 polynomials for exp and erf are not needed: what they would approximate is a function of one byte.
@@ -27,6 +28,7 @@ _SOFTMAX_PLACES = 30
 _EXP_PLACES = 22  # 2^8 of them fit a positive int32; sums are taken in 64 bits
 _NORM_PLACES = 20
 _ROOT_PLACES = 8
+_TABLE_PLACES = 30
 _NEWTON_STEPS = 7
 
 Emit = Callable[[str, Callable[..., te.Tensor], list[relax.Expr]], relax.Expr]
@@ -56,12 +58,17 @@ class IntegerTensors:
         graph: the function.
         read_bytes: gives unsigned bytes of a quantized variable.
         emit: emits a PrimFunc by name, tensor expression and operands.
+        take: emits a call of `relax.take` again, on another table.
     """
 
     def __init__(
-        self, graph: Graph, read_bytes: Callable[[relax.Expr], relax.Expr], emit: Emit
+        self,
+        graph: Graph,
+        read_bytes: Callable[[relax.Expr], relax.Expr],
+        emit: Emit,
+        take: Callable[[relax.Call, relax.Expr], relax.Expr],
     ) -> None:
-        self.graph, self.read_bytes, self.emit = graph, read_bytes, emit
+        self.graph, self.read_bytes, self.emit, self.take = graph, read_bytes, emit, take
         self._known: dict[relax.Var, IntegerTensor] = {}
 
     def of(self, var: relax.Var) -> IntegerTensor | None:
@@ -73,6 +80,7 @@ class IntegerTensors:
             "relax.nn.softmax": self._softmax,
             "relax.nn.layer_norm": self._layer_norm,
             "relax.matmul": self._product,
+            "relax.take": self._rows,
         }
         maker = makers.get(str(op_name(call)))
         found = None if maker is None else maker(call)
@@ -129,6 +137,16 @@ class IntegerTensors:
         operands = [self._centred(side) for side in (left, right)]
         result = self.emit("matmul_integer", _product, operands)
         return IntegerTensor(result, np.float64(left.scale) * np.float64(right.scale), bound)
+
+    def _rows(self, call: relax.Call) -> IntegerTensor | None:
+        """Return rows of a constant table (an embedding), rounded to 31 bits."""
+        table = self.graph.constant(call.args[0])
+        if table is None:
+            return None
+        scale = (float(np.abs(table).max(initial=0)) or 1.0) / 2**_TABLE_PLACES
+        integers = np.rint(table / scale).astype(np.int32)
+        result = self.take(call, relax.const(integers))
+        return IntegerTensor(result, np.float64(scale), 2**_TABLE_PLACES)
 
     def _centred(self, affine: Affine) -> relax.Expr:
         zero = unsigned_zero(affine)

@@ -68,9 +68,9 @@ class _OtherLeafError(Exception):
 
 
 def _dequantized(graph: Graph, region: Region) -> list[relax.Var]:
-    """Return the dequantize operators that the region reads or holds, the nearest to its end first.
+    """Return the dequantize operators that the region reads or holds, in their order.
 
-    The nearest has the most of the region before it, so that little is left to be looked up twice.
+    The first of which the end is a function leaves the most to the table.
     """
     found: dict[relax.Var, None] = {}
     for var in region.members:
@@ -80,7 +80,7 @@ def _dequantized(graph: Graph, region: Region) -> list[relax.Var]:
             inner = graph.of_kind(operand, "dequantize")
             if inner is not None and inner.is_uniform and inner.dtype in ("uint8", "int8"):
                 found[operand] = None
-    return sorted(found, key=graph.index.__getitem__, reverse=True)
+    return sorted(found, key=graph.index.__getitem__)
 
 
 def _evaluate(

@@ -26,9 +26,10 @@ from tilewright.compiler.quantize.graph import Graph
 from tilewright.compiler.quantize.integer_tensors import IntegerTensors
 from tilewright.compiler.quantize.linear import Linear, accumulate, read_linear
 from tilewright.compiler.quantize.lookup import Lookup, find_lookup
+from tilewright.compiler.quantize.movement import move_bytes
 from tilewright.compiler.quantize.pooling import Average, read_average
-from tilewright.compiler.quantize.region import Region, find_regions
-from tilewright.compiler.relax_utils import op_name, static_shape
+from tilewright.compiler.quantize.region import Region, find_regions, is_movement
+from tilewright.compiler.relax_utils import static_shape
 from tilewright.errors import CompileError
 
 # What FuseOps knows as an epilogue, as an anchor that takes one, and as complete.
@@ -37,13 +38,6 @@ _FAILURES = "tilewright.not_integer"
 _NO_SCALES = (
     "it has no QuantizeLinear with a constant scale; quantize it with `tilewright quantize`"
 )
-_MOVEMENTS = frozenset(
-    "relax." + name
-    for name in (
-        "reshape", "permute_dims", "expand_dims", "squeeze", "flatten", "concat", "strided_slice",
-        "nn.max_pool1d", "nn.max_pool2d", "nn.max_pool3d",
-    )
-)  # fmt: skip
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="QuantizedOperators")
@@ -59,6 +53,7 @@ class QuantizedOperators:
         self.integer_only = integer_only
 
     def transform_module(self, mod: tvm.IRModule, _ctx: object) -> tvm.IRModule:
+        mod = move_bytes(mod)
         graph = Graph(mod)
         quantizes = any(affine.kind == "quantize" for affine in graph.affines.values())
         if self.integer_only and not quantizes:
@@ -100,7 +95,10 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
         self.anchors = {region.anchor for region in self.regions.values()}
         self.bytes: dict[relax.Var, relax.Expr] = {}
         self.integers = IntegerTensors(
-            graph, self._bytes, lambda name, compute, given: self._te(name, compute, given, None)
+            graph,
+            self._bytes,
+            lambda name, compute, given: self._te(name, compute, given, None),
+            self._taken,
         )
         # What an integer-only model needs, and cannot have.
         self.failures: list[str] = []
@@ -268,23 +266,18 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
 
     def _movement(self, affine: Affine) -> relax.Expr | None:
         """Emit a movement on bytes, if what is quantized is one of dequantized tensors."""
-        call = self.graph.made_by(affine.source)
-        if call is None or op_name(call) not in _MOVEMENTS:
+        if not is_movement(self.graph, affine.source):
             return None
+        call = self.graph.value[affine.source]
         first, *rest = call.args
         sources = list(first.fields) if isinstance(first, relax.Tuple) else [first]
-        if op_name(call) == "relax.concat" and not isinstance(first, relax.Tuple):
-            return None
-        inputs = [self.graph.of_kind(source, "dequantize") for source in sources]
-        if not all(_is_bytes(found) for found in inputs):
-            return None
+        inputs = [self.graph.affines[source] for source in sources]
         moved = [self._requantized(found, affine) for found in inputs]
         argument = relax.Tuple(moved) if isinstance(first, relax.Tuple) else moved[0]
         return self.builder_.emit(relax.Call(call.op, [argument, *rest], call.attrs, call.ty_args))
 
-    def _requantized(self, found: Affine | None, wanted: Affine) -> relax.Expr:
+    def _requantized(self, found: Affine, wanted: Affine) -> relax.Expr:
         """Return the bytes of a dequantize's source, in the scale of another quantize."""
-        assert found is not None
         source = self._bytes(found.source)
         if found.scale == wanted.scale and unsigned_zero(found) == unsigned_zero(wanted):
             return source
@@ -306,6 +299,13 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
             lambda x: te.compute(x.shape, element(x), name="requantize"),
             [source],
             _ELEMENTWISE,
+        )
+
+    def _taken(self, call: relax.Call, table: relax.Expr) -> relax.Expr:
+        """Emit a call of `relax.take` on another table."""
+        index = self.visit_expr(call.args[1])
+        return self.builder_.emit(
+            relax.Call(call.op, [table, index, *call.args[2:]], call.attrs, call.ty_args)
         )
 
     # -- operands -----------------------------------------------------------------------------
@@ -362,10 +362,6 @@ def _name(linear: Linear | Average) -> str:
     if isinstance(linear, Average):
         return "average_int8"
     return "matmul_int8" if linear.window is None else "conv_int8"
-
-
-def _is_bytes(affine: Affine | None) -> bool:
-    return affine is not None and affine.is_uniform and affine.dtype in ("uint8", "int8")
 
 
 def _flip(dtype: str) -> Callable[[te.Tensor], te.Tensor]:

@@ -27,6 +27,28 @@ ELEMENTWISE = frozenset(
 )  # fmt: skip
 
 
+MOVEMENTS = frozenset(
+    "relax." + name
+    for name in (
+        "reshape", "permute_dims", "expand_dims", "squeeze", "flatten", "concat", "strided_slice",
+        "nn.max_pool1d", "nn.max_pool2d", "nn.max_pool3d",
+    )
+)  # fmt: skip
+
+
+def is_movement(graph: Graph, expr: relax.Expr) -> bool:
+    """Say whether an expression moves dequantized bytes, or takes the greatest of them."""
+    call = graph.made_by(expr)
+    if call is None or op_name(call) not in MOVEMENTS:
+        return False
+    first = call.args[0]
+    sources = list(first.fields) if isinstance(first, relax.Tuple) else [first]
+    if op_name(call) == "relax.concat" and not isinstance(first, relax.Tuple):
+        return False
+    found = [graph.of_kind(source, "dequantize") for source in sources]
+    return all(a is not None and a.is_uniform and a.dtype in ("uint8", "int8") for a in found)
+
+
 @dataclass(frozen=True, eq=False)
 class Region:
     """A kernel's element-wise part.
@@ -107,6 +129,9 @@ def _members(
             if not affine.is_uniform or affine.dtype not in ("uint8", "int8"):
                 continue
             if is_constant(affine.source):
+                continue
+            # What only moves bytes runs on them, and ends nothing else's kernel.
+            if affine.kind == "quantize" and is_movement(graph, affine.source):
                 continue
         elif linears(var) is not None:
             members.add(var)

@@ -79,6 +79,18 @@ def test_transformer_block_has_integer_softmax_gelu_and_layer_norm():
     _check(model, {"x": _image(b, 2, 7, 32)}, most_differing=0.02)
 
 
+def test_embedding_and_reshape_are_integers():
+    b = Builder()
+    table = b.constant(b.rng.standard_normal((11, 12)).astype("float32"))
+    x = b.qdq("x", 0.03, 128)
+    rows = b.node("Gather", table, "ids")
+    total = b.qdq(b.node("Add", rows, x), 0.04, 128)
+    flat = b.node("Reshape", total, b.constant(np.array([3, 24], "int64")))
+    y = b.q(b.node("Add", flat, b.node("Relu", flat)), 0.05, 100)
+    model = b.model({"x": ((6, 12), "float32"), "ids": ((6,), "int64")}, [y])
+    _check(model, {"x": _image(b, 6, 12), "ids": np.array([3, 0, 10, 7, 7, 1])})
+
+
 def test_last_product_leaves_floats_behind_its_dequantize():
     b = Builder()
     x = b.qdq("x", 0.03, 128)
