@@ -1,17 +1,23 @@
 """Measure the operator suite and write its table: `python -m benchmarks.operators`.
 
-The same as `tilewright bench-ops`, but the result goes to benchmarks/results/operators.json, rows
-that are not named stay, and operators.md and operators.html are made from it. The clock is that of
-the process, because the machine is shared: give --clock wall on one that is not.
+The same as `tilewright bench-ops`, but the result goes to benchmarks/results/operators_<vectors>,
+so that each machine keeps its own, rows that are not named stay, and the .md and .html are made
+from it. With --resume, rows that have a figure of every peer are left out, so that a long run can
+be done in slices. Tuners compared at equal trials or time have a file of their own.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import sys
+import time
+from pathlib import Path
 
 from benchmarks.report import RESULTS, write_json
 from benchmarks.worker import ROOT
-from tilewright.baselines import OperatorOptions, bench_operators, load_suite, parse_peers
+from tilewright.baselines import Budget, Options, bench_operators, load_suite, parse_peers
+from tilewright.baselines.machine import instruction_set
 from tilewright.errors import TilewrightError
 from tilewright.report import write_report
 
@@ -21,9 +27,17 @@ def merge(old: dict | None, new: dict) -> dict:
 
     Engines of a former run were timed beside the tilewright of that run: their ratios stay, and the
     row says when it was measured.
+
+    Raises:
+        ValueError: they were measured on different processors.
     """
     if old is None:
         return new
+    if old["machine"]["processor"] != new["machine"]["processor"]:
+        raise ValueError(
+            f"the results so far are of {old['machine']['processor']}, these of "
+            f"{new['machine']['processor']}: do not mix them in one file"
+        )
     rows = {row["name"]: row for row in old["rows"]}
     for row in new["rows"]:
         former = rows.get(row["name"], {})
@@ -38,45 +52,89 @@ def merge(old: dict | None, new: dict) -> dict:
     return {**new, "rows": list(rows.values()), "peers": peers, "left_out": left_out}
 
 
+def is_done(old: dict | None, name: str, peers: tuple[str, ...]) -> bool:
+    """Say whether a row has a figure, or a reason for none, of every peer."""
+    rows = {row["name"]: row for row in old["rows"]} if old else {}
+    row = rows.get(name, {"engines": {}, "failed": {}})
+    return all(peer in row["engines"] or peer in row["failed"] for peer in peers)
+
+
+def result_path(stem: str, threads: int, budget: Budget) -> Path:
+    """Return the file of a kind of result on this machine."""
+    if budget.trials:
+        stem += f"_{budget.trials}_trials"
+    elif budget.time_s:
+        stem += f"_{budget.time_s:.0f}_seconds"
+    threaded = "" if threads == 1 else f"_{threads}_threads"
+    return RESULTS / f"{stem}_{instruction_set()}{threaded}.json"
+
+
+def keep(path: Path, result: dict) -> None:
+    """Merge a result into its file, and print its rows."""
+    write_json(path, merge(json.loads(path.read_text()) if path.exists() else None, result))
+    for row in result["rows"]:
+        ratios = {k: round(v["ratio"], 2) for k, v in row["engines"].items() if "ratio" in v}
+        print(row["name"], ratios, row["failed"] or "", flush=True)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what operators and models have in common."""
+    parser.add_argument("--against", default="onnxruntime,openvino,torch")
+    parser.add_argument("--trials", type=int, default=0)
+    parser.add_argument("--time", type=float, default=0.0, help="processor seconds of each tuner")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--clock", default="wall")
+    parser.add_argument("--resume", action="store_true", help="leave out rows that are complete")
+    parser.add_argument("--stop-after", type=float, default=float("inf"), help="seconds")
+    parser.add_argument("--together", type=int, default=1, help="rows that are timed in one go")
+    parser.add_argument("--lock", type=Path, help="file to lock while timing")
+    parser.add_argument("--measure-cpu", type=int, help="processor to time on")
+    parser.add_argument("--name", default="", help="of the file, for instance for a second run")
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """Return the options that the command line names."""
+    return Options(
+        parse_peers(args.against),
+        Budget(args.trials, args.time),
+        args.threads,
+        args.rounds,
+        args.clock,
+        ROOT / "tuning_logs",
+        lock=args.lock,
+        cpu=args.measure_cpu,
+    )
+
+
 def main() -> int:
     """Measure what the command line names and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", default="alt")
     parser.add_argument("--ops", default="", help="classes or ids, comma separated")
     parser.add_argument("--batch", default="1")
-    parser.add_argument("--against", default="onnxruntime,openvino,torch")
-    parser.add_argument("--trials", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--clock", default="cpu")
+    add_options(parser)
     args = parser.parse_args()
-    data = RESULTS / ("operators.json" if args.threads == 1 else f"operators_{args.threads}.json")
-    old = json.loads(data.read_text()) if data.exists() else None
-
-    def finished(result: dict) -> None:
-        write_json(data, merge(old, result))
-        row = result["rows"][-1]
-        ratios = {k: round(v["ratio"], 2) for k, v in row["engines"].items() if "ratio" in v}
-        print(row["name"], ratios, row["failed"] or "", flush=True)
-
     try:
+        options = options_of(args)
+        path = result_path(args.name or "operators", args.threads, options.budget)
         operators = load_suite(
             args.suite,
             [name for name in args.ops.split(",") if name],
             [int(size) for size in args.batch.split(",")],
         )
-        options = OperatorOptions(
-            parse_peers(args.against),
-            args.trials,
-            args.threads,
-            args.rounds,
-            args.clock,
-            ROOT / "tuning_logs",
-        )
-        bench_operators(operators, options, finished=finished)
+        old = json.loads(path.read_text()) if path.exists() else None
+        if args.resume:
+            operators = [op for op in operators if not is_done(old, op.name, options.against)]
+        end = time.monotonic() + args.stop_after
+        for start in range(0, len(operators), args.together):
+            if time.monotonic() < end:
+                group = operators[start : start + args.together]
+                result = bench_operators(group, options, together=args.together)
+                keep(path, result)
         for suffix in (".md", ".html"):
-            write_report([data], data.with_suffix(suffix))
-    except TilewrightError as error:
+            write_report([path], path.with_suffix(suffix))
+    except (TilewrightError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tilewright.api import CompiledModule, compile, load, targets
+    from tilewright.baselines.bench_models import bench
     from tilewright.errors import TilewrightError
     from tilewright.inspection import inspect
-    from tilewright.peers import bench
     from tilewright.runtime.module import Module
     from tilewright.tuner.tune_model import tune
 
@@ -42,7 +42,7 @@ _HOME = {
     "CompiledModule": "tilewright.api",
     "Module": "tilewright.runtime.module",
     "TilewrightError": "tilewright.errors",
-    "bench": "tilewright.peers",
+    "bench": "tilewright.baselines.bench_models",
     "compile": "tilewright.api",
     "inspect": "tilewright.inspection",
     "load": "tilewright.api",

@@ -1,4 +1,4 @@
-"""Commands about other engines: baseline, bench-ops, report."""
+"""Commands about other engines: baseline, bench, bench-ops, report."""
 
 from __future__ import annotations
 
@@ -6,14 +6,44 @@ import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from tilewright import _cli_arguments as arguments
 from tilewright import _cli_output as output
+from tilewright._cli_tune import parse_time
+
+if TYPE_CHECKING:
+    from tilewright.baselines import Budget
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Against = Annotated[str, typer.Option(help="Peers, comma separated; see: tilewright baseline ls.")]
+Trials = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Candidates that every tuner measures, ours too (Ansor: in each layout); without "
+        "--trials and --time tuners use their logs as they are.",
+    ),
+]
+Time = Annotated[
+    str | None,
+    typer.Option(metavar="2m", help="Processor time of every tuner, instead of trials: 90s, 2m."),
+]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of each engine.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Samples of each engine.")]
+LogFolder = Annotated[Path, typer.Option(help="Folder of the tuning logs.")]
+Lock = Annotated[
+    Path | None,
+    typer.Option(help="File to lock while timing: all that share it take turns."),
+]
+Cpu = Annotated[int | None, typer.Option("--measure-cpu", min=0, help="Processor to time on.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="JSON file; bench-ops renews it row by row.")
+]
 Errors = Callable[[bool], AbstractContextManager[None]]
 
 
@@ -23,45 +53,85 @@ def register(app: typer.Typer, errors: Errors) -> None:
     app.add_typer(baseline, name="baseline")
     _register_environment(baseline, errors)
 
+    @app.command("bench")
+    def bench_command(
+        model: Annotated[Path, typer.Argument(help="An ONNX file.")],
+        against: Against = "onnxruntime",
+        trials: Trials = 0,
+        time: Time = None,
+        threads: Threads = 1,
+        rounds: Rounds = 30,
+        target: Annotated[str, typer.Option(help="As for compile.")] = "native",
+        shape: Annotated[
+            list[str] | None, typer.Option(help="Shape of an input, as in x=1,3,224,224.")
+        ] = None,
+        logs: LogFolder = Path("tuning_logs"),
+        lock: Lock = None,
+        cpu: Cpu = None,
+        out: Output = None,
+        as_json: AsJson = False,
+        debug: Debug = False,
+    ) -> None:
+        """Time a model in tilewright beside its peers, in turns on the same random input."""
+        import tilewright
+        from tilewright.baselines import parse_peers
+
+        budget = _budget(trials, time)
+        shapes = arguments.parse_shapes(shape)
+        with errors(debug), output.progress() as progress:
+            result = tilewright.bench(
+                model,
+                parse_peers(against),
+                threads,
+                rounds,
+                target=target,
+                shapes=shapes,
+                trials=budget.trials,
+                time_s=budget.time_s,
+                logs=logs,
+                lock=lock,
+                cpu=cpu,
+                progress=progress,
+            )
+            if out is not None:
+                write_json(out, result)
+        if as_json:
+            typer.echo(json.dumps(result, indent=1))
+        else:
+            output.print_bench(result)
+
     @app.command("bench-ops")
     def bench_ops_command(
-        against: Annotated[
-            str,
-            typer.Option(
-                help="Peers, comma separated: onnxruntime, openvino, torch, inductor, ansor, "
-                "metaschedule."
-            ),
-        ] = "onnxruntime",
+        against: Against = "onnxruntime",
         suite: Annotated[str, typer.Option(help="alt (all), core or quick.")] = "alt",
         ops: Annotated[
             str,
             typer.Option(help="Classes or ids, comma separated, as in C2D,GMM-2. All if empty."),
         ] = "",
         batch: Annotated[str, typer.Option(help="Batches, comma separated.")] = "1",
-        trials: Annotated[
-            int,
-            typer.Option(min=0, help="For tuners, each layout; 0 takes their logs as they are."),
-        ] = 0,
-        threads: Annotated[int, typer.Option(min=1, help="Threads of each engine.")] = 1,
-        rounds: Annotated[int, typer.Option(min=1, help="Samples of each engine.")] = 20,
+        trials: Trials = 0,
+        time: Time = None,
+        threads: Threads = 1,
+        rounds: Rounds = 20,
         clock: Annotated[
             str, typer.Option(help="wall, or cpu: for one thread where others use the machine too.")
         ] = "wall",
-        logs: Annotated[Path, typer.Option(help="Folder of the tuning logs.")] = Path(
-            "tuning_logs"
-        ),
-        out: Annotated[
-            Path | None, typer.Option("--output", "-o", help="JSON file, written after every row.")
-        ] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+        logs: LogFolder = Path("tuning_logs"),
+        lock: Lock = None,
+        cpu: Cpu = None,
+        out: Output = None,
+        as_json: AsJson = False,
         debug: Debug = False,
     ) -> None:
         """Time the operator suite in tilewright beside its peers, in turns."""
-        from tilewright.baselines import OperatorOptions, bench_operators, load_suite, parse_peers
+        from tilewright.baselines import Options, bench_operators, load_suite, parse_peers
 
+        budget = _budget(trials, time)
         with errors(debug), output.progress() as progress:
             operators = load_suite(suite, _names(ops), _numbers(batch))
-            options = OperatorOptions(parse_peers(against), trials, threads, rounds, clock, logs)
+            options = Options(
+                parse_peers(against), budget, threads, rounds, clock, logs, lock=lock, cpu=cpu
+            )
 
             def finished(result: dict[str, Any]) -> None:
                 if out is not None:
@@ -151,6 +221,19 @@ def _print_row(row: dict[str, Any]) -> None:
     Console(highlight=False, soft_wrap=True).print(
         f"{row['name']:10} {'; '.join(cells)}", markup=False
     )
+
+
+def _budget(trials: int, time: str | None) -> Budget:
+    """Return what tuners may spend.
+
+    Raises:
+        BadParameter: both are given, or the time means nothing.
+    """
+    from tilewright.baselines import Budget
+
+    if trials and time is not None:
+        raise typer.BadParameter("give --trials or --time, not both")
+    return Budget(trials, parse_time(time) or 0.0)
 
 
 def _names(text: str) -> list[str]:

@@ -66,28 +66,29 @@ def print_arrays(arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def print_bench(result: Mapping[str, Any]) -> None:
-    """Print the times of each engine, ours first."""
+    """Print the times of each engine on the one row of a result, ours first."""
     console = _console()
-    threads = result["threads"]
+    settings, (row,) = result["settings"], result["rows"]
+    threads = settings["threads"]
     console.print(
-        f"{result['model']}, target {result['target']}, {threads} "
-        f"thread{'s' * (threads != 1)}, {result['rounds']} rounds in turns",
+        f"{row['model']}, target {settings['target']}, {threads} "
+        f"thread{'s' * (threads != 1)}, {settings['rounds']} rounds in turns",
         markup=False,
     )
     table = _table("engine", "median", "fastest", "time / tilewright", "largest error / std")
-    for engine in result["engines"]:
-        name = engine["name"]
-        error = result["largest_error"].get(name)
+    for name, engine in row["engines"].items():
+        error = row["largest_error"].get(name)
+        low, high = engine.get("interval", (1.0, 1.0))
         _row(
             table,
             name,
             _time(engine["median_s"]),
             _time(engine["min_s"]),
-            f"{engine['ratio']:.2f} [{engine['ratio_low']:.2f} .. {engine['ratio_high']:.2f}]",
+            f"{engine.get('ratio', 1.0):.2f} [{low:.2f} .. {high:.2f}]",
             "" if error is None else f"{error:.1e}",
         )
     console.print(table)
-    for name, reason in result["left_out"].items():
+    for name, reason in {**result["left_out"], **row["failed"]}.items():
         console.print(f"{name} left out: {reason}", markup=False)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tilewright.baselines import OperatorOptions, bench_operators, load_suite, peers
+from tilewright.baselines import Options, bench_operators, load_suite, peers
 from tilewright.baselines.engine import Contender
 from tilewright.errors import MeasureError
 
@@ -20,17 +20,16 @@ def _peer(outputs=None, missing=None, error=None):
 
 
 def _run(monkeypatch, **extra):
-    monkeypatch.setattr("tilewright.baselines.bench_ops.PEERS", extra)
-    options = OperatorOptions(tuple(extra), rounds=3)
+    monkeypatch.setattr("tilewright.baselines.contest.PEERS", extra)
+    options = Options(tuple(extra), rounds=3)
     return bench_operators(SMALL, options)
 
 
 def test_row_holds_times_ratios_and_what_the_machine_gave():
     pytest.importorskip("onnxruntime")
     seen = []
-    result = bench_operators(
-        SMALL, OperatorOptions(("onnxruntime",), rounds=3), finished=lambda r: seen.append(len(r))
-    )
+    options = Options(("onnxruntime",), rounds=3)
+    result = bench_operators(SMALL, options, finished=lambda r: seen.append(len(r)))
     (row,) = result["rows"]
     assert row["failed"] == {}
     assert seen
@@ -78,7 +77,7 @@ def test_failure_of_a_peer_is_named_and_the_others_are_timed(monkeypatch):
 )
 def test_options_are_checked(arguments, message):
     with pytest.raises(MeasureError, match=message):
-        OperatorOptions(**arguments)
+        Options(**arguments)
 
 
 @pytest.mark.parametrize("name", ["openvino", "torch"])
@@ -86,6 +85,6 @@ def test_library_peer_computes_what_we_compute(name):
     reason = peers.PEERS[name].missing()
     if reason is not None:
         pytest.skip(f"{name} is {reason}")
-    options = OperatorOptions((name,), rounds=1)
+    options = Options((name,), rounds=1)
     (row,) = bench_operators(load_suite("alt", ["GMM-4"]), options)["rows"]
     assert row["failed"] == {}

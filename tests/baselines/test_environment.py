@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tilewright.baselines import ansor, environment, load_suite, parse_peers
+from tilewright.baselines import Budget, ansor, environment, load_suite, parse_peers
 from tilewright.errors import MeasureError
 
 
@@ -45,7 +45,7 @@ def test_peer_names_are_read_once_each():
 def test_ansor_without_log_or_trials_says_so(tmp_path):
     (operator,) = load_suite("alt", ["GMM-4"])
     with pytest.raises(MeasureError, match="no trials to spend"):
-        ansor.start(operator, {}, 1, 0, tmp_path)
+        ansor.start(operator, {}, 1, Budget(), tmp_path)
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def test_ansor_tunes_and_resumes_from_its_log(tmp_path):
     (operator,) = load_suite("alt", ["GMM-4"])
     data = np.random.default_rng(0).standard_normal(operator.data_shape, np.float32)
     for trials in (4, 0):
-        contender = ansor.start(operator, {"data": data}, 1, trials, tmp_path)
+        contender = ansor.start(operator, {"data": data}, 1, Budget(trials), tmp_path)
         try:
             assert contender.outputs["output"].shape == operator.output_shape
             assert contender.sample(2, "cpu") > 0

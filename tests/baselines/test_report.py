@@ -73,15 +73,18 @@ def test_markdown_has_the_same_rows(result, tmp_path):
     assert "| all |" not in text  # one class only: its mean is the mean of all
 
 
-def test_result_of_bench_is_reported(tmp_path):
-    engines = [{"name": "tilewright", "median_s": 0.01}]
-    interval = {"ratio": 1.5, "ratio_low": 1.4, "ratio_high": 1.6}
-    engines.append({"name": "onnxruntime", "median_s": 0.015, **interval})
-    content = {"model": "m.onnx", "target": "native", "threads": 1, "rounds": 3}
-    path = tmp_path / "bench.json"
-    path.write_text(json.dumps({**content, "engines": engines, "left_out": {}}))
+def test_result_of_models_is_reported_and_shared_cores_are_flagged(tmp_path):
+    content = _result() | {"kind": "models", "settings": {"threads": 2}}
+    for row, peak in zip(content["rows"], (130.0, 170.0, 200.0), strict=True):
+        row |= {"model": "net.onnx", "inputs": {"x": [1, 3, 8, 8]}}
+        row["machine_now"] = {"peak_gflops": 100.0, "peak_threads_gflops": peak}
+    path = tmp_path / "models.json"
+    path.write_text(json.dumps(content))
     text = write_report([path], tmp_path / "report.md").read_text()
-    assert "1.50 [1.40 .. 1.60] won" in text
+    assert "net.onnx, x 1x3x8x8" in text
+    assert text.count("2 threads had 1.30 times the peak of one") == 1
+    assert "times the peak of one" in write_report([path], tmp_path / "report.html").read_text()
+    assert "2 threads had 1.70" not in text
 
 
 @pytest.mark.parametrize(

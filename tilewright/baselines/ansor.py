@@ -11,15 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.baselines.budget import Budget, Curve, note_round, priced
 from tilewright.baselines.engine import Contender, Feed, Sampler
 from tilewright.baselines.environment import Environment, ansor_environment
+from tilewright.baselines.machine import instruction_set
 from tilewright.baselines.suite import Operator, weights
 from tilewright.errors import MeasureError
 from tilewright.inputs import save_npz
 
+Request = dict[str, Any]
 LAYOUTS = ("NHWC", "NCHW")
 _DRIVER = Path(__file__).parent / "ansor_driver"
 _SAMPLES_TO_CHOOSE = 5
+_ROUND_TRIALS = 32
 
 
 class Driver:
@@ -76,9 +80,9 @@ class Driver:
         return (self._log.read().strip().splitlines() or ["no output"])[-1]
 
 
-def log_path(logs: Path, operator: Operator, layout: str) -> Path:
-    """Return the log of an operator in a layout."""
-    return logs / "ansor" / f"{operator.name}-{layout}.json"
+def log_path(logs: Path, name: str, layout: str) -> Path:
+    """Return the log of an operator or model in a layout, on processors like this one."""
+    return logs / "ansor" / instruction_set() / f"{name}-{layout}.json"
 
 
 def layouts_of(operator: Operator) -> tuple[str, ...]:
@@ -90,7 +94,7 @@ def start(
     operator: Operator,
     feed: Feed,
     threads: int,
-    trials: int,
+    budget: Budget,
     logs: Path,
     progress: Callable[[str], None] = lambda _stage: None,
 ) -> Contender:
@@ -103,7 +107,7 @@ def start(
         operator: of the suite; the weights are those that `build_model` gives it.
         feed: "data".
         threads: of the kernel.
-        trials: for each layout; 0 measures what the logs hold and tunes nothing.
+        budget: for each layout; an empty one measures what the logs hold and tunes nothing.
         logs: folder of the tuning logs.
         progress: called with what is going on.
 
@@ -113,16 +117,21 @@ def start(
     layouts = [
         layout
         for layout in layouts_of(operator)
-        if trials or log_path(logs, operator, layout).exists()
+        if budget.spends or log_path(logs, operator.name, layout).exists()
     ]
     if not layouts:
         raise MeasureError(f"no log of {operator.name} in {logs / 'ansor'}, and no trials to spend")
     driver = Driver(threads=threads)
     try:
         with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
-            return _best(
-                driver, operator, feed, threads, trials, logs, layouts, Path(folder), progress
-            )
+            weight, bias = weights(operator)
+            arrays = Path(folder, "in.npz")
+            np.savez(arrays, data=feed["data"], weight=weight, bias=bias)
+            request: Request = {"operator": operator.to_json(), **_where(threads)}
+            race = _Race(driver, request, arrays, Path(folder, "out.npz"), budget)
+            for layout in layouts:
+                race.enter(layout, log_path(logs, operator.name, layout), progress)
+            return race.winner()
     except BaseException:
         driver.close()
         raise
@@ -130,9 +139,10 @@ def start(
 
 def start_model(
     model: Path,
+    name: str,
     feed: Feed,
     threads: int,
-    trials: int,
+    budget: Budget,
     logs: Path,
     progress: Callable[[str], None] = lambda _stage: None,
 ) -> Contender:
@@ -142,9 +152,10 @@ def start_model(
 
     Args:
         model: an ONNX file.
+        name: of its log.
         feed: inputs by name.
         threads: of the kernels.
-        trials: in all; 0 builds by what the log holds.
+        budget: of all operators together; an empty one builds by what the log holds.
         logs: folder of the tuning logs.
         progress: called with what is going on.
 
@@ -153,85 +164,116 @@ def start_model(
     """
     import onnx
 
-    log = logs / "ansor" / f"{model.stem}-NHWC.json"
-    if not trials and not log.exists():
+    layout = "NHWC"
+    log = log_path(logs, name, layout)
+    if not budget.spends and not log.exists():
         raise MeasureError(f"no log {log}, and no trials to spend")
     outputs = [output.name for output in onnx.load(model, load_external_data=False).graph.output]
     driver = Driver(threads=threads)
-    shapes = {name: list(array.shape) for name, array in feed.items()}
-    request: dict[str, Any] = {"model": str(model.resolve()), "shapes": shapes, "layout": "NHWC"}
-    request |= {"log": str(log.resolve()), "threads": threads}
+    shapes = {key: list(array.shape) for key, array in feed.items()}
+    request: Request = {"model": str(model.resolve()), "shapes": shapes, "layout": layout}
+    request |= {"log": str(log.resolve()), **_where(threads)}
     try:
-        with tempfile.TemporaryDirectory(prefix="tilewright-") as name:
-            given, found = str(Path(name, "in.npz")), str(Path(name, "out.npz"))
-            save_npz(given, feed)
-            if trials:
-                log.parent.mkdir(parents=True, exist_ok=True)
-                progress(f"ansor: {trials} trials")
-                driver.ask("tune_model", **request, trials=trials)
-            driver.ask("load_model", **request, inputs=given, outputs=found)
-            with np.load(found) as arrays:
+        with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
+            files = {key: str(Path(folder, f"{key}.npz")) for key in ("inputs", "outputs")}
+            save_npz(files["inputs"], feed)
+            found = _tuned(
+                lambda: priced(driver.ask("curve_model", log=request["log"]), log),
+                lambda trials, note: driver.ask("tune_model", note, **request, trials=trials),
+                log,
+                budget,
+                progress,
+            )
+            keep = budget.within(found)
+            driver.ask("load_model", **request, keep=keep, **files)
+            with np.load(files["outputs"]) as arrays:
                 results = dict(zip(outputs, arrays.values(), strict=True))
     except BaseException:
         driver.close()
         raise
-    return Contender(results, _remote(driver), {"layout": "NHWC"}, driver.close)
+    return Contender(results, _remote(driver), {"layout": layout, "trials": keep}, driver.close)
+
+
+class _Race:
+    """The layouts of one operator: each is tuned and timed briefly, the fastest is kept."""
+
+    def __init__(
+        self, driver: Driver, request: Request, inputs: Path, outputs: Path, budget: Budget
+    ) -> None:
+        self._driver, self._request, self._budget = driver, request, budget
+        self._files = {"inputs": str(inputs), "outputs": str(outputs)}
+        self._loads: dict[str, Request] = {}
+        self._seconds: dict[str, float] = {}
+        self._curves: dict[str, Curve] = {}
+        self._failed: dict[str, str] = {}
+
+    def enter(self, layout: str, log: Path, progress: Callable[[str], None]) -> None:
+        """Tune and time a layout; one that fails is noted."""
+        ask = self._driver.ask
+        request = {**self._request, "layout": layout, "log": str(log)}
+        try:
+            found = _tuned(
+                lambda: priced(ask("curve", **request), log),
+                lambda trials, note: ask("tune", note, **request, trials=trials),
+                log,
+                self._budget,
+                lambda text: progress(f"{layout}, {text}"),
+            )
+            self._curves[layout] = found
+            load = {**request, "keep": self._budget.within(found), **self._files}
+            ask("load", **load)
+            samples = [ask("sample", repeats=1, clock="cpu") for _ in range(_SAMPLES_TO_CHOOSE)]
+            self._loads[layout], self._seconds[layout] = load, min(samples)
+        except MeasureError as error:
+            self._failed[layout] = str(error)
+
+    def winner(self) -> Contender:
+        """Load the fastest layout.
+
+        Raises:
+            MeasureError: every layout failed.
+        """
+        if not self._seconds:
+            raise MeasureError("; ".join(f"{name}: {text}" for name, text in self._failed.items()))
+        best = min(self._seconds, key=lambda layout: self._seconds[layout])
+        self._driver.ask("load", **self._loads[best])
+        with np.load(self._files["outputs"]) as arrays:
+            outputs = {"output": arrays["output"]}
+        notes = {
+            **{"layout": best, "curves": self._curves, "failed": self._failed},
+            "trials": self._loads[best]["keep"],
+        }
+        return Contender(outputs, _remote(self._driver), notes, self._driver.close)
+
+
+def _tuned(
+    curve: Callable[[], Curve],
+    tune: Callable[[int, Callable[[dict], None]], Any],
+    log: Path,
+    budget: Budget,
+    progress: Callable[[str], None],
+) -> Curve:
+    """Tune until the log holds what the budget allows; return its curve."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    found = curve()
+
+    def note(content: dict) -> None:
+        note_round(log, content["trials"], content["wall_s"], content["processor_s"])
+
+    while left := budget.left(len(found), sum(cost for _, cost in found), _ROUND_TRIALS):
+        progress(f"{len(found)} trials so far")
+        tune(left, note)
+        before, found = len(found), curve()
+        if len(found) == before:  # the space is exhausted
+            break
+    return found
+
+
+def _where(threads: int) -> Request:
+    """Return the newest processor that this LLVM (10) knows and that this machine includes."""
+    names = {"avx512_vnni": "cascadelake", "avx512": "skylake-avx512", "avx2": "core-avx2"}
+    return {"processor": names.get(instruction_set(), "x86-64"), "threads": threads}
 
 
 def _remote(driver: Driver) -> Sampler:
     return lambda calls, clock: driver.ask("sample", repeats=calls, clock=clock)
-
-
-def _best(
-    driver: Driver,
-    operator: Operator,
-    feed: Feed,
-    threads: int,
-    trials: int,
-    logs: Path,
-    layouts: list[str],
-    folder: Path,
-    progress: Callable[[str], None],
-) -> Contender:
-    weight, bias = weights(operator)
-    np.savez(folder / "in.npz", data=feed["data"], weight=weight, bias=bias)
-    shared: dict[str, Any] = {"operator": operator.to_json(), "threads": threads}
-    files: dict[str, Any] = {"inputs": str(folder / "in.npz"), "outputs": str(folder / "out.npz")}
-    seconds: dict[str, float] = {}
-    curves: dict[str, Any] = {}
-    failures: dict[str, str] = {}
-    for layout in layouts:
-        log = log_path(logs, operator, layout)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        request = {**shared, "layout": layout, "log": str(log)}
-        try:
-            if trials:
-                done = 0
-
-                def report(content: dict, layout: str = layout) -> None:
-                    nonlocal done
-                    done += content["measured"]
-                    progress(f"ansor {layout}: {done} more trials")
-
-                driver.ask("tune", report, **request, trials=trials)
-            curves[layout] = driver.ask("load", **request, **files)["records"]
-            samples = [
-                driver.ask("sample", repeats=1, clock="cpu") for _ in range(_SAMPLES_TO_CHOOSE)
-            ]
-            seconds[layout] = min(samples)
-        except MeasureError as error:
-            failures[layout] = str(error)
-    if not seconds:
-        raise MeasureError("; ".join(f"{name}: {text}" for name, text in failures.items()))
-    best = min(seconds, key=lambda layout: seconds[layout])
-    request = {**shared, "layout": best, "log": str(log_path(logs, operator, best))}
-    driver.ask("load", **request, **files)
-    with np.load(files["outputs"]) as arrays:
-        outputs = {"output": arrays["output"]}
-    notes = {"layout": best, "curves": curves, "trials": len(curves[best]), "failed": failures}
-    return Contender(
-        outputs,
-        _remote(driver),
-        notes,
-        driver.close,
-    )

@@ -35,7 +35,7 @@ class Contender:
     close: Callable[[], None] = lambda: None
 
 
-def local(engine: Engine, feed: Feed) -> Contender:
+def local(engine: Engine, feed: Feed, notes: Mapping[str, Any] | None = None) -> Contender:
     """Return the contender that an engine in this process is."""
 
     def sample(calls: int, clock: str) -> float:
@@ -45,7 +45,8 @@ def local(engine: Engine, feed: Feed) -> Contender:
             engine(feed)
         return (now() - start) / calls
 
-    return Contender({key: np.array(value) for key, value in engine(feed).items()}, sample)
+    outputs = {key: np.array(value) for key, value in engine(feed).items()}
+    return Contender(outputs, sample, notes or {})
 
 
 def largest_error(reference: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:

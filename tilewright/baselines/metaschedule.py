@@ -6,15 +6,30 @@ Operators stay in the layout that the model has, and LLVM is the same.
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
+from tilewright.baselines.budget import Budget, Curve, priced
 from tilewright.baselines.engine import Contender, Feed, local
+from tilewright.baselines.machine import instruction_set
 from tilewright.errors import MeasureError
 
+RECORDS = "database_tuning_record.json"
 _TIMEOUT_S = 4 * 3600
+_FAILED_S = 1e9  # what MetaSchedule writes for a candidate that failed is longer
+
+
+def missing() -> str | None:
+    """Return why it cannot be used here, or None."""
+    absent = [n for n in ("psutil", "xgboost", "tornado") if importlib.util.find_spec(n) is None]
+    if absent:
+        return f'needs {", ".join(absent)}; pip install "tilewright[bench]"'
+    return None
 
 
 def start(
@@ -22,7 +37,7 @@ def start(
     name: str,
     feed: Feed,
     threads: int,
-    trials: int,
+    budget: Budget,
     logs: Path,
     progress: Callable[[str], None] = lambda _stage: None,
 ) -> Contender:
@@ -30,10 +45,10 @@ def start(
 
     Args:
         model: an ONNX file.
-        name: of the folder under `logs`/metaschedule that keeps the databases.
+        name: of the folder under `logs`/metaschedule that keeps the database.
         feed: inputs by name.
         threads: of the kernels.
-        trials: for each kernel; 0 takes what the databases hold.
+        budget: of all kernels together; without one the database is taken as it is.
         logs: folder of the tuning logs.
         progress: called with what is going on.
 
@@ -42,16 +57,32 @@ def start(
     """
     from tilewright.runtime import Module
 
-    folder = logs / "metaschedule" / name
-    if not trials and not folder.exists():
+    folder = logs / "metaschedule" / instruction_set() / name
+    if not budget.spends and not (folder / RECORDS).exists():
         raise MeasureError(f"no database of {name} in {folder.parent}, and no trials to spend")
-    folder.mkdir(parents=True, exist_ok=True)
-    progress(f"metaschedule: {trials} trials")
+    progress("metaschedule")
     module = model.with_suffix(".metaschedule.so")
+    request = {
+        **{"model": str(model), "folder": str(folder), "module": str(module), "threads": threads},
+        **{"trials": budget.trials, "time_s": budget.time_s},
+    }
     command = [sys.executable, "-m", "tilewright.baselines.metaschedule_worker"]
-    command += [str(model), str(folder), str(trials), str(threads), str(module)]
+    command.append(json.dumps(request))
     done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     if done.returncode:
         lines = (done.stderr.strip() or "no output").splitlines()
         raise MeasureError(f"MetaSchedule failed on {name}: {lines[-1]}")
-    return local(Module(module, threads=threads).run, feed)
+    found = curve(folder)
+    notes = {"trials": budget.within(found), "curves": {"": found}}
+    return local(Module(module, threads=threads).run, feed, notes)
+
+
+def curve(folder: Path) -> Curve:
+    """Return seconds and cost of every trial of a database, as measured."""
+    log = folder / RECORDS
+    found: Curve = []
+    for line in log.read_text().splitlines():
+        _, (_, run_secs, *_) = json.loads(line)
+        seconds = median(run_secs) if run_secs else _FAILED_S
+        found.append((seconds if seconds < _FAILED_S else None, 0.0))
+    return priced(found, log)

@@ -1,19 +1,34 @@
 """Tune the kernels of an ONNX model by MetaSchedule and write the module; run as a process.
 
-python -m tilewright.baselines.metaschedule_worker MODEL FOLDER TRIALS THREADS MODULE
+python -m tilewright.baselines.metaschedule_worker REQUEST, a JSON object: model, folder (of the
+database), threads, trials and time_s (see `budget.Budget`), module (to write).
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
+import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from tvm.ir import IRModule
+from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule
 from tvm.tirx import PrimFunc
 
+from tilewright.baselines.budget import Budget, Meter, trial_costs
+from tilewright.baselines.metaschedule import RECORDS, curve
+
+_WORKLOADS = "database_workload.json"
 _ROUND_TRIALS = 32
+_MANY_TRIALS = 100_000
 _BUILD_TIMEOUT_S = 120.0  # by default 30, which a busy machine exceeds
+# MetaSchedule's own is 100: with fewer trials its model would never be asked.
+_MODEL_FROM_RECORDS = 16
 
 
 def main() -> None:
@@ -24,9 +39,9 @@ def main() -> None:
     from tilewright.compiler.targets import parse_target
     from tilewright.frontends.onnx import import_onnx
 
-    model, folder, trials, threads, module = sys.argv[1:]
-    target = replace(parse_target("native"), cores=int(threads))
-    imported = import_onnx(model)
+    request = json.loads(sys.argv[1])
+    target = replace(parse_target("native"), cores=request["threads"])
+    imported = import_onnx(request["model"])
     program = fuse(
         imported.module,
         [TensorSpec(s.name, s.shape, s.dtype) for s in imported.inputs],
@@ -34,34 +49,83 @@ def main() -> None:
         target,
         winograd=False,
     )
-    kernels = {
-        name: _scheduled(func, target.tvm_target(), Path(folder) / name, int(trials))
-        for name, func in program.kernels.items()
-    }
-    package(replace(program, kernels=kernels), target, Path(module), {})
+    folder = Path(request["folder"])
+    budget = Budget(request["trials"], request["time_s"])
+    if budget.spends:
+        tune(program.kernels, target.tvm_target(), folder, budget)
+    keep = budget.within(curve(folder))
+    kernels = best(program.kernels, target.tvm_target(), folder, keep)
+    package(replace(program, kernels=kernels), target, Path(request["module"]), {})
 
 
-def _scheduled(func: PrimFunc, target: object, folder: Path, trials: int) -> PrimFunc:
-    """Return the best schedule of the database in `folder`, tuned up to `trials` records."""
-    func = func.with_attr("global_symbol", "main")
+def tune(
+    kernels: Mapping[str, PrimFunc], target: Any, folder: Path, budget: Budget, **how: Any
+) -> None:
+    """Measure until the database in `folder` holds the budget's trials of all kernels together.
+
+    `how` goes to MetaSchedule: another builder or runner.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    records = folder / "database_tuning_record.json"
-    known = len(records.read_text().splitlines()) if records.exists() else 0
-    if known < trials:
-        database = meta_schedule.tune_tir(
-            func,
+    records = folder / RECORDS
+
+    def count() -> int:
+        return len(records.read_text().splitlines()) if records.exists() else 0
+
+    def spent_s() -> float:
+        return sum(trial_costs(records))
+
+    left = budget.left(count(), spent_s(), _MANY_TRIALS)
+    if left <= 0:
+        return
+    meter = Meter(records, count)
+
+    @derived_object
+    class Note(meta_schedule.measure_callback.PyMeasureCallback):
+        def apply(self, *_: Any) -> None:
+            meter.note()
+            if budget.time_s and spent_s() >= budget.time_s:
+                raise TimeoutError("the budget is spent")  # the search has no other end
+
+    functions = {name: f.with_attr("global_symbol", name) for name, f in kernels.items()}
+    # Every kernel gets a first round, however few the trials are.
+    share = max(1, left // len(functions))
+    try:
+        meta_schedule.tune_tir(
+            IRModule(functions),
             target,
             work_dir=str(folder),
-            builder=meta_schedule.builder.LocalBuilder(timeout_sec=_BUILD_TIMEOUT_S),
-            max_trials_global=trials - known,
-            num_trials_per_iter=min(_ROUND_TRIALS, trials - known),
+            max_trials_global=left,
+            num_trials_per_iter=min(_ROUND_TRIALS, share),
+            cost_model=meta_schedule.cost_model.XGBModel(num_warmup_samples=_MODEL_FROM_RECORDS),
+            measure_callbacks=[*meta_schedule.MeasureCallback.create("default"), Note()],
+            **{"builder": meta_schedule.builder.LocalBuilder(timeout_sec=_BUILD_TIMEOUT_S), **how},
         )
-    else:
-        database = meta_schedule.database.JSONDatabase(work_dir=str(folder))
-    schedule = meta_schedule.tir_integration.compile_tir(database, func, target)
-    if schedule is None:
-        raise RuntimeError(f"no valid record for kernel {folder.name} in {folder}")
-    return schedule.mod["main"]
+    except Exception:  # TVM may change the class on the way through
+        if not budget.time_s or spent_s() < budget.time_s:
+            raise
+
+
+def best(
+    kernels: Mapping[str, PrimFunc], target: Any, folder: Path, keep: int
+) -> dict[str, PrimFunc]:
+    """Return every kernel by the best of the first `keep` records.
+
+    Raises:
+        RuntimeError: a kernel has no record that worked.
+    """
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="tilewright-") as first:
+        lines = (folder / RECORDS).read_text().splitlines(keepends=True)
+        Path(first, RECORDS).write_text("".join(lines[:keep]))
+        shutil.copy(folder / _WORKLOADS, first)
+        database = meta_schedule.database.JSONDatabase(work_dir=first)
+        for name, func in kernels.items():
+            named = func.with_attr("global_symbol", "main")
+            schedule = meta_schedule.tir_integration.compile_tir(database, named, target)
+            if schedule is None:
+                raise RuntimeError(f"no valid record of kernel {name} in {folder}")
+            found[name] = schedule.mod["main"]
+    return found
 
 
 if __name__ == "__main__":

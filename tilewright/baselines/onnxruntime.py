@@ -7,7 +7,7 @@ from pathlib import Path
 from tilewright.baselines.engine import Engine, Feed
 
 
-def open_model(model: Path, threads: int) -> Engine:
+def open_model(model: Path, threads: int = 1) -> Engine:
     """Return the model in ONNX Runtime with all its optimisations, run by `threads` threads."""
     import onnxruntime
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from tilewright.baselines.engine import Engine, Feed
 
 
-def open_model(model: Path, threads: int) -> Engine:
+def open_model(model: Path, threads: int = 1) -> Engine:
     """Return the model in OpenVINO at float32 precision, in its latency mode.
 
     Inputs and outputs are shared with numpy, so that nothing is copied.

@@ -1,13 +1,14 @@
-"""The peers by name: what each needs, and how it gets an operator or a model in place."""
+"""The engines by name: what each needs, and how it gets an operator or a model in place."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tilewright.baselines import ansor, metaschedule, onnxruntime, openvino, torch
+from tilewright.baselines import ansor, metaschedule, onnxruntime, openvino, ours, torch
+from tilewright.baselines.budget import Budget
 from tilewright.baselines.engine import Contender, Engine, Feed, local
 from tilewright.baselines.environment import ansor_environment
 from tilewright.baselines.suite import Operator
@@ -25,18 +26,27 @@ class Case:
         feed: inputs by name.
         threads: of each engine.
         operator: where it is one of the suite.
-        trials: for tuners.
+        budget: of each tuner.
         logs: folder of the tuning logs.
+        target: what tilewright compiles for.
         progress: called with what is going on.
+        name: of the tuning logs; that of the operator or file by default.
     """
 
     model: Path
     feed: Feed
     threads: int
     operator: Operator | None = None
-    trials: int = 0
+    budget: Budget = field(default_factory=Budget)
     logs: Path = Path("tuning_logs")
+    target: str = "native"
     progress: Callable[[str], None] = lambda _stage: None
+    name: str = ""
+
+    @property
+    def log_name(self) -> str:
+        """Return what its tuning logs are called."""
+        return self.name or (self.operator.name if self.operator else self.model.stem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +77,22 @@ def _library(
 def _start_ansor(case: Case) -> Contender:
     if case.operator is None:
         return ansor.start_model(
-            case.model, case.feed, case.threads, case.trials, case.logs, case.progress
+            case.model,
+            case.log_name,
+            case.feed,
+            case.threads,
+            case.budget,
+            case.logs,
+            case.progress,
         )
     return ansor.start(
-        case.operator, case.feed, case.threads, case.trials, case.logs, case.progress
+        case.operator, case.feed, case.threads, case.budget, case.logs, case.progress
     )
 
 
 def _start_metaschedule(case: Case) -> Contender:
-    name = case.operator.name if case.operator else case.model.stem
     return metaschedule.start(
-        case.model, name, case.feed, case.threads, case.trials, case.logs, case.progress
+        case.model, case.log_name, case.feed, case.threads, case.budget, case.logs, case.progress
     )
 
 
@@ -96,11 +111,11 @@ PEERS: Mapping[str, Peer] = {
         _start_ansor,
         lambda: ansor_environment().missing(),
         "Ansor: auto_scheduler of TVM 0.17 with LLVM 10, the faster of NCHW and NHWC, weights "
-        "packed (layout rewrite)",
+        "packed (layout rewrite); whole models in NHWC",
     ),
     "metaschedule": Peer(
         _start_metaschedule,
-        lambda: None,
+        metaschedule.missing,
         "MetaSchedule of TVM 0.27 on the same PrimFuncs, with the same LLVM",
     ),
 }
@@ -109,13 +124,11 @@ PEERS: Mapping[str, Peer] = {
 OURS = "tilewright"
 
 
-def start_tilewright(case: Case) -> Contender:
-    """Compile the case with tilewright, without tuning, and load it."""
-    from tilewright.api import compile as compile_model
-    from tilewright.api import load
-
-    compiled = compile_model(case.model)
-    return local(load(compiled.path, case.threads).run, case.feed)
+def start_ours(case: Case) -> Contender:
+    """Compile the case with tilewright, tuned where there is a budget, and load it."""
+    return ours.start(
+        case.model, case.log_name, case.feed, case.threads, case.budget, case.logs, case.target
+    )
 
 
 def parse_peers(text: str) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OURS = "tilewright"
+# Below this, times the peak of one thread, two threads shared a core.
+LEAST_SCALING = 1.5
 LOST, EVEN, WON = "lost", "even", "won"
 
 
@@ -49,6 +51,7 @@ class Row:
         figures: by engine.
         failed: engine -> why it has no figure.
         curves: tuner -> [seconds of a call or None, seconds of the trial] as measured.
+        flags: what to mind about the figures.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Row:
     figures: Mapping[str, Figure]
     failed: Mapping[str, str] = field(default_factory=dict)
     curves: Mapping[str, Sequence[Sequence[float | None]]] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,32 +100,45 @@ def ratios(rows: Iterable[Row], peer: str) -> list[float]:
     return [f.ratio for f in figures if f is not None and f.ratio is not None]
 
 
-def read_operators(content: Mapping[str, Any]) -> Comparison:
-    """Return the rows of a result of `tilewright bench-ops`."""
+def read_contest(content: Mapping[str, Any]) -> Comparison:
+    """Return the rows of a result of `tilewright bench-ops` or `tilewright bench`."""
+    of_operators = content["kind"] == "operators"
     rows = []
     for item in content["rows"]:
         curves: dict[str, Any] = {}
         for name, notes in item["notes"].items():
             for layout, curve in notes.get("curves", {}).items():
-                curves[f"{name} {layout}"] = curve
+                curves[f"{name} {layout}".rstrip()] = curve
         rows.append(
             Row(
                 item["name"],
-                item["operator"]["kind"],
-                _about_operator(item),
+                item["operator"]["kind"] if of_operators else "model",
+                _about_operator(item) if of_operators else _about_model(item),
                 {name: _figure(figure) for name, figure in item["engines"].items()},
                 item["failed"],
                 curves,
+                _flags(item, content["settings"]),
             )
         )
     return Comparison(
-        "Operators",
+        "Operators" if of_operators else "Models",
         tuple(rows),
         content["machine"],
         content["settings"],
         content["peers"],
         content["left_out"],
     )
+
+
+def _flags(item: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Say where several threads were not given several cores."""
+    now = item.get("machine_now", {})
+    if "peak_threads_gflops" not in now:
+        return ()
+    scaling = now["peak_threads_gflops"] / now["peak_gflops"]
+    if scaling >= LEAST_SCALING * settings["threads"] / 2:
+        return ()
+    return (f"{settings['threads']} threads had {scaling:.2f} times the peak of one",)
 
 
 def read_untuned(content: Mapping[str, Any]) -> Comparison:
@@ -146,25 +163,14 @@ def read_untuned(content: Mapping[str, Any]) -> Comparison:
     return Comparison("Models", tuple(rows), content["machine"], {"target": content["target"]})
 
 
-def read_bench(content: Mapping[str, Any]) -> Comparison:
-    """Return the one row of `tilewright bench MODEL --json`."""
-    figures = {}
-    for engine in content["engines"]:
-        figures[engine["name"]] = (
-            Figure(engine["median_s"])
-            if engine["name"] == OURS
-            else Figure(
-                engine["median_s"], engine["ratio"], engine["ratio_low"], engine["ratio_high"]
-            )
-        )
-    row = Row(content["model"], "model", f"target {content['target']}", figures)
-    settings = {key: content[key] for key in ("threads", "rounds", "target")}
-    return Comparison("Model", (row,), {}, settings, {}, content["left_out"])
-
-
 def _figure(item: Mapping[str, Any]) -> Figure:
     low, high = item.get("interval", (None, None))
     return Figure(item["median_s"], item.get("ratio"), low, high, item.get("peak_share"))
+
+
+def _about_model(item: Mapping[str, Any]) -> str:
+    shapes = (f"{name} {'x'.join(map(str, shape))}" for name, shape in item["inputs"].items())
+    return f"{item['model']}, {', '.join(shapes)}"
 
 
 def _about_operator(item: Mapping[str, Any]) -> str:

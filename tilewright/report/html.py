@@ -27,6 +27,7 @@ th, td { padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--rule); }
 th { color: var(--dim); font-weight: 600; }
 td small { color: var(--dim); display: block; min-width: 15rem; max-width: 24rem; }
+td small.flag { color: var(--lost); }
 .figure { white-space: nowrap; }
 .lost-cell { color: var(--lost); font-weight: 600; } .won-cell { color: var(--won); }
 .failed-cell { color: var(--dim); font-style: italic; max-width: 16rem; }
@@ -110,7 +111,8 @@ def _verdicts(section: Comparison) -> str:
 def _rows(rows: Sequence[Row], engines: Sequence[str]) -> str:
     cells = []
     for row in rows:
-        line = [f"{escape(row.name)}<small>{escape(row.about)}</small>"]
+        flags = "".join(f'<small class="flag">{escape(flag)}</small>' for flag in row.flags)
+        line = [f"{escape(row.name)}<small>{escape(row.about)}</small>{flags}"]
         line += [_cell(row, engine) for engine in engines]
         cells.append(line)
     return _table(["row", *engines], cells)

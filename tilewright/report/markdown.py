@@ -64,7 +64,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _comparison(section: Comparison) -> list[str]:
     engines = [OURS, *section.peer_names]
     rows = [
-        [row.name, row.about, *(cell(row, engine) for engine in engines)] for row in section.rows
+        [row.name, "; ".join((row.about, *row.flags)), *(cell(row, name) for name in engines)]
+        for row in section.rows
     ]
     parts = [f"## {section.title}", RATIO_NOTE, table(*summary(section))]
     parts.append(table(["row", "what", *engines], rows))

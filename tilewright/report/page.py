@@ -19,7 +19,7 @@ def write_report(sources: Sequence[str | os.PathLike[str]], out: str | os.PathLi
     """Write a report of result files, tuning logs (.jsonl) and modules (.so).
 
     Args:
-        sources: what `bench-ops`, `bench --json` or `benchmarks.untuned` wrote, logs, modules.
+        sources: what `bench-ops`, `bench` or `benchmarks.untuned` wrote, logs, modules.
         out: an .html page that needs no network, or an .md file.
 
     Raises:
@@ -55,15 +55,13 @@ def _read(path: Path) -> Comparison | tuning.Facts:
     if not isinstance(content, dict):
         raise MeasureError(f"{path} is not a result: expected a JSON object")
     try:
-        if content.get("kind") == "operators":
-            return comparison.read_operators(content)
-        if "engines" in content:
-            return comparison.read_bench(content)
+        if content.get("kind") in ("operators", "models"):
+            return comparison.read_contest(content)
         if "rows" in content and all("model" in row for row in content["rows"]):
             return comparison.read_untuned(content)
     except (KeyError, TypeError, ValueError) as error:
         raise MeasureError(f"{path} is damaged: {type(error).__name__} {error}") from error
     raise MeasureError(
         f"{path} is no known kind of result; known are those of 'tilewright bench-ops', "
-        "'tilewright bench --json', tuning logs (.jsonl) and modules (.so)"
+        "'tilewright bench', tuning logs (.jsonl) and modules (.so)"
     )

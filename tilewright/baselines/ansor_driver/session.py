@@ -1,6 +1,7 @@
 """What Ansor is asked: tune an operator or a model, load the best of a log, run and time it."""
 
 import os
+import resource
 import time
 
 import numpy as np
@@ -13,6 +14,9 @@ BUILD_TIMEOUT_S = 60
 RUN_TIMEOUT_S = 20
 # A round costs a search through 2048 candidates, about 90 s of one core, however few it measures.
 ROUND_TRIALS = 32
+BLIND_POPULATION = 256
+# Ansor's own is 100: with fewer trials its model would never be asked.
+MODEL_FROM_RECORDS = 16
 
 
 class Session:
@@ -23,57 +27,56 @@ class Session:
         self.call = None
 
     def describe(self):
-        """Return versions and target."""
-        return {"tvm": tvm.__version__, "llvm": tvm.target.codegen.llvm_version_major()}
+        """Return the versions."""
+        llvm = tvm.target.codegen.llvm_version_major()
+        return {"tvm": tvm.__version__, "llvm": llvm}
 
-    def tune(self, operator, layout, trials, log, threads, population=2048):
-        """Measure until the log holds `trials` records of the operator; return how it went.
+    def tune(self, operator, layout, processor, threads, log, trials):
+        """Measure up to `trials` more candidates of the operator; return how many its log holds.
 
-        `population` is how many candidates a round looks at; the default is Ansor's own.
+        The first round is chosen by a model that knows nothing yet. To let it rank Ansor's 2048
+        candidates would only take time: it looks at `BLIND_POPULATION`.
         """
-        task = _task(operator, layout, threads)
-        known = [(i, r) for i, r in _records(log) if i.task.workload_key == task.workload_key]
-        start = time.time()
-        if len(known) < trials:
-            # By default the model ranks nothing before the hundredth record.
-            model = auto_scheduler.XGBModel(num_warmup_sample=min(100, trials // 2))
-            callbacks = []
-            if known:
-                model.update_from_file(log)
-                callbacks = [auto_scheduler.PreloadMeasuredStates(log)]
-            parameters = auto_scheduler.SketchPolicy.DEFAULT_PARAMS
-            policy = auto_scheduler.SketchPolicy(
-                task,
-                model,
-                {**parameters, "evolutionary_search_population": population},
-                verbose=0,
-                init_search_callbacks=callbacks,
-            )
-            task.tune(_options(trials - len(known), log, self.progress), policy)
-        return {"records": curve(log, task.workload_key), "seconds": time.time() - start}
+        task = _task(operator, layout, _target(processor, threads))
+        known = len(_records(log, task))
+        population = auto_scheduler.SketchPolicy.DEFAULT_PARAMS["evolutionary_search_population"]
+        first = min(ROUND_TRIALS, trials) if not known else 0
+        if first:
+            _search(task, log, first, BLIND_POPULATION, self.progress)
+        if trials > first:
+            _search(task, log, trials - first, population, self.progress)
+        return {"records": len(_records(log, task))}
 
-    def tune_model(self, model, shapes, layout, trials, log, threads):
-        """Tune every task of an ONNX model, `trials` in all and together with those in the log."""
+    def tune_model(self, model, shapes, layout, processor, threads, log, trials):
+        """Measure up to `trials` more candidates of the tasks of an ONNX model, in all."""
+        target = _target(processor, threads)
         module, parameters = _relay(model, shapes, layout)
-        tasks, weights = auto_scheduler.extract_tasks(module["main"], parameters, _target(threads))
-        known = len(_records(log))
-        start = time.time()
-        if known < trials:
-            reload = {"load_log_file": log} if known else {}
-            scheduler = auto_scheduler.TaskScheduler(tasks, weights, **reload)
-            scheduler.tune(_options(trials - known, log, self.progress))
-        return {"tasks": len(tasks), "seconds": time.time() - start}
+        tasks, weights = auto_scheduler.extract_tasks(module["main"], parameters, target)
+        reload = {"load_log_file": log} if _records(log) else {}
+        scheduler = auto_scheduler.TaskScheduler(tasks, weights, **reload)
+        share = max(1, trials // max(1, len(tasks)))
+        scheduler.tune(_options(trials, log, self.progress, min(ROUND_TRIALS, share)))
+        return {"tasks": len(tasks), "records": len(_records(log))}
 
-    def load(self, operator, layout, log, threads, inputs, outputs):
-        """Build the best program of a log, run it on the arrays in `inputs`, write `outputs`.
+    def curve(self, operator, layout, processor, threads, log):
+        """Return [seconds of a call or None, seconds of the trial] of each record, as measured."""
+        return _curve(log, _task(operator, layout, _target(processor, threads)))
+
+    def curve_model(self, log):
+        """Return the same of a model's log, whatever task each record is of."""
+        return _curve(log)
+
+    def load(self, operator, layout, processor, threads, log, keep, inputs, outputs):
+        """Build the best program of the first `keep` records, run it on `inputs`, write `outputs`.
 
         The answer comes from the program that packs the weight by itself; what is timed takes the
         weight packed, as in a network, where it is a constant.
         """
-        task = _task(operator, layout, threads)
-        best, _ = auto_scheduler.load_best_record(log, task.workload_key)
-        if best is None:
+        task = _task(operator, layout, _target(processor, threads))
+        valid = [(i, r) for i, r in _records(log, task)[:keep] if r.error_no == 0]
+        if not valid:
             raise RuntimeError(f"{log} holds no valid record of this operator; tune it first")
+        best, _ = min(valid, key=lambda pair: np.median([float(c) for c in pair[1].costs]))
         arrays = np.load(inputs)
         given = operators.arguments(
             operator, layout, arrays["data"], arrays["weight"], arrays["bias"]
@@ -86,16 +89,18 @@ class Session:
         packed = LayoutRewriteOption.REWRITE_FOR_PRE_TRANSFORMED
         run, tensors, shapes = _build(task, best.state, packed, given)
         self.call = lambda: run(*tensors)
-        return {"shapes": shapes, "records": curve(log, task.workload_key)}
+        return {"shapes": shapes}
 
-    def load_model(self, model, shapes, layout, log, threads, inputs, outputs):
-        """Build an ONNX model by the best records of a log, run it and write its outputs."""
+    def load_model(self, model, shapes, layout, processor, threads, log, keep, inputs, outputs):
+        """Build an ONNX model by the first `keep` records of a log, run it, write its outputs."""
         from tvm.contrib import graph_executor
 
         module, parameters = _relay(model, shapes, layout)
+        target = _target(processor, threads)
         config = {"relay.backend.use_auto_scheduler": True}
-        with auto_scheduler.ApplyHistoryBest(log), tvm.transform.PassContext(3, config=config):
-            library = relay.build(module, target=_target(threads), params=parameters)
+        history = auto_scheduler.ApplyHistoryBest(_records(log)[:keep])
+        with history, tvm.transform.PassContext(3, config=config):
+            library = relay.build(module, target=target, params=parameters)
         executor = graph_executor.GraphModule(library["default"](tvm.cpu()))
         for name, array in np.load(inputs).items():
             executor.set_input(name, array)
@@ -114,53 +119,74 @@ class Session:
         return (now() - start) / repeats
 
 
-def curve(log, workload_key):
-    """Return [seconds of a call or None, seconds of the trial] of each record, as measured."""
+def _search(task, log, trials, population, progress):
+    """Measure `trials` more candidates of a task, with what its log has taught the model."""
+    model = auto_scheduler.XGBModel(num_warmup_sample=MODEL_FROM_RECORDS, verbose_eval=0)
+    callbacks = []
+    if _records(log, task):
+        model.update_from_file(log)
+        callbacks = [auto_scheduler.PreloadMeasuredStates(log)]
+    parameters = dict(auto_scheduler.SketchPolicy.DEFAULT_PARAMS)
+    parameters["evolutionary_search_population"] = population
+    policy = auto_scheduler.SketchPolicy(
+        task, model, parameters, verbose=0, init_search_callbacks=callbacks
+    )
+    task.tune(_options(trials, log, progress), policy)
+
+
+def _curve(log, task=None):
     found = []
-    for measured, result in _records(log):
-        if measured.task.workload_key == workload_key:
-            costs = [float(cost) for cost in result.costs]
-            valid = result.error_no == 0 and costs
-            found.append([float(np.median(costs)) if valid else None, float(result.all_cost)])
+    for _, result in _records(log, task):
+        times = [float(cost) for cost in result.costs]
+        valid = result.error_no == 0 and times
+        found.append([float(np.median(times)) if valid else None, float(result.all_cost)])
     return found
 
 
-def _records(log):
+def _processor_seconds():
+    """Return what this process and its workers that have ended have computed."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
+
+
+def _records(log, task=None):
+    """Return the records of a log; of one task on its target, where given."""
     if not os.path.exists(log):
         return []
-    return list(auto_scheduler.load_records(log))
+    found = list(auto_scheduler.load_records(log))
+    if task is None:
+        return found
+    key = (task.workload_key, str(task.target))
+    return [(i, r) for i, r in found if (i.task.workload_key, str(i.task.target)) == key]
 
 
-def _task(operator, layout, threads):
+def _task(operator, layout, target):
     return auto_scheduler.SearchTask(
         func="tilewright_operator",
         args=(operators.canonical(operator), layout),
-        target=_target(threads),
+        target=target,
         layout_rewrite_option=LayoutRewriteOption.REWRITE_FOR_PRE_TRANSFORMED,
     )
 
 
-def _target(threads):
-    """Return the newest processor that this LLVM (10) knows and that this machine includes."""
-    with open("/proc/cpuinfo") as file:
-        flags = next((line for line in file if line.startswith("flags")), "")
-    if "avx512_vnni" in flags:
-        name = "cascadelake"
-    elif "avx512f" in flags:
-        name = "skylake-avx512"
-    else:
-        name = "core-avx2"
-    return tvm.target.Target(f"llvm -mcpu={name} -num-cores={threads}")
+def _target(processor, threads):
+    return tvm.target.Target(f"llvm -mcpu={processor} -num-cores={threads}")
 
 
-def _options(trials, log, progress):
+def _options(trials, log, progress, round_trials=ROUND_TRIALS):
+    before = time.time(), _processor_seconds()
+
     class Report(auto_scheduler.measure.PythonBasedMeasureCallback):
         def callback(self, policy, inputs, results):
-            progress(measured=len(results))
+            nonlocal before
+            now = time.time(), _processor_seconds()
+            wall_s, processor_s = now[0] - before[0], now[1] - before[1]
+            before = now
+            progress(trials=len(results), wall_s=wall_s, processor_s=processor_s)
 
     return auto_scheduler.TuningOptions(
         num_measure_trials=trials,
-        num_measures_per_round=min(ROUND_TRIALS, trials),
+        num_measures_per_round=min(round_trials, trials),
         builder=auto_scheduler.LocalBuilder(timeout=BUILD_TIMEOUT_S),
         runner=auto_scheduler.LocalRunner(
             timeout=RUN_TIMEOUT_S, number=1, repeat=3, min_repeat_ms=50

@@ -7,9 +7,9 @@ import onnx
 import pytest
 
 from tests.tiny_model import expected, make_model
-from tilewright.baselines import Case
+from tilewright.baselines import PEERS, Case, bench
+from tilewright.baselines.engine import largest_error
 from tilewright.errors import MeasureError
-from tilewright.peers import PEERS, bench, largest_error
 
 
 def test_largest_error_is_in_units_of_the_standard_deviation() -> None:

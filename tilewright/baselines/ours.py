@@ -1,0 +1,97 @@
+"""tilewright itself as a contender: as any user gets it, or tuned like the peers that tune."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tilewright.baselines.budget import Budget, Curve, Meter, priced, trial_costs
+from tilewright.baselines.engine import Contender, Feed, local
+from tilewright.baselines.machine import instruction_set
+
+if TYPE_CHECKING:
+    from tilewright.tuner.records import Record
+
+_ROUND_TRIALS = 32
+
+
+def start(
+    model: Path,
+    name: str,
+    feed: Feed,
+    threads: int,
+    budget: Budget,
+    logs: Path,
+    target: str = "native",
+) -> Contender:
+    """Compile a model and load it.
+
+    Without a budget the compiler finds its logs as for any user. With one it tunes from nothing but
+    its own log of this case, `logs`/tilewright, as far as that lacks trials, and compiles by it.
+
+    Args:
+        model: an ONNX file.
+        name: of the log.
+        feed: inputs by name.
+        threads: of the module.
+        budget: of all tasks together.
+        logs: folder of the tuning logs.
+        target: what to compile for; tuning needs "native" or what this machine is.
+    """
+    from tilewright.api import compile as compile_model
+    from tilewright.api import load
+
+    shapes = {key: array.shape for key, array in feed.items()}
+    if not budget.spends:
+        compiled = compile_model(model, target, shapes)
+        return local(load(compiled.path, threads).run, feed)
+    log = logs / "tilewright" / instruction_set() / f"{name}.jsonl"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    _tune(model, shapes, log, budget, threads, target)
+    records, found = _read(log)
+    keep = budget.within(found)
+    notes: dict[str, Any] = {"trials": keep, "curves": {"": found}}
+    with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
+        from tilewright.tuner import Log
+
+        first = Path(folder, "first.jsonl")
+        Log(first).append(records[:keep])
+        compiled = compile_model(model, target, shapes, logs=[first] if keep else ())
+    return local(load(compiled.path, threads).run, feed, notes)
+
+
+def _tune(model: Path, shapes: Any, log: Path, budget: Budget, threads: int, target: str) -> None:
+    """Tune round by round until the log holds what the budget allows, or nothing is left to try."""
+    from tilewright.tuner import tune
+
+    def count() -> int:
+        return len(_read(log)[0])
+
+    while left := budget.left(count(), sum(trial_costs(log)), _ROUND_TRIALS):
+        before, meter = count(), Meter(log, count)
+        tune(model, target, shapes, trials=before + left, log=log, threads=threads)
+        meter.note()
+        if count() == before:
+            break
+
+
+def _read(log: Path) -> tuple[Sequence[Record], Curve]:
+    """Return the trials of a log in their order, and the best time that they led to, one by one.
+
+    A record of the last race measures an old candidate again: it is no trial. Where a model has
+    several tasks, a trial's time is the sum of the best of all of them, once each has one.
+    """
+    from tilewright.tuner import Log
+
+    records = [r for r in Log(log).read().records if not r.hardware.get("raced")]
+    tasks = {record.task_key for record in records}
+    best: dict[str, float] = {}
+    found: Curve = []
+    for record in records:
+        if record.ok:
+            known = best.get(record.task_key, record.seconds)
+            best[record.task_key] = min(known, record.seconds)
+        found.append((sum(best.values()) if len(best) == len(tasks) else None, record.build_time_s))
+    return records, priced(found, log)
