@@ -1,20 +1,26 @@
 """What the choice of layouts is worth: one fixed format, greedy propagation, the whole graph.
 
-    python -m benchmarks.layouts [--models resnet18,...] [--operators] [--rounds 20]
+    python -m benchmarks.layouts --build [--models resnet18,...] [--operators]
+    python -m benchmarks.layouts --time [--models resnet18,...] [--operators] [--rounds 20]
 
 All variants choose among the same tables of layouts (`compiler/layout/strategies.py`): the same
-micro-kernels, packed weights, direct convolution and untuned schedules; only the strategy differs.
-Variants take turns in one process on one thread; ratios are of ours to the variant, round by
-round, with 95% bootstrap intervals. Writes benchmarks/results/layouts.md and .json.
+micro-kernels, packed weights, algorithms and untuned schedules; only the strategy differs. NCHWc is
+the fixed blocked format with blocks of one vector, the processor's natural one: NCHW8c with AVX2,
+NCHW16c with AVX-512. Rows named "Winograd" let all variants use it where it is estimated faster,
+as a compile does; the others compute every convolution directly. Variants take turns in one process
+on one thread; ratios are of ours to the variant, round by round, with 95% bootstrap intervals.
+"same": the strategy chose what ours did. In brackets after a time: conversions executed. "of peak":
+multiply-adds of the best fixed format against the processor's peak in the same minutes; what is
+missing to 100% is the most that any layout could win over it.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +29,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import zoo
-from benchmarks.machine import describe
+from benchmarks.machine import Probes, describe
 from benchmarks.report import (
     RESULTS,
     markdown_machine,
@@ -32,19 +38,20 @@ from benchmarks.report import (
     write_json,
     write_text,
 )
-from tilewright.compiler.layout.propagation import apply_layouts, choose_layouts
+from tilewright.compiler.layout.propagation import LayoutPlan
 from tilewright.compiler.layout.strategies import STRATEGIES
 from tilewright.compiler.package import package
-from tilewright.compiler.pipeline import fuse, schedule_kernels
-from tilewright.compiler.program import Program, TensorSpec
+from tilewright.compiler.pipeline import lower
+from tilewright.compiler.program import TensorSpec
 from tilewright.compiler.targets import Target, parse_target
+from tilewright.compiler.work import describe_work
 from tilewright.frontends.onnx import import_onnx
 from tilewright.runtime.benchmark import compare, interleave, summarize
 from tilewright.runtime.module import Module
 
 OURS = "global"
 MODELS = ("resnet18", "resnet50", "mobilenetv2", "densenet121", "unet", "bert_base")
-FIXED = ("NCHW", "NHWC", "NCHW16c")
+FIXED = ("NCHW", "NHWC", "NCHWc")
 # (name, data shape, weight shape, groups, stride): one operator with bias and ReLU.
 OPERATORS = (
     ("C2D 3x3", (1, 64, 56, 56), (64, 64, 3, 3), 1, 1),
@@ -57,6 +64,27 @@ OPERATORS = (
     ("C3D 3x3x3", (1, 64, 8, 28, 28), (64, 64, 3, 3, 3), 1, 1),
     ("GMM", (128, 768), (768, 3072), 1, 1),
 )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to build or time.
+
+    Attributes:
+        folder: where the modules are.
+        winograd: convolutions use Winograd's algorithm where it is estimated faster.
+        rounds: samples of each variant.
+        strategies: of `STRATEGIES`, ours first.
+    """
+
+    folder: Path
+    winograd: bool
+    rounds: int
+    strategies: tuple[str, ...] = tuple(STRATEGIES)
+
+    def row(self, name: str) -> str:
+        """Return the name of a row, which is also that of its folder."""
+        return f"{name}, Winograd" if self.winograd else name
 
 
 def operator_model(
@@ -98,78 +126,100 @@ def operator_model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
 
 
-def build(program: Program, target: Target, strategy: str, folder: Path) -> tuple[Module, dict]:
-    """Build a program with one strategy; return the module and what was decided."""
-    start = time.perf_counter()
-    plan = choose_layouts(program, target, strategy=STRATEGIES[strategy])
-    solve_s = time.perf_counter() - start
-    physical, conversions = apply_layouts(program, plan)
-    physical = replace(physical, kernels=schedule_kernels(physical.kernels, target))
-    path = folder / f"{strategy}.so"
-    package(physical, target, path, {})
-    decided = {
-        "solve_s": solve_s,
-        "proven": plan.proven,
-        "conversions": len(conversions),
-        "estimated_s": plan.seconds,
-    }
-    return Module(path, threads=1), decided
-
-
-def measure(
-    name: str,
-    model: Path | onnx.ModelProto,
-    feed: Mapping[str, np.ndarray],
-    target: Target,
-    rounds: int,
-) -> dict:
-    """Return one row: every strategy's decisions and time, ours first."""
+def build(name: str, model: Path | onnx.ModelProto, target: Target, job: Job) -> None:
+    """Compile a model with every strategy into a folder, with what was decided beside it."""
+    folder = job.folder / job.row(name)
+    folder.mkdir(parents=True, exist_ok=True)
     imported = import_onnx(model)
     specs = [
         [TensorSpec(spec.name, spec.shape, spec.dtype) for spec in side]
         for side in (imported.inputs, imported.outputs)
     ]
-    program = fuse(imported.module, *specs, target, winograd=False)
-    row: dict = {"name": name, "strategies": {}}
+    decided: dict[str, dict] = {}
+    plans: dict[str, LayoutPlan] = {}
+    for strategy in job.strategies:
+        lowered = lower(
+            imported.module, *specs, target, winograd=job.winograd, strategy=STRATEGIES[strategy]
+        )
+        facts = {
+            "proven": lowered.plan.proven,
+            "conversions": len(lowered.conversions),
+            "estimated_s": lowered.plan.seconds,
+            "operations": sum(lowered.operations.values()),
+        }
+        decided[strategy] = facts
+        equal = [name for name, plan in plans.items() if plan.choices == lowered.plan.choices]
+        if equal:
+            facts["same_as"] = equal[0]
+            continue
+        plans[strategy] = lowered.plan
+        work = describe_work(lowered.program, lowered.operations)
+        package(lowered.program, target, folder / f"{strategy}.so", {"work": work})
+    write_json(folder / "decided.json", decided)
+
+
+def measure(name: str, feed: Mapping[str, np.ndarray], job: Job) -> dict:
+    """Return one row: every strategy's decisions and time, ours first."""
+    folder = job.folder / job.row(name)
+    decided = json.loads((folder / "decided.json").read_text())
+    probes = Probes()
     calls: dict[str, Callable[[], object]] = {}
     reference = None
-    with tempfile.TemporaryDirectory() as folder:
-        for strategy in STRATEGIES:
-            module, decided = build(program, target, strategy, Path(folder))
-            row["strategies"][strategy] = decided
-            result = next(iter(module.run(feed).values()))
-            reference = result if reference is None else reference
-            decided["error"] = float(np.abs(result - reference).max() / reference.std())
-            run = partial(module.run, feed)
-            calls |= {f"warm {strategy}": run, strategy: run}
-        samples = interleave(calls, rounds=rounds, clock=time.thread_time)
-    for strategy, decided in row["strategies"].items():
-        ratio = compare(samples[OURS], samples[strategy])
-        decided["median_s"] = summarize(samples[strategy]).median_s
-        decided["ratio"], decided["interval"] = ratio.median, [ratio.low, ratio.high]
-    return row
+    for strategy, facts in decided.items():
+        if "same_as" in facts:
+            continue
+        module = Module(folder / f"{strategy}.so", threads=1)
+        result = next(iter(module.run(feed).values()))
+        reference = result if reference is None else reference
+        facts["error"] = float(np.abs(result - reference).max() / reference.std())
+        run = partial(module.run, feed)
+        calls |= {f"warm {strategy}": run, strategy: run}
+    peaks: list[float] = []
+    calls["peak"] = lambda: peaks.append(probes.peak_gflops())
+    samples = interleave(calls, rounds=job.rounds, clock=time.thread_time)
+    for strategy, facts in decided.items():
+        timed = samples[facts.get("same_as", strategy)]
+        ratio = compare(samples[OURS], timed)
+        facts["median_s"] = summarize(timed).median_s
+        facts["ratio"], facts["interval"] = ratio.median, [ratio.low, ratio.high]
+    # The fastest probe: what disturbs one makes it slower, never faster.
+    return {"name": job.row(name), "peak_gflops": max(peaks), "strategies": decided}
 
 
 def render(rows: list[dict]) -> str:
     """Return the Markdown page."""
-    header = ["", "conversions", "solved, s", *(f"{name}, ms" for name in STRATEGIES)]
+    header = ["", *(f"{name}, ms" for name in STRATEGIES)]
     header += [f"ours / {name}" for name in STRATEGIES if name != OURS]
+    header.append("best fixed, of peak")
     table = []
     for row in rows:
-        ours = row["strategies"][OURS]
-        cells = [row["name"], str(ours["conversions"])]
-        cells.append(f"{ours['solve_s']:.2f}{'' if ours['proven'] else ' (not proven)'}")
-        cells += [f"{row['strategies'][name]['median_s'] * 1e3:.3g}" for name in STRATEGIES]
+        strategies = row["strategies"]
+        cells = [row["name"]]
+        for name in STRATEGIES:
+            converted = strategies[name]["conversions"]
+            cells.append(
+                f"{strategies[name]['median_s'] * 1e3:.3g}" + (f" ({converted})" * bool(converted))
+            )
         for name in STRATEGIES:
             if name != OURS:
-                other = row["strategies"][name]
-                low, high = other["interval"]
-                cells.append(f"{other['ratio']:.2f} [{low:.2f} .. {high:.2f}]")
+                same = strategies[name].get("same_as") == OURS
+                low, high = strategies[name]["interval"]
+                text = f"{strategies[name]['ratio']:.2f} [{low:.2f} .. {high:.2f}]"
+                cells.append("same" if same else text)
+        cells.append(f"{share_of_peak(row):.0%}")
         table.append(cells)
-    text = f"# Layout strategies\n\n{__doc__.split(chr(10), 3)[3].strip()}\n\n"
+    text = f"# Layout strategies\n\n{__doc__.split(chr(10), 4)[4].strip()}\n\n"
     text += markdown_table(header, table)
-    text += f"\nBest single fixed layout over ours, geometric mean: {best_fixed(rows)}\n\n"
+    text += f"\nBest fixed layout over ours, geometric mean: {best_fixed(rows)}\n\n"
     return text + markdown_machine(describe())
+
+
+def share_of_peak(row: dict) -> float:
+    """Return what the best fixed format reaches of the multiply-add peak, padding not counted."""
+    best = min((row["strategies"][name] for name in FIXED), key=lambda facts: facts["median_s"])
+    # What is computed on planes, where nothing is padded.
+    useful = row["strategies"]["NCHW"]["operations"]
+    return useful / best["median_s"] / (row["peak_gflops"] * 1e9)
 
 
 def best_fixed(rows: list[dict]) -> str:
@@ -188,26 +238,35 @@ def best_fixed(rows: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--build", action="store_true", help="compile every variant")
+    parser.add_argument("--time", action="store_true", help="time what was compiled")
+    parser.add_argument("--folder", type=Path, default=Path("build/layouts"))
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--operators", action="store_true", help="the single operators too")
+    parser.add_argument("--winograd", action="store_true", help="with Winograd's algorithm")
+    parser.add_argument("--strategies", default=",".join(STRATEGIES))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--target", default="native")
+    parser.add_argument("--out", type=Path, default=RESULTS / "layouts.json")
     args = parser.parse_args()
-    target = parse_target(args.target)
+    job = Job(args.folder, args.winograd, args.rounds, tuple(args.strategies.split(",")))
     jobs = [(name, zoo.load(name), zoo.inputs(name, 0)) for name in args.models.split(",") if name]
     if args.operators:
         rng = np.random.default_rng(0)
         for name, data, weight, groups, stride in OPERATORS:
             feed = {"x": rng.standard_normal(data).astype("float32")}
             jobs.append((name, operator_model(data, weight, groups, stride), feed))
-    path = RESULTS / "layouts.json"
-    for name, model, feed in jobs:
-        row = measure(name, model, feed, target, args.rounds)
-        rows = merge_rows(path, [row], ["name"])
-        write_json(path, {"machine": describe(), "rows": rows})
-        write_text(RESULTS / "layouts.md", render(rows))
+    if args.build:
+        target = parse_target(args.target)
+        for name, model, _ in jobs:
+            build(name, model, target, job)
+    for name, _, feed in jobs if args.time else []:
+        row = measure(name, feed, job)
+        rows = merge_rows(args.out, [row], ["name"])
+        write_json(args.out, {"machine": describe(), "rows": rows})
+        write_text(args.out.with_suffix(".md"), render(rows))
         ours = row["strategies"]
-        print(name, {k: f"{v['ratio']:.2f}" for k, v in ours.items()}, flush=True)
+        print(row["name"], {k: f"{v['ratio']:.2f}" for k, v in ours.items()}, flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from itertools import product
 
 from tvm import tirx
-from tvm.tirx import PrimFunc
 
 from tilewright.compiler.access import BlockAccess, blocks, find_contraction, shape_of
 from tilewright.compiler.layout import costs
@@ -23,7 +22,7 @@ from tilewright.compiler.layout.contraction_choices import (
 from tilewright.compiler.layout.formats import CHANNEL, FORMATS, follow, format_of, image_layout
 from tilewright.compiler.layout.operator import Choice, Operator
 from tilewright.compiler.layout.primitives import Layout
-from tilewright.compiler.layout.rewrite import rewrite
+from tilewright.compiler.layout.strides import read_walk
 from tilewright.compiler.targets import Target
 from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK
 
@@ -88,9 +87,13 @@ def _reduction_choices(
         return found
     for image_format in FORMATS[1:]:
         layouts = _in_format(operator, operator.images, image_format, target)
-        seconds = costs.seconds(operator, layouts, target, points, costs.WINDOW_SHARE)
+        seconds = costs.seconds(operator, layouts, target, points, _window_share(image_format))
         found.append(Choice(f"{image_format} -> {image_format}", tuple(layouts), seconds))
     return found
+
+
+def _window_share(image_format: str) -> float:
+    return costs.WINDOW_SHARE if image_format == "B" else costs.WINDOW_LAST_SHARE
 
 
 def _keeps_channels(access: BlockAccess, out_shape: tuple[int, ...]) -> bool:
@@ -123,6 +126,8 @@ def _injective_choices(operator: Operator, target: Target) -> list[Choice]:
     """Any format in and any format out; what is read with a stride costs its time."""
     inputs = [p for p in operator.images if p < operator.output]
     outputs = [p for p in operator.images if p >= operator.output]
+    # Only where something has a format do strides depend on the choice.
+    walk = read_walk(operator.func) if operator.images else None
     found = []
     for source, result in product(
         FORMATS if inputs else FORMATS[:1], FORMATS if outputs else FORMATS[:1]
@@ -135,13 +140,7 @@ def _injective_choices(operator: Operator, target: Target) -> list[Choice]:
         for position in operator.constants:
             layouts[position] = follow(operator.shapes[position], out, is_constant=True)
         seconds = costs.moved_seconds(operator, layouts)
-        # Only where something has a format is the price of strides worth a rewrite.
-        if operator.images:
-            seconds *= costs.stride_penalty(_rewritten(operator.func, layouts))
+        if walk is not None:
+            seconds *= costs.stride_penalty(walk, layouts, target)
         found.append(Choice(f"{source} -> {format_of(out)}", tuple(layouts), seconds))
     return found
-
-
-def _rewritten(func: PrimFunc, layouts: Sequence[Layout]) -> PrimFunc:
-    changed = {p: layout for p, layout in enumerate(layouts) if layout.primitives}
-    return rewrite(func, changed) if changed else func

@@ -254,9 +254,8 @@ def _depthwise(
             continue
         layouts = _around(operator, operands, data, weight, out)
         waste = prod(out.physical_shape) / prod(out.shape)
-        seconds = costs.seconds(
-            operator, layouts, target, anchor.points * waste, costs.WINDOW_SHARE
-        )
+        share = costs.WINDOW_SHARE if image_format == "B" else costs.WINDOW_LAST_SHARE
+        seconds = costs.seconds(operator, layouts, target, anchor.points * waste, share)
         found.append(Choice(f"{image_format} -> {image_format}", tuple(layouts), seconds))
     return found
 

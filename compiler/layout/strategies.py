@@ -161,5 +161,5 @@ STRATEGIES: dict[str, Strategy] = {
     "per-operator": per_operator,
     "NCHW": fixed("L"),
     "NHWC": fixed("C"),
-    "NCHW16c": fixed("B"),
+    "NCHWc": fixed("B"),
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import tvm
@@ -44,21 +45,27 @@ def dtype_of(expr: Expr) -> str:
 
 def children(expr: Expr) -> tuple[Expr, ...]:
     """Return the sub-expressions of one expression, in order."""
-    if isinstance(expr, _BINARY):
-        return (expr.a, expr.b)
-    if isinstance(expr, TensorLoad):
-        return tuple(expr.indices)
-    if isinstance(expr, Call):
-        return tuple(expr.args)
-    if isinstance(expr, tirx.Select):
-        return (expr.condition, expr.true_value, expr.false_value)
-    if isinstance(expr, tirx.Cast | tirx.Broadcast):
-        return (expr.value,)
-    if isinstance(expr, _UNARY):
-        return (expr.a,)
-    if isinstance(expr, tirx.Let):
-        return (expr.value, expr.body)
-    return ()
+    return _reader(type(expr))(expr)
+
+
+@cache
+def _reader(kind: type) -> Callable[[Expr], tuple[Expr, ...]]:
+    """Return what reads the sub-expressions of a class: asked once, for isinstance is slow here."""
+    if issubclass(kind, _BINARY):
+        return lambda expr: (expr.a, expr.b)
+    if issubclass(kind, TensorLoad):
+        return lambda expr: tuple(expr.indices)
+    if issubclass(kind, Call):
+        return lambda expr: tuple(expr.args)
+    if issubclass(kind, tirx.Select):
+        return lambda expr: (expr.condition, expr.true_value, expr.false_value)
+    if issubclass(kind, tirx.Cast | tirx.Broadcast):
+        return lambda expr: (expr.value,)
+    if issubclass(kind, _UNARY):
+        return lambda expr: (expr.a,)
+    if issubclass(kind, tirx.Let):
+        return lambda expr: (expr.value, expr.body)
+    return lambda _expr: ()
 
 
 def rebuild(expr: Expr, leaf: Leaf) -> Expr:
