@@ -91,7 +91,13 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
         super().__init__(mod)
         self.graph, self.integer_only = graph, integer_only
         self.linear = lru_cache(maxsize=None)(lambda var: read_anchor(graph, var))
-        self.regions = find_regions(graph, self.linear)
+        # What comes from floats is quantized by itself: the rest of a kernel is not in floats.
+        first = [
+            var
+            for var in graph.affines
+            if integer_only and graph.of_kind(var, "quantize") and not graph.follows_bytes(var)
+        ]
+        self.regions = find_regions(graph, self.linear, first)
         self.anchors = {region.anchor for region in self.regions.values()}
         self.bytes: dict[relax.Var, relax.Expr] = {}
         self.integers = IntegerTensors(

@@ -8,7 +8,7 @@ convolution or matrix product. A value that somebody else needs too is read from
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from tvm import relax
@@ -65,9 +65,17 @@ class Region:
 
 
 def find_regions(
-    graph: Graph, linears: Callable[[relax.Var], Linear | Average | None]
+    graph: Graph,
+    linears: Callable[[relax.Var], Linear | Average | None],
+    alone: Collection[relax.Var] = (),
 ) -> dict[relax.Var, Region]:
-    """Return the regions by their root; no quantize operator inside one is a root itself."""
+    """Return the regions by their root; no quantize operator inside one is a root itself.
+
+    Args:
+        graph: the function.
+        linears: gives the sums that a variable is, if any.
+        alone: quantize operators that end a region, whoever uses them.
+    """
     found: dict[relax.Var, Region] = {}
     inside: set[relax.Var] = set()
     for binding in reversed(graph.bindings):
@@ -77,16 +85,19 @@ def find_regions(
             continue
         if affine.dtype not in ("uint8", "int8"):
             continue
-        found[var] = region = _grow(graph, linears, var)
+        found[var] = region = _grow(graph, linears, var, alone)
         inside |= region.members
     return found
 
 
 def _grow(
-    graph: Graph, linears: Callable[[relax.Var], Linear | Average | None], root: relax.Var
+    graph: Graph,
+    linears: Callable[[relax.Var], Linear | Average | None],
+    root: relax.Var,
+    alone: Collection[relax.Var],
 ) -> Region:
     """Return the largest region of a root with one anchor."""
-    closed: set[relax.Var] = set()
+    closed = set(alone) - {root}
     while True:
         members, anchors = _members(graph, linears, root, closed)
         if len(anchors) <= 1:
