@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -104,6 +108,20 @@ def test_the_first_wrong_node_is_found_and_written_down(cli, chain, tmp_path, mo
     with np.load(tmp_path / "repro" / "repro.npz") as inputs:
         assert inputs["r"].shape == (2, 5)
     assert cli("debug-accuracy", chain).exit_code == 1
+
+
+def test_a_compile_gives_the_same_bytes_in_any_process(model_path, tmp_path):
+    digests = set()
+    for hash_seed in ("1", "2"):
+        out = tmp_path / f"{hash_seed}.so"
+        subprocess.run(
+            [sys.executable, "-m", "tilewright", "compile", str(model_path), "-o", str(out)],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            check=True,
+            capture_output=True,
+        )
+        digests.add(hashlib.sha256(out.read_bytes()).hexdigest())
+    assert len(digests) == 1
 
 
 def test_doctor_says_what_is_here(cli):
