@@ -29,7 +29,7 @@ def load(name: str, exporter: str = "torchscript") -> Path:
 
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".part")
-    _export(build(name), exporter, temporary)
+    export_model(build(name), exporter, temporary)
     try:
         verify(name, temporary)
         os.replace(temporary, path)
@@ -38,7 +38,8 @@ def load(name: str, exporter: str = "torchscript") -> Path:
     return path
 
 
-def _export(built, exporter: str, path: Path) -> None:
+def export_model(built, exporter: str, path: Path) -> None:
+    """Write a model that `builders.build` built, with its example arguments, to `path`."""
     import torch
 
     options: dict = {"input_names": built.input_names, "output_names": built.output_names}

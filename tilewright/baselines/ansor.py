@@ -175,7 +175,7 @@ def start_model(
     request |= {"log": str(log.resolve()), **_where(threads)}
     try:
         with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
-            files = {key: str(Path(folder, f"{key}.npz")) for key in ("inputs", "outputs")}
+            files: Request = {k: str(Path(folder, f"{k}.npz")) for k in ("inputs", "outputs")}
             save_npz(files["inputs"], feed)
             found = _tuned(
                 lambda: priced(driver.ask("curve_model", log=request["log"]), log),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tilewright.baselines.budget import Budget
-from tilewright.baselines.contest import Contest, Options
+from tilewright.baselines.contest import Contest, Entry, Options
 from tilewright.baselines.engine import Feed
 from tilewright.baselines.peers import OURS, Case
 from tilewright.errors import MeasureError
@@ -44,22 +44,26 @@ def bench_models(
     options = options or Options()
     contest = Contest("models", options)
     for model in models:
-        case = Case(
-            model.path,
-            model.feed,
-            options.threads,
-            None,
-            options.budget,
-            options.logs,
-            options.target,
-            lambda stage, name=model.name: progress(f"{name}: {stage}"),
-            model.name,
-        )
-        shapes = {name: list(array.shape) for name, array in model.feed.items()}
-        about = {"name": model.name, "model": model.path.name, "inputs": shapes}
-        contest.time([contest.enter(case, about)])
+        contest.time([_enter(contest, model, progress)])
         finished(contest.result)
     return contest.result
+
+
+def _enter(contest: Contest, model: Model, progress: Callable[[str], None]) -> Entry:
+    options = contest.options
+    case = Case(
+        model.path,
+        model.feed,
+        options.threads,
+        None,
+        options.budget,
+        options.logs,
+        options.target,
+        lambda stage: progress(f"{model.name}: {stage}"),
+        model.name,
+    )
+    shapes = {name: list(array.shape) for name, array in model.feed.items()}
+    return contest.enter(case, {"name": model.name, "model": model.path.name, "inputs": shapes})
 
 
 def bench(
