@@ -26,19 +26,22 @@ def conv(data, weight, strides, padding, dilation=None, groups=1):
 
 
 def conv_transpose(data, weight, strides, padding):
-    """2-D transposed convolution, weight [I, O, KH, KW]; `padding`: top, left, bottom, right."""
-    n, _, h, w = data.shape
-    kh, kw = weight.shape[2:]
-    out = np.zeros(
-        (n, weight.shape[1], (h - 1) * strides[0] + kh, (w - 1) * strides[1] + kw), data.dtype
-    )
-    for y in range(h):
-        for x in range(w):
-            patch = np.einsum("ni,iokl->nokl", data[:, :, y, x], weight)
-            top, left = y * strides[0], x * strides[1]
-            out[:, :, top : top + kh, left : left + kw] += patch
-    top, left, bottom, right = padding
-    return out[:, :, top : out.shape[2] - bottom, left : out.shape[3] - right]
+    """N-dimensional transposed convolution, weight [I, O, ...]; `padding` as in `conv`."""
+    rank = data.ndim - 2
+    extents = [
+        (size - 1) * step + k
+        for size, step, k in zip(data.shape[2:], strides, weight.shape[2:], strict=True)
+    ]
+    out = np.zeros((data.shape[0], weight.shape[1], *extents), data.dtype)
+    for place in np.ndindex(*data.shape[2:]):
+        patch = np.tensordot(data[(..., *place)], weight, (1, 0))
+        at = [
+            slice(i * step, i * step + k)
+            for i, step, k in zip(place, strides, weight.shape[2:], strict=True)
+        ]
+        out[(..., *at)] += patch
+    kept = [slice(padding[i], extents[i] - padding[rank + i]) for i in range(rank)]
+    return out[(..., *kept)]
 
 
 def packed_weight(shape, out_block, in_block=None):

@@ -15,7 +15,7 @@ from tilewright.compiler.layout.primitives import blocked
 
 
 @pytest.mark.parametrize("channels", [8, 5])
-def testmax_pool_keeps_zeros_in_padded_lanes(channels):
+def test_max_pool_keeps_zeros_in_padded_lanes(channels):
     x = (1, channels, 7, 6)
     func = fused(lambda a: op.nn.max_pool2d(a, [3, 3], strides=[2, 1], padding=[1, 1, 1, 1]), x)
     layouts = {0: blocked(x, 1, 4), 1: blocked(shapes_of(func)[-1], 1, 4)}
