@@ -87,6 +87,11 @@ class Target:
         """Whether a vector can be multiplied by one lane of another at no extra cost."""
         return self.architecture == "aarch64"
 
+    @property
+    def broadcasts_from_memory(self) -> bool:
+        """Whether a multiply-add can take one element of memory for all lanes (EVEX encoding)."""
+        return self.architecture == "x86_64" and self.vector_bits == 512
+
     def lanes(self, dtype: str) -> int:
         """Return how many elements of `dtype` one vector register holds."""
         bits = tvm.DataType(dtype).bits

@@ -11,6 +11,7 @@ from tvm import tirx
 
 from tilewright.compiler.schedule.analysis import Anchor, find_anchor, read_stages
 from tilewright.compiler.schedule.cost import (
+    choose_order,
     choose_row_block,
     choose_tile,
     padding_can_be_clipped,
@@ -103,7 +104,7 @@ def default_contraction(anchor: Anchor, target: Target) -> ContractionDecisions:
         column_vectors=vectors,
         fused_rows=fused,
         row_block=choose_row_block(anchor, target, fused, row_tile, vectors),
-        reduction_order=tuple(range(len(anchor.stage.reduction))),
+        reduction_order=choose_order(anchor, target, clip),
         unroll=min(unroll, inner),
         chains=chains,
         clip_pad=clip,

@@ -21,21 +21,37 @@ _TILE_OVERHEAD = 30
 _STORE_CYCLES = 2
 # Cycles that a vector of weights costs beyond its load, because it is not in the first level.
 _STREAM_CYCLES = 0.5
+# With 256-bit vectors loads are half as large, and these two vanish beside a row of data (one more
+# stream) and the latency of a small tile. Measured on Zen 3, cycles of a step: 4 x 3 vectors 6.17,
+# 6 x 2 6.33, 5 x 2 5.26, 7 x 1 and 6 x 1 4.5.
+_ROW_CYCLES = 0.06
+_SHORTEST_STEP = 4.5
 # Cycles of the loop around a step. With weights from memory, 3 vectors a step (more streams) also
 # beat 2 by 12% where an image has 7 rows.
 _LOOP_CYCLES = 0.5
 # Steps of the tiled reduction axis that are written out; more would make the code too long.
 _MAX_WRITTEN_OUT = 3
+# Tiles of one vector where a broadcast needs a register: LLVM destroys the broadcast instead of the
+# accumulator, and from 8 rows on spills (1152 x 256 x 96 on Zen 3: 7 rows 78 GFLOP/s, 8 rows 42,
+# 4 x 3 vectors 100).
+_MOST_SINGLE_ROWS = 7
 # Steps of the innermost loop, below which written out steps around it do not pay (measured).
 _MIN_ROLLED = 8
-# Cycles to read a byte from the second and third level, and the part that is not hidden.
+# Cycles to read a byte from the second and third level and from memory, and the part that is not
+# hidden.
 _L2_BYTE = 1 / 48
 _L3_BYTE = 1 / 20
+_MEMORY_BYTE = 1 / 7
 _EXPOSED = 0.4
 _MOST_BLOCKS = 64
 # Shares of the cache levels that a working set may fill (a panel of 0.85 L2 stays there, measured).
 _L1_SHARE = 0.6
 _L2_SHARE = 0.9
+_L3_SHARE = 0.5
+# A panel of 0.86 of 512 KiB stays there only in part: 6 x 2 vectors with 0.58 are 10% faster than 4
+# x 3 (3x3, 512 channels of 28 x 28, Zen 3).
+_SMALL_L2_BYTES = 512 << 10
+_SMALL_L2_SHARE = 0.65
 _FLOAT_BYTES = 4
 
 
@@ -68,8 +84,36 @@ def tiles_that_fit(target: Target) -> Iterator[tuple[int, int]]:
         # One register per column vector, one for the broadcast element; with one column vector
         # the broadcast is folded into the multiply-add, but LLVM needs a spare.
         operands = 3 if vectors == 1 else vectors + 1
-        for rows in range(1, (registers - operands) // vectors + 1):
+        most = (registers - operands) // vectors
+        if vectors == 1 and _broadcasts_by_register(target):
+            most = min(most, _MOST_SINGLE_ROWS)
+        for rows in range(1, most + 1):
             yield rows, vectors
+
+
+def _broadcasts_by_register(target: Target) -> bool:
+    return target.architecture == "x86_64" and not target.broadcasts_from_memory
+
+
+def choose_order(anchor: Anchor, target: Target, clip: bool) -> tuple[int, ...]:
+    """Return the order of the reduction axes, outermost first.
+
+    As they stand; but where padding is clipped and registers are few, the window goes outermost.
+    LLVM unrolls a short loop over channels for each step of the window and then shares broadcast
+    elements between the steps, which need a register each: accumulators spill. With a long loop
+    inside there is nothing to share. Measured on Zen 3, time / time with the window inside: 512
+    channels of 2 x 7 x 7, 3x3x3, 0.77; 256 of 4 x 14 x 14 0.92; 512 of 7 x 7, 3x3, 0.90.
+    """
+    positions = range(len(anchor.stage.reduction))
+    if not clip or not _broadcasts_by_register(target):
+        return tuple(positions)
+    window = {
+        found.reduction
+        for access in anchor.accesses
+        if access.pad is not None and access.pad.bounds
+        for found in read_clips(access, anchor) or []
+    }
+    return (*sorted(window), *(position for position in positions if position not in window))
 
 
 def choose_tile(
@@ -94,7 +138,7 @@ def choose_tile(
         if vectors > vectors_total:
             continue
         for shape in shapes:
-            cycles = _cycles((outer, inner), shape, vectors_total, vectors, depth)
+            cycles = _cycles((outer, inner), shape, vectors_total, vectors, depth, target)
             if best is None or cycles < best[0] * 0.999:
                 best = (cycles, shape, vectors)
     assert best is not None, "a tile of one row and one vector always fits"
@@ -102,7 +146,12 @@ def choose_tile(
 
 
 def _cycles(
-    extents: tuple[int, int], tile: tuple[int, int], vectors: int, per_tile: int, depth: int
+    extents: tuple[int, int],
+    tile: tuple[int, int],
+    vectors: int,
+    per_tile: int,
+    depth: int,
+    target: Target,
 ) -> float:
     """Return the modelled cycles of all tiles of one image."""
     total = 0.0
@@ -112,25 +161,30 @@ def _cycles(
             for column in partition(vectors, per_tile):
                 rows = outer.size * inner.size
                 count = outer.count * inner.count * column.count
-                total += count * _tile_cycles(rows, column.size, depth)
+                total += count * _tile_cycles(rows, column.size, depth, target)
                 codes += rows * column.size
     # Every tile size is code of its own, which costs compile time and instruction cache.
     return total * (1 + codes * 1e-4)
 
 
-def _tile_cycles(rows: int, vectors: int, depth: int) -> float:
+def _tile_cycles(rows: int, vectors: int, depth: int, target: Target) -> float:
+    vector_bytes = target.vector_bits // 8
     cells = rows * vectors
-    step = max(
-        cells / _FMA_PER_CYCLE,
-        (rows + vectors) / _LOADS_PER_CYCLE,
+    step = max(cells / _FMA_PER_CYCLE, (rows + vectors) / _LOADS_PER_CYCLE)
+    if _broadcasts_by_register(target):
+        step = max(step + _ROW_CYCLES * rows, _SHORTEST_STEP)
+    else:
         # A reduction may be split into chains, so latency counts only half.
-        _FMA_LATENCY / 2 if cells < _FMA_PER_CYCLE * _FMA_LATENCY else 0,
-    )
-    # Weights stream from the second cache level and are used once for each row.
-    step += _STREAM_CYCLES * vectors + _LOOP_CYCLES
-    if vectors == 1:
-        # Each multiply-add has a memory operand of its own: measured 4% slower.
-        step *= 1.04
+        step = max(step, _FMA_LATENCY / 2 if cells < _FMA_PER_CYCLE * _FMA_LATENCY else 0)
+        # Weights stream from the second cache level and are used once for each row.
+        step += _STREAM_CYCLES * vectors + _LOOP_CYCLES
+        if vectors == 1:
+            # Each multiply-add has a memory operand of its own: measured 4% slower.
+            step *= 1.04
+    share = _SMALL_L2_SHARE if target.l2_bytes <= _SMALL_L2_BYTES else _L2_SHARE
+    if depth * vectors * vector_bytes > share * target.l2_bytes:
+        # Every tile of rows reads its weights from the third level.
+        step += _EXPOSED * (_L3_BYTE - _L2_BYTE) * vectors * vector_bytes
     return depth * step + _TILE_OVERHEAD + _STORE_CYCLES * cells
 
 
@@ -226,7 +280,9 @@ def _read(size: float, resident: float, target: Target) -> float:
     """Return the cycles to read `size` bytes of a working set of `resident` bytes."""
     if resident <= _L1_SHARE * target.l1_bytes:
         return 0.0
-    return size * (_L2_BYTE if resident <= _L2_SHARE * target.l2_bytes else _L3_BYTE)
+    if resident <= _L2_SHARE * target.l2_bytes:
+        return size * _L2_BYTE
+    return size * (_L3_BYTE if resident <= _L3_SHARE * target.l3_bytes else _MEMORY_BYTE)
 
 
 def _data_elements(anchor: Anchor) -> int:

@@ -233,11 +233,37 @@ def test_inner_loop_keeps_a_full_tile_in_registers(name, register):
 
 
 def test_model_prefers_tiles_that_divide():
-    wide = parse_target("x86-64-v4")  # with 16 registers a tile that divides would be too small
+    wide = parse_target("x86-64-v4")
     decisions = default_decisions(conv2d(1, 64, (56, 56), 64, 3, 1, (1, 1)).func, wide)
     assert 56 % decisions.row_tile[1] == 0
     rows = default_decisions(matmul(197, 192, 768).func, wide).row_tile
     assert 10 <= rows[1] <= 28
+
+
+@pytest.mark.parametrize("outputs", [24, 56, 96])
+def test_odd_numbers_of_vectors_do_not_fall_back_to_tiles_of_one_vector(outputs):
+    workload = matmul(784, 144, outputs, lanes=8)
+    decisions = default_decisions(workload.func, AVX2)
+    assert (decisions.row_tile, decisions.column_vectors) == ((1, 4), 3)
+    _fused, spills = _multiply_adds(workload, AVX2)
+    assert not spills
+
+
+@pytest.mark.parametrize("size", [(7, 7), (14, 14)])
+def test_clipped_window_with_few_registers_does_not_spill(size):
+    workload = conv2d(1, 256, size, 48, 3, 1, (1, 1), lanes=8)
+    decisions = default_decisions(workload.func, AVX2)
+    assert decisions.clip_pad
+    assert decisions.reduction_order == (1, 2, 0, 3)  # the window outside, channels inside
+    _fused, spills = _multiply_adds(workload, AVX2)
+    assert not spills
+
+
+def test_window_stays_inside_where_registers_are_many():
+    workload = conv2d(1, 256, (14, 14), 64, 3, 1, (1, 1))
+    decisions = default_decisions(workload.func, parse_target("x86-64-v4"))
+    assert decisions.clip_pad
+    assert decisions.reduction_order == (0, 1, 2, 3)
 
 
 def test_tasks_divide_over_the_cores():
