@@ -238,7 +238,11 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
                 builder.sums, operands.tensors = tensors[0], tensors[1:]
             return te.compute(shape, lambda *at: element(at), name=name)
 
-        return self._te(name, compute, given, _ELEMENTWISE)
+        floats = builder.__class__ is EpilogueBuilder and sums is None
+        # In integer-only models a kernel that quantizes floats is one of its own.
+        return self._te(
+            name, compute, given, _OPAQUE if self.integer_only and floats else _ELEMENTWISE
+        )
 
     def _sums(self, linear: Linear | Average) -> relax.Expr:
         return self._te(
