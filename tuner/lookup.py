@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import log2
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from tilewright.compiler.tasks import Task, TunedDecision
 from tilewright.errors import TilewrightError
 from tilewright.tuner.candidate import canonical_json
 from tilewright.tuner.layouts import layout_choices
-from tilewright.tuner.log import Log
+from tilewright.tuner.log import Contents, Log
 from tilewright.tuner.records import Record, applies_to, merit, same_target
 from tilewright.tuner.space import LoopSpace
 from tilewright.tuner.workload import describe, describe_loops
@@ -73,6 +74,12 @@ class Coverage:
     seconds: float | None
 
 
+@lru_cache(maxsize=8)
+def _contents(path: Path, _stamp: tuple[int, int] | None) -> Contents:
+    """Read a log, once as long as the file stays as it is: that takes as long as a small compile."""
+    return Log(path).read()
+
+
 @dataclass
 class Lookup:
     """Finds decisions for tasks in logs; callable, as `compiler.pipeline.lower` wants it.
@@ -97,7 +104,8 @@ class Lookup:
         self._foreign: set[str] = set()
         self._found: dict[str, tuple[TunedDecision, ...]] = {}
         for path in self.logs:
-            contents = Log(path).read()
+            stamp = path.stat() if path.exists() else None
+            contents = _contents(path, (stamp.st_mtime_ns, stamp.st_size) if stamp else None)
             warning = contents.warning(path)
             if warning:
                 self.warnings.append(warning)
