@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 _RECENT = 3
-# A task without any gain in its last rounds is expected to gain this share of the distance to its
-# bound, again multiplied for every further round without.
+# A round is hoped to gain this share of the distance to the bound, and after every round without
+# any gain this part of what was hoped before.
+_HOPED = 0.3
 _DECAY = 0.6
 _FIRST_ROUNDS = 2
+# Share of the bounds of all tasks below which a task has no right to first rounds.
+_NEGLIGIBLE = 0.002
 # Even where a bound says that nothing is left, trials may find what the model of it misses.
 _LEAST_GAIN = 0.005
 
@@ -34,8 +37,8 @@ class Progress:
         """Return the seconds of the whole model that a further round is expected to win."""
         if self.exhausted:
             return 0.0
-        if len(self.best_s) < _FIRST_ROUNDS:
-            return float("inf")
+        if not self.best_s:
+            return self.weight * _HOPED * self.bound_s
         best = self.best_s[-1]
         earlier = self.best_s[-1 - min(_RECENT, len(self.best_s) - 1)]
         recent = (earlier - best) / _RECENT
@@ -46,14 +49,14 @@ class Progress:
             if after < before * 0.995:
                 break
             stuck += 1
-        hoped = max(best - self.bound_s, _LEAST_GAIN * best) * 0.3 * _DECAY**stuck
+        hoped = max(best - self.bound_s, _LEAST_GAIN * best) * _HOPED * _DECAY**stuck
         return self.weight * max(recent, hoped)
 
 
 def next_task(progress: Sequence[Progress], busy: Sequence[int] = ()) -> int | None:
     """Return the position of the task to go on with, or None where nothing is left to try.
 
-    Every task gets its first rounds before any other gets more, heaviest first.
+    Every task that counts gets its first rounds before any other gets more, heaviest first.
 
     Args:
         progress: of each task.
@@ -61,12 +64,18 @@ def next_task(progress: Sequence[Progress], busy: Sequence[int] = ()) -> int | N
             where no other is left, and for one more round at most.
     """
     waiting = list(busy) or [0] * len(progress)
+    least = _NEGLIGIBLE * sum(task.weight * task.bound_s for task in progress)
     open_tasks = [i for i, task in enumerate(progress) if not task.exhausted]
     for most in (0, 1):
         free = [i for i in open_tasks if waiting[i] <= most]
         if not free:
             continue
-        fresh = [i for i in free if len(progress[i].best_s) < _FIRST_ROUNDS]
+        fresh = [
+            i
+            for i in free
+            if len(progress[i].best_s) < _FIRST_ROUNDS
+            and progress[i].weight * progress[i].bound_s >= least
+        ]
         if fresh:
             return min(fresh, key=lambda i: (len(progress[i].best_s), i))
         return max(free, key=lambda i: progress[i].expected_gain_s())

@@ -124,8 +124,10 @@ class BuildPool:
         self._notify()
 
     def close(self) -> None:
-        """End all processes; jobs that wait are answered with an error."""
+        """End all processes; jobs that wait are answered with an error. May be called twice."""
         with self._guard:
+            if self._closed:
+                return
             self._closed = True
             for worker in self._workers:
                 worker.process.signal(signal.SIGKILL)

@@ -187,3 +187,19 @@ def test_record_never_applies_where_instructions_are_missing():
     assert applies_to(target_data(wide), parse_target("znver4"))
     assert not applies_to(target_data(parse_target("znver4")), wide)
     assert same_target(target_data(wide), replace(wide, name="other name"))
+
+
+@pytest.mark.parametrize(
+    ("measured", "other", "applies"),
+    [
+        ("znver3", "x86-64-v3", True),
+        ("znver3", "haswell", True),
+        ("znver3", "x86-64-v4", False),
+        ("znver5", "znver3", False),
+        ("x86-64-v4", "znver5", True),
+        ("znver5", "x86-64-v4", False),
+        ("aarch64", "znver3", False),
+    ],
+)
+def test_record_applies_where_its_instructions_and_vectors_are(measured, other, applies):
+    assert applies_to(target_data(parse_target(measured)), parse_target(other)) is applies

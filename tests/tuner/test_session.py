@@ -179,6 +179,21 @@ def test_budget_goes_to_the_most_time_to_win():
     assert next_task([Progress(1, 1e-5, [], True)]) is None
 
 
+def test_budget_leaves_what_does_not_count_for_last():
+    heavy = Progress(10, 1e-4, [2e-3, 2e-3])
+    tiny = Progress(1, 1e-6)
+    assert next_task([heavy, tiny]) == 0
+    assert next_task([Progress(10, 1e-4, [2e-3], True), tiny]) == 1
+
+
+def test_budget_asks_another_task_while_results_are_awaited():
+    heavy, light = Progress(10, 1e-5, [1e-3, 1e-3]), Progress(1, 1e-5, [1e-3, 1e-3])
+    assert next_task([heavy, light], [1, 0]) == 1
+    assert next_task([heavy, light], [1, 1]) == 0
+    assert next_task([heavy], [1]) == 0
+    assert next_task([heavy], [2]) is None
+
+
 def test_budget_leaves_what_no_longer_improves():
     stuck = Progress(1, 1e-4, [1e-3] * 12)
     moving = Progress(1, 1e-4, [1e-3, 9e-4, 8e-4])
