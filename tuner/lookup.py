@@ -76,7 +76,7 @@ class Coverage:
 
 @lru_cache(maxsize=8)
 def _contents(path: Path, _stamp: tuple[int, int] | None) -> Contents:
-    """Read a log, once as long as the file stays as it is: that takes as long as a small compile."""
+    """Read a log once while it stays as it is: that takes as long as a small compile."""
     return Log(path).read()
 
 
