@@ -1,6 +1,9 @@
 """The tuning commands print what their functions return, and one line for a mistake."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -74,3 +77,28 @@ def test_mistakes_are_one_line(arguments, status, message):
     result = _run(*arguments)
     assert result.exit_code == status
     assert message in " ".join(result.output.replace("│", " ").split())
+
+
+_INTERRUPT_WHILE_LOADING = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "tilewright.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+from tilewright.__main__ import main
+main()
+"""
+
+
+def test_interrupt_while_the_command_line_loads_ends_without_a_traceback():
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPT_WHILE_LOADING],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == ""
