@@ -28,11 +28,23 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         ],
         out: Annotated[Path, typer.Option("--output", "-o", help="The QDQ model to write.")],
         method: Annotated[
-            str, typer.Option(help="Of choosing ranges: minmax, percentile, mse, entropy.")
+            str, typer.Option(help="Of choosing ranges: minmax, percentile, mse, entropy, dobi.")
         ] = "minmax",
         percentile: Annotated[
             float, typer.Option(min=50, max=100, help="Values that 'percentile' keeps.")
         ] = 99.99,
+        bias_correction: Annotated[
+            bool,
+            typer.Option(
+                "--bias-correction", help="Make up for the mean of what rounding weights changes."
+            ),
+        ] = False,
+        smooth: Annotated[
+            float | None,
+            typer.Option(
+                min=0, max=1, help="Even out the channels behind layer norms; 0.5 is usual."
+            ),
+        ] = None,
         shape: Annotated[
             list[str] | None,
             typer.Option("--shape", metavar="NAME=1,3,224,224", help="Shape of an input."),
@@ -48,6 +60,8 @@ def mount(app: typer.Typer, errors: Errors) -> None:
             result = quantize(
                 *(model, calibration, out, method),
                 percentile=percentile,
+                bias_correction=bias_correction,
+                smooth=smooth,
                 shapes=shapes,
                 progress=progress,
             )

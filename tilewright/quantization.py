@@ -66,6 +66,8 @@ def quantize(
     method: str = "minmax",
     *,
     percentile: float = 99.99,
+    bias_correction: bool = False,
+    smooth: float | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     target: str = "native",
     progress: Callable[[str], None] = lambda _stage: None,
@@ -76,8 +78,11 @@ def quantize(
         model: path of the float model.
         calibration: samples, or the path of an .npz file or a folder of them.
         output: the file to write.
-        method: "minmax", "percentile", "mse" or "entropy".
+        method: "minmax", "percentile", "mse", "entropy" or "dobi"; see `compiler.quantize.ranges`.
         percentile: values that "percentile" keeps.
+        bias_correction: make up for the mean of what rounding the weights changes.
+        smooth: scale and shift layer normalisations before, so that channels come to the same
+            range; 0 to 1 says how much of it moves into the weights. None: no.
         shapes: shape per input, where the model leaves dimensions open.
         target: what the samples are run on; must be this machine.
         progress: called with the name of each stage.
@@ -106,8 +111,14 @@ def quantize(
     if isinstance(calibration, str | os.PathLike):
         samples = load_samples(calibration, inputs)
     assert not isinstance(samples, str | os.PathLike)
+    if smooth is not None or bias_correction:
+        progress("equivalent changes")
+        proto = _prepared(proto, samples, target, shapes, smooth, bias_correction)
+        names = ptq.tensors_to_quantize(proto)
+        run, inputs = _runner(ptq.with_outputs(proto, names), target, shapes)
     progress("calibration")
     scales = ptq.calibrate(names, samples, run, method, percentile)
+    names = [name for name in names if name in scales]
     quantized = ptq.insert_qdq(proto, scales)
     onnx.save(quantized, os.fspath(output))
     progress("comparison")
@@ -122,6 +133,41 @@ def quantize(
     ]
     layers.sort(key=lambda layer: layer["snr_db"])
     return {"tensors": len(names), "samples": len(samples), "layers": layers}
+
+
+def _prepared(
+    proto: Any,
+    samples: Sequence[Arrays],
+    target: str,
+    shapes: Mapping[str, Sequence[int]] | None,
+    strength: float | None,
+    correct: bool,
+) -> Any:
+    """Return the float model smoothed and with corrected biases, as far as either is asked for."""
+    from tilewright.compiler.quantize import channel_statistics as statistics
+    from tilewright.compiler.quantize import post_training as ptq
+    from tilewright.compiler.quantize.bias_correction import correct_biases
+    from tilewright.compiler.quantize.equivalent import norm_outputs, smooth
+    from tilewright.compiler.quantize.float_model import FloatModel
+
+    def seen(axes: Mapping[str, int]) -> dict[str, statistics.ChannelStatistics]:
+        run, _ = _runner(ptq.with_outputs(proto, axes), target, shapes)
+        return statistics.channel_statistics(axes, samples, run)
+
+    if strength is not None:
+        if not 0 <= strength <= 1:
+            raise ModelError(f"smooth is a share between 0 and 1, found {strength}")
+        axes = norm_outputs(FloatModel(proto))
+        if not axes:
+            raise ModelError(
+                "there is no LayerNormalization with constants before a product to smooth; "
+                "leave smooth out"
+            )
+        proto = smooth(proto, seen(axes), strength)
+    if correct:
+        axes = statistics.linear_inputs(FloatModel(proto))
+        proto = correct_biases(proto, seen(axes), ptq.quantize_weights)
+    return proto
 
 
 def _runner(

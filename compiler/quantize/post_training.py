@@ -7,78 +7,30 @@ output channel, biases 32-bit integers. What only moves values keeps the scale o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tilewright.compiler.quantize.float_model import FloatModel
 from tilewright.compiler.quantize.ranges import Observer, choose_range, parameters
 from tilewright.errors import ModelError
 
 Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays], Arrays]
 
-_LINEAR = {"Conv": 0, "Gemm": 1, "MatMul": 1}  # -> dimension of the output channels
 _MOVING = frozenset(
     ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")
 )
 _OTHERS = frozenset(("Add", "Mul", "GlobalAveragePool", "AveragePool", "Concat"))
-_ACTIVATIONS = frozenset(("Relu", "Clip"))
 _WEIGHT_LIMIT = 127
-
-
-@dataclass
-class _Model:
-    """A model's nodes by what they make and use."""
-
-    proto: onnx.ModelProto
-
-    def __post_init__(self) -> None:
-        graph = self.proto.graph
-        self.constants = {item.name: item for item in graph.initializer}
-        self.users: dict[str, list[onnx.NodeProto]] = {}
-        self.maker: dict[str, onnx.NodeProto] = {}
-        for node in graph.node:
-            for name in node.input:
-                self.users.setdefault(name, []).append(node)
-            for name in node.output:
-                self.maker[name] = node
-        self.outputs = {item.name for item in graph.output}
-
-    def array(self, name: str) -> np.ndarray | None:
-        """Return a constant by name."""
-        if name in self.constants:
-            return numpy_helper.to_array(self.constants[name])
-        node = self.maker.get(name)
-        if node is not None and node.op_type == "Constant" and node.attribute[0].name == "value":
-            return numpy_helper.to_array(node.attribute[0].t)
-        return None
-
-    def is_linear(self, node: onnx.NodeProto) -> bool:
-        """Say whether a node is a convolution or product with constant float weights."""
-        if node.op_type not in _LINEAR or node.domain not in ("", "ai.onnx"):
-            return False
-        weight = self.array(node.input[1])
-        if weight is None or weight.dtype != np.float32:
-            return False
-        if node.op_type == "MatMul":
-            return weight.ndim == 2
-        said = {item.name: item for item in node.attribute}
-        plain = all(name not in said or said[name].f == 1.0 for name in ("alpha", "beta"))
-        return node.op_type == "Conv" or (plain and not ("transA" in said and said["transA"].i))
-
-    def result(self, node: onnx.NodeProto) -> str:
-        """Return the tensor that is to be quantized after a node: behind its activation."""
-        name = node.output[0]
-        users = self.users.get(name, [])
-        follows = len(users) == 1 and users[0].op_type in _ACTIVATIONS
-        return users[0].output[0] if follows and name not in self.outputs else name
+# Attention masks hold the least float: what they are added to has no scale, and stays in floats.
+_MASK = 1e9
 
 
 def tensors_to_quantize(proto: onnx.ModelProto) -> list[str]:
     """Return the names of the activations that a quantized model stores as bytes."""
-    model = _Model(proto)
+    model = FloatModel(proto)
     floats = _float_tensors(proto)
     wanted: dict[str, None] = {}
 
@@ -127,7 +79,7 @@ def calibrate(
     method: str,
     percentile: float = 99.99,
 ) -> dict[str, tuple[np.float32, int]]:
-    """Return scale and zero point of every tensor.
+    """Return scale and zero point of every tensor that can have them: not of masks.
 
     Args:
         names: of the tensors.
@@ -151,7 +103,8 @@ def calibrate(
     for name, observer in observers.items():
         if not np.isfinite([observer.low, observer.high]).all():
             raise ModelError(f"tensor {name!r} has values that are not finite on the samples")
-    return {n: parameters(*choose_range(o, method, percentile)) for n, o in observers.items()}
+    kept = {n: o for n, o in observers.items() if max(-o.low, o.high) < _MASK}
+    return {n: parameters(*choose_range(o, method, percentile)) for n, o in kept.items()}
 
 
 def insert_qdq(
@@ -163,7 +116,7 @@ def insert_qdq(
         proto: the float model.
         scales: scale and zero point of every tensor to store as bytes.
     """
-    model = _Model(proto)
+    model = FloatModel(proto)
     scales = _shared_scales(proto, scales)
     writer = _Writer(model, scales)
     nodes: list[onnx.NodeProto] = []
@@ -209,7 +162,7 @@ def _shared_scales(
 class _Writer:
     """Makes the Q/DQ nodes and their constants."""
 
-    def __init__(self, model: _Model, scales: Mapping[str, tuple[np.float32, int]]) -> None:
+    def __init__(self, model: FloatModel, scales: Mapping[str, tuple[np.float32, int]]) -> None:
         self.model, self.scales = model, scales
         self.constants: dict[str, onnx.TensorProto] = {}
 
@@ -238,10 +191,7 @@ class _Writer:
 
     def weights(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """Quantize a node's weights and bias in place, and return what dequantizes them."""
-        said = {item.name: item for item in node.attribute}
-        axis = _LINEAR[node.op_type]
-        if node.op_type == "Gemm" and "transB" in said and said["transB"].i:
-            axis = 0
+        axis = self.model.output_axis(node)
         weight = self.model.array(node.input[1])
         assert weight is not None
         integers, scale = quantize_weights(weight, axis)

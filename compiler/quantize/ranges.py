@@ -4,6 +4,9 @@
     percentile  all but the rarest values at either end
     mse         the least squared error; both ends are searched, each on its own
     entropy     the least Kullback-Leibler divergence of the quantized distribution
+    dobi        distribution-oriented bounds (2DQuant, arXiv 2406.06649, section 3.2): the least
+                squared error over a fine grid; of a one-sided distribution (behind relu, softmax or
+                GELU) only the long end is searched, of another both, together and then each alone
 
 Zero is always inside, so that it is exact: padding and relu produce it.
 """
@@ -16,10 +19,13 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVELS = 256
-METHODS = ("minmax", "percentile", "mse", "entropy")
+METHODS = ("minmax", "percentile", "mse", "entropy", "dobi")
 _BINS = 2048
 _STEPS = 16
 _LEAST_SHARE = 0.3
+_BOUND_STEPS = 100
+# A distribution whose short end is less than this share of the other is one-sided.
+_ONE_SIDED = 0.1
 _SMALLEST_SCALE = 1e-8
 
 
@@ -67,6 +73,8 @@ def choose_range(observer: Observer, method: str, percentile: float = 99.99) -> 
         return full
     if method == "percentile":
         return _percentile(observer, percentile)
+    if method == "dobi":
+        return _oriented_bounds(observer)
     error = _squared_error if method == "mse" else _divergence
     return _searched(observer, error)
 
@@ -91,6 +99,23 @@ def _searched(
         high = min((observer.high * s for s in shares), key=lambda h: error(observer, low, h))
         low = min((observer.low * s for s in shares), key=lambda v: error(observer, v, high))
     return float(low), float(high)
+
+
+def _oriented_bounds(observer: Observer) -> tuple[float, float]:
+    """Return the bounds of 2DQuant's initialisation; see the module's docstring."""
+    low, high = observer.low, observer.high
+    shares = np.linspace(1 / _BOUND_STEPS, 1.0, _BOUND_STEPS)
+
+    def error(pair: tuple[float, float]) -> float:
+        return _squared_error(observer, *pair)
+
+    if -low < _ONE_SIDED * high:
+        return min(((low, high * float(s)) for s in shares), key=error)
+    if high < _ONE_SIDED * -low:
+        return min(((low * float(s), high) for s in shares), key=error)
+    best = min(((low * float(s), high * float(s)) for s in shares), key=error)
+    best = min(((best[0], high * float(s)) for s in shares), key=error)
+    return min(((low * float(s), best[1]) for s in shares), key=error)
 
 
 def _squared_error(observer: Observer, low: float, high: float) -> float:
