@@ -142,6 +142,7 @@ def _recurrent(
     if length > _UNROLL_LIMIT:
         op.fail(f"a sequence of {length} steps cannot be unrolled; the limit is {_UNROLL_LIMIT}")
     directions = 2 if direction == "bidirectional" else 1
+    _check_shapes(op, directions, gates * hidden, hidden)
     functions = _activations(op, defaults, directions)
     all_steps: list[Value] = []
     finals: list[State] = []
@@ -160,6 +161,20 @@ def _recurrent(
         sequence = op.call(R.permute_dims, sequence, [2, 0, 1, 3])
         lasts = [op.call(R.permute_dims, last, [1, 0, 2]) for last in lasts]
     return [sequence, *lasts]
+
+
+def _check_shapes(op: NodeContext, directions: int, rows: int, hidden: int) -> None:
+    """Raise ValueError for a weight that does not fit the data, `hidden_size` and directions."""
+    width = op.input(0).shape[2]
+    wanted = {
+        1: (directions, rows, width),
+        2: (directions, rows, hidden),
+        3: (directions, 2 * rows),
+    }
+    for index, shape in wanted.items():
+        value = op.optional(index)
+        if value is not None and value.shape != shape:
+            raise ValueError(f"input {index} has shape {value.shape}, not {shape}")
 
 
 def _merge(op: NodeContext, values: Sequence[Value]) -> Value:

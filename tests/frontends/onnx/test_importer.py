@@ -279,3 +279,15 @@ def test_digest_depends_on_the_file_and_not_on_the_path(tmp_path):
     (tmp_path / "c.onnx").write_bytes(relu_model(18).SerializeToString())
     first, second, third = (import_onnx(tmp_path / f"{name}.onnx").digest for name in "abc")
     assert first == second != third
+
+
+@pytest.mark.parametrize(("hidden", "rows"), [(4, 3), (1 << 40, 4), (4, 5)])
+def test_recurrent_weights_that_do_not_fit_are_refused(hidden, rows):
+    weights = {
+        "w": np.zeros((1, 4 * rows, 3), np.float32),
+        "r": np.zeros((1, 4 * rows, 4), np.float32),
+    }
+    nodes = [node("LSTM", ["x", "w", "r"], ["y"], hidden_size=hidden)]
+    model = make_model(nodes, {"x": np.zeros((2, 1, 3), np.float32)}, ["y"], 17, weights)
+    with pytest.raises(ModelError, match=r"LSTM node 'y' does not fit its inputs: input 1 has"):
+        import_onnx(model)
