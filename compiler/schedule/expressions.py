@@ -45,7 +45,7 @@ def dtype_of(expr: Expr) -> str:
 
 def children(expr: Expr) -> tuple[Expr, ...]:
     """Return the sub-expressions of one expression, in order."""
-    return _reader(type(expr))(expr)
+    return _reader(type(expr))(expr)  # type: ignore[arg-type]  # Any's class is hashable
 
 
 @cache
