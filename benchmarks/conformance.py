@@ -29,7 +29,23 @@ RESULTS = ROOT / "benchmarks" / "results" / "conformance.json"
 DOCS = ROOT / "docs" / "onnx-support.md"
 BASELINE = ROOT / "tests" / "frontends" / "onnx" / "node_tests_passing.txt"
 
+_SAVED_EVERY = 100
 _EXPANDED = re.compile(r"_expanded(_ver\d+)?$")
+_CONTROL_AND_SIZES = """\
+If, Loop and Scan that are decided when compiling leave no trace. Others, and long loops, are
+control flow in the module, with bodies planned into one arena. Branches may differ in size; what a
+loop carries may not change its shape; scan outputs need a number of iterations, or a bound of it,
+that is known when compiling.
+
+Integer division by zero gives 0, as in numpy. An index that is known when compiling must be in
+range; one that comes from the data never reads or writes outside its tensor.
+
+A size that depends on data (of NonZero, Compress, Unique, NonMaxSuppression, and of what follows
+them, branches and loops) has an upper bound, up to which is computed; what lies beyond does not
+count. An output of this kind is cut to its actual size by the Python runtime; callers from C get
+the upper bound, and a further output `name.extents`. Inside a model, these operators take such
+tensors, others refuse them by name:
+"""
 # Why cases fail, where the message of the failure does not say it: (pattern of names, reason).
 _REASONS = (
     ("image_decoder", "Image files are not decoded; do that before calling the model."),
@@ -124,6 +140,8 @@ def _explain(case: TestCase, outcome: Outcome) -> str:
 
 def write_docs(results: Mapping[str, Mapping[str, Outcome]]) -> None:
     """Write docs/onnx-support.md from the outcomes by kind."""
+    from tilewright.frontends.onnx.registry import bounded_operators
+
     cases = load_cases("node")
     node = results["node"]
     lines = [
@@ -135,9 +153,9 @@ def write_docs(results: Mapping[str, Mapping[str, Outcome]]) -> None:
         "are compiled in; `compile --constant name=value` does the same. Everything else stays a",
         "run-time input.",
         "",
-        "An output whose size depends on data (NonZero, Compress, Unique, NonMaxSuppression) is",
-        "cut to its actual size by the Python runtime; callers from C get the upper bound, and a",
-        "further output `name.extents`. Such a tensor cannot be computed with inside the model.",
+        *_CONTROL_AND_SIZES.splitlines(),
+        f"{', '.join(bounded_operators())}.",
+        "",
         "Types below one byte take one byte per element at the interface, as in `ml_dtypes`. A",
         "sequence is one input or output per element: `name[0]`, `name[1]`, ...",
         "",
@@ -238,20 +256,33 @@ def read_baseline() -> list[str]:
 
 
 def _run(args: argparse.Namespace) -> dict[str, dict[str, Outcome]]:
-    results = read_results() if args.cases else {}
+    results = read_results() if args.cases or args.resume else {}
     for kind in args.kinds.split(","):
         cases = load_cases(kind)
-        chosen = {n: case for n, case in cases.items() if re.search(args.cases, n)}
+        known = results.setdefault(kind, {})
+        chosen = {
+            name: case
+            for name, case in cases.items()
+            if re.search(args.cases, name) and not (args.resume and name in known)
+        }
         done: list[str] = []
 
-        def show(name: str, outcome: Outcome, total: int = len(chosen), done: list = done) -> None:
+        def show(
+            name: str,
+            outcome: Outcome,
+            total: int = len(chosen),
+            done: list = done,
+            known: dict = known,
+        ) -> None:
             done.append(name)
+            known[name] = outcome
+            if len(done) % _SAVED_EVERY == 0:
+                write_results(results, 0)
             if outcome.status != "pass" or outcome.fresh == "fail" or args.verbose:
                 reason = outcome.reason or outcome.fresh_reason
                 print(f"{len(done)}/{total} {name}: {outcome.status} {reason}", flush=True)
 
         outcomes = run_cases(chosen, workers=args.workers, on_outcome=show)
-        known = results.setdefault(kind, {})
         known.update(outcomes)
         results[kind] = {name: known[name] for name in cases if name in known}
     return results
@@ -272,6 +303,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--cases", default="", help="regular expression; other results stay")
+    parser.add_argument("--resume", action="store_true", help="go on where a run was stopped")
     parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0))))
     parser.add_argument("--verbose", action="store_true", help="print every case")
     parser.add_argument("--update-baseline", action="store_true")

@@ -16,6 +16,7 @@ import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 
 os.environ.setdefault("TVM_NUM_THREADS", "1")
 os.environ.setdefault("TILEWRIGHT_NUM_THREADS", "1")
@@ -30,10 +31,14 @@ MEMORY_BYTES = 6 << 30
 TIMEOUT_SECONDS = 600.0  # wall time, on a machine that may be busy
 _STATUSES = (REFUSED, RAN, TOO_LARGE, *sorted(BAD))
 _SHOWN_REASONS = 25
+_SAVED_EVERY = 100
 
 
 def run_trials(
-    names: list[str], workers: int = 1, timeout_seconds: float = TIMEOUT_SECONDS
+    names: list[str],
+    workers: int = 1,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    on_trial: Callable[[str, Trial], None] = lambda _name, _trial: None,
 ) -> dict[str, Trial]:
     """Run trials in forked processes; what is bad is printed as it comes."""
     import tilewright.compiler.package
@@ -44,6 +49,7 @@ def run_trials(
     def show(name: str, result: Trial | Lost) -> None:
         if result.status in BAD:
             print(f"{name}: {result.status}: {result.reason}", flush=True)
+        on_trial(name, _trial(result))
 
     results = run_forked(
         names, run_trial, workers=workers, timeout_seconds=timeout_seconds,
@@ -68,6 +74,16 @@ def write_results(results: dict[str, Trial], seconds: float) -> None:
     text = f'{{\n "seconds": {seconds:.0f},\n "trials": {{\n' + ",\n".join(lines) + "\n }\n}\n"
     write_text(RESULTS / "mutations.json", text)
     write_text(RESULTS / "mutations.md", summary(results))
+
+
+def read_results() -> tuple[dict[str, Trial], float]:
+    """Return what an interrupted run has written, and the seconds that it took."""
+    path = RESULTS / "mutations.json"
+    if not path.exists():
+        return {}, 0.0
+    content = json.loads(path.read_text())
+    trials = {name: Trial(**fields) for name, fields in content["trials"].items()}
+    return trials, float(content["seconds"])
 
 
 def summary(results: dict[str, Trial]) -> str:
@@ -110,15 +126,25 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="run every n-th mutation only")
     parser.add_argument("--models", default="", help="regular expression")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--resume", action="store_true", help="go on where a run was stopped")
     parser.add_argument("--only", metavar="MODEL/NUMBER", help="run one in this process")
     args = parser.parse_args()
     if args.only:
         return _run_one(args.only)
     names = [n for n in trial_names(args.per_model, args.every) if re.search(args.models, n)]
     start = time.perf_counter()
-    results = run_trials(names, args.workers)
-    if names == trial_names(PER_MODEL):
-        write_results(results, time.perf_counter() - start)
+    is_whole = names == trial_names(PER_MODEL)
+    results, spent = read_results() if args.resume else ({}, 0.0)
+
+    def keep(name: str, trial: Trial) -> None:
+        results[name] = trial
+        if is_whole and len(results) % _SAVED_EVERY == 0:
+            write_results(results, spent + time.perf_counter() - start)
+
+    run_trials([name for name in names if name not in results], args.workers, on_trial=keep)
+    results = {name: results[name] for name in names}
+    if is_whole:
+        write_results(results, spent + time.perf_counter() - start)
     print(summary(results))
     return 1 if any(trial.status in BAD for trial in results.values()) else 0
 
