@@ -8,8 +8,9 @@ The product is an ordinary matrix product with constant weights, so it gets pack
 register micro-kernel; the two transforms have a scheduler of their own
 (`compiler/schedule/winograd.py`). Whatever follows the convolution fuses with the output transform.
 
-Preconditions: float32, 3x3, stride 1, no dilation, one group, constant weights, channels that fill
-vectors. Weights grow by t^2 / 9: layers whose weights would not stay in cache are left direct.
+Preconditions: float32, 3x3, stride 1, no dilation, one group, constant weights, at least a vector
+of channels on both sides. Weights grow by t^2 / 9: layers whose weights would not stay in cache are
+left direct.
 """
 
 from __future__ import annotations
@@ -132,8 +133,8 @@ def _is_candidate(call: relax.Call, target: Target) -> bool:
     return (
         shape[2:] == (3, 3)
         and all(int(v) == 1 for v in (*attrs.strides, *attrs.dilation, attrs.groups))
-        and shape[0] % lanes == 0
-        and shape[1] % lanes == 0
+        and shape[0] >= lanes
+        and shape[1] >= lanes
         and str(call.args[1].ty.dtype) == "float32"
     )
 

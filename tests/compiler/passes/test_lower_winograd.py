@@ -68,20 +68,46 @@ def test_lowered_module_computes_the_convolution(outputs, shape, padding):
     np.testing.assert_allclose(run(lowered, x), run(mod, x), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("outputs", OUTPUTS)
-@pytest.mark.parametrize("image_format", ["L", "B", "C"])
-def test_scheduled_transforms_are_right_in_every_format(outputs, image_format, tmp_path):
-    shape, out_shape = (2, 16, 7, 13), (2, 24, 7, 13)
-    rng = np.random.default_rng(0)
-    mod = module([shape], _network(rng, 16, 24, [1, 1, 1, 1]))
-    x = rng.standard_normal(shape).astype("float32")
+def _compiled(mod, variant, image_format, shape, out_shape, path):
+    """Compile a module for `TARGET` with one variant and one image format everywhere."""
     specs = [TensorSpec("x", shape, "float32")], [TensorSpec("y", out_shape, "float32")]
-    program = read_program(legalize_and_fuse(_force(outputs)(mod)), *specs)
+    program = read_program(legalize_and_fuse(_force(variant)(mod)), *specs)
     plan = choose_layouts(program, TARGET, strategy=fixed(image_format))
     physical, _ = apply_layouts(program, plan)
     physical = replace(physical, kernels=schedule_kernels(physical.kernels, TARGET))
-    package(physical, TARGET, tmp_path / "model.so", {})
-    np.testing.assert_allclose(Module(tmp_path / "model.so")(x), run(mod, x), rtol=0, atol=1e-4)
+    package(physical, TARGET, path, {})
+    return Module(path)
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS)
+@pytest.mark.parametrize("image_format", ["L", "B", "C"])
+@pytest.mark.parametrize(("channels", "filters"), [(16, 24), (12, 21)])
+def test_scheduled_transforms_are_right_in_every_format(
+    outputs, image_format, channels, filters, tmp_path
+):
+    shape, out_shape = (2, channels, 7, 13), (2, filters, 7, 13)
+    rng = np.random.default_rng(0)
+    mod = module([shape], _network(rng, channels, filters, [1, 1, 1, 1]))
+    x = rng.standard_normal(shape).astype("float32")
+    compiled = _compiled(mod, outputs, image_format, shape, out_shape, tmp_path / "model.so")
+    np.testing.assert_allclose(compiled(x), run(mod, x), rtol=0, atol=1e-4)
+
+
+def test_channels_that_do_not_fill_vectors_leave_nothing_behind(tmp_path):
+    """The padding lanes of a blocked image do not reach the next convolution, not even as NaN."""
+    shape = (1, 12, 9, 14)
+    rng = np.random.default_rng(0)
+
+    def body(emit, x):
+        y = emit(op.nn.conv2d(x, constant(rng, 21, 12, 3, 3), padding=[1, 1, 1, 1]))
+        y = emit(op.nn.conv2d(y, constant(rng, 10, 21, 1, 1)))
+        return emit(op.nn.conv2d(y, constant(rng, 13, 10, 3, 3), padding=[1, 1, 1, 1]))
+
+    mod = module([shape], body)
+    x = rng.standard_normal(shape).astype("float32")
+    compiled = _compiled(mod, 4, "B", shape, (1, 13, 9, 14), tmp_path / "model.so")
+    assert np.isnan(compiled(np.full(shape, np.nan, "float32"))).all()
+    np.testing.assert_allclose(compiled(x), run(mod, x), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(
