@@ -20,8 +20,9 @@ from tvm import tirx
 from tvm.tirx import PrimFunc
 
 from tilewright.compiler.layout.operator import Choice
-from tilewright.compiler.layout.propagation import LayoutPlan
+from tilewright.compiler.layout.propagation import DECISIONS_ATTRIBUTE, LayoutPlan
 from tilewright.compiler.program import Call, Program
+from tilewright.compiler.schedule.contraction import ContractionDecisions
 from tilewright.compiler.schedule.expressions import shape_of
 from tilewright.compiler.schedule.winograd import find_transform
 from tilewright.compiler.schedule.winograd_strips import (
@@ -31,6 +32,7 @@ from tilewright.compiler.schedule.winograd_strips import (
 )
 from tilewright.compiler.targets import Target
 from tilewright.compiler.winograd import INPUT_BLOCK
+from tilewright.errors import InvalidScheduleError
 
 # In multiples of the second cache level: the weights, which every strip reads again, and V with M.
 _MOST_WEIGHTS = 3
@@ -81,6 +83,17 @@ def join_winograd(
         choose: says by its sizes whether a convolution is to run in strips.
     """
     return _Joiner(program, plan, target, choose).run()
+
+
+def _product_decisions(product: PrimFunc) -> ContractionDecisions | None:
+    """Return the tuned decisions that a product carries, if they are those of a contraction."""
+    text = product.attrs.get(DECISIONS_ATTRIBUTE) if product.attrs else None
+    if text is None:
+        return None
+    try:
+        return ContractionDecisions.from_json(str(text))
+    except InvalidScheduleError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -192,6 +205,7 @@ class _Joiner:
                 param,
                 self.program.kernels[last.kernel],
                 self.target,
+                decisions=_product_decisions(self.program.kernels[product.kernel]),
             )
         rest = [arg for i, arg in enumerate(last.args) if i != found.product_argument]
         args = (*first.reads, weight, *rest)
@@ -205,6 +219,8 @@ class _Joiner:
             last.name,
             (*first.layouts[:-1], product.layouts[1], *rest),
             first.seconds + product.seconds + last.seconds,
+            origin=product.origin,
+            task_key=product.task_key,
         )
 
     def _fresh(self, name: str) -> str:

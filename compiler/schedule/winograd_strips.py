@@ -12,6 +12,7 @@ read once for each strip: this pays where they stay in cache.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -20,8 +21,12 @@ from typing import Any
 from tvm import sym, te, tirx
 from tvm.ir import TensorLoad
 
-from tilewright.compiler.schedule.analysis import find_anchor, read_stages
-from tilewright.compiler.schedule.contraction import default_contraction, plan_contraction
+from tilewright.compiler.schedule.analysis import Anchor, find_anchor, read_stages
+from tilewright.compiler.schedule.contraction import (
+    ContractionDecisions,
+    default_contraction,
+    plan_contraction,
+)
 from tilewright.compiler.schedule.expressions import (
     Expr,
     dtype_of,
@@ -30,7 +35,7 @@ from tilewright.compiler.schedule.expressions import (
 )
 from tilewright.compiler.schedule.micro_kernel import constant_like, sequence
 from tilewright.compiler.schedule.nests import is_parallel_worth
-from tilewright.compiler.schedule.tile_loops import KernelBuilder
+from tilewright.compiler.schedule.tile_loops import KernelBuilder, TilePlan
 from tilewright.compiler.schedule.vector_nest import Loop, serial_nest
 from tilewright.compiler.schedule.winograd import (
     Builder,
@@ -89,6 +94,7 @@ def schedule_strips(
     transform_out: tirx.PrimFunc,
     target: Target,
     tiles: int | None = None,
+    decisions: ContractionDecisions | None = None,
 ) -> tirx.PrimFunc:
     """Return one function for the input transform, the product and the output transform.
 
@@ -98,6 +104,8 @@ def schedule_strips(
         transform_out: unscheduled, with its epilogue; reads M [t, t, N, TH, TW, O].
         target: what to schedule for.
         tiles: how many tiles a strip has; None chooses by the size of the cache.
+        decisions: how the product of all tiles is computed best; each strip follows as far as its
+            fewer rows allow.
 
     Returns:
         A function whose parameters are those of `transform_in` without V, the weights, and those of
@@ -106,7 +114,7 @@ def schedule_strips(
     Raises:
         InvalidScheduleError: the functions have another form than `LowerWinograd` gives them.
     """
-    return _Strips(transform_in, weight, transform_out, target, tiles).build()
+    return _Strips(transform_in, weight, transform_out, target, tiles, decisions).build()
 
 
 class _ProductBuilder(KernelBuilder):
@@ -136,8 +144,9 @@ class _Strips:
         transform_out: tirx.PrimFunc,
         target: Target,
         tiles: int | None,
+        decisions: ContractionDecisions | None,
     ) -> None:
-        self.target = target
+        self.target, self.decisions = target, decisions
         self.lanes = target.lanes("float32")
         self.stages_in = read_stages(transform_in) or ()
         self.stages_out = read_stages(transform_out) or ()
@@ -234,11 +243,26 @@ class _Strips:
         stages = read_stages(func) or ()
         anchor = find_anchor(stages, lanes)
         assert anchor is not None
-        decisions = default_contraction(anchor, replace(self.target, cores=1))
-        plan = plan_contraction(anchor, decisions, self.target)
+        plan = self._plan(anchor)
         views = [self.transformed, self.builder.flat[self.weight], self.result]
         builder = _ProductBuilder(func, stages, anchor, plan, lanes)
         return _serial(builder.build_on(dict(zip(func.params, views, strict=True))))
+
+    def _plan(self, anchor: Anchor) -> TilePlan:
+        """Return the plan of a strip's product: the tuned one, or where it does not fit our own."""
+        if self.decisions is not None:
+            with contextlib.suppress(InvalidScheduleError):
+                return plan_contraction(anchor, self._of_strip(self.decisions), self.target)
+        decisions = default_contraction(anchor, replace(self.target, cores=1))
+        return plan_contraction(anchor, decisions, self.target)
+
+    def _of_strip(self, decisions: ContractionDecisions) -> ContractionDecisions:
+        """Return decisions about all tiles as those about the tiles of a strip."""
+        rows = min(decisions.row_tile[1], self.tiles)
+        blocks = -(-self.tiles // rows)
+        return replace(
+            decisions, row_tile=(1, rows), fused_rows=1, row_block=min(decisions.row_block, blocks)
+        )
 
     def _output(self, first: Expr, count: Expr) -> Any:
         side = self.stage_out.reduction[0].extent

@@ -7,7 +7,11 @@ import pytest
 from tvm.relax import op
 
 from tests.relax_models import constant, module, run
-from tilewright.compiler.layout.propagation import apply_layouts, choose_layouts
+from tilewright.compiler.layout.propagation import (
+    DECISIONS_ATTRIBUTE,
+    apply_layouts,
+    choose_layouts,
+)
 from tilewright.compiler.layout.strategies import fixed
 from tilewright.compiler.lower import legalize_and_fuse, read_program
 from tilewright.compiler.memory import plan_memory
@@ -16,6 +20,7 @@ from tilewright.compiler.passes.join_winograd import join_winograd, strips_pay
 from tilewright.compiler.passes.lower_winograd import LowerWinograd
 from tilewright.compiler.pipeline import schedule_kernels
 from tilewright.compiler.program import TensorSpec
+from tilewright.compiler.schedule.contraction import ContractionDecisions
 from tilewright.compiler.schedule.winograd_strips import StripShape
 from tilewright.compiler.targets import parse_target
 from tilewright.compiler.winograd import WINOGRAD
@@ -66,6 +71,36 @@ def test_strips_compute_the_convolutions(outputs, image_format, shape, padding, 
     package(replace(after, kernels=scheduled), TARGET, path)
     x = rng.standard_normal(shape).astype("float32")
     found = Module(path, threads=2).run({"x": x})["y"]
+    np.testing.assert_allclose(found, run(mod, x), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("row_tile", "order", "follows"),
+    [((1, 3), (0,), True), ((2, 4), (0,), True), ((1, 3), (0, 1), False)],
+)
+def test_strips_follow_the_tuned_decisions_of_their_product(row_tile, order, follows, tmp_path):
+    shape = (1, 16, 30, 30)
+    mod = module([shape], _residual_network(np.random.default_rng(0), 16, 24, [1, 1, 1, 1]))
+    program, plan = _program(mod, shape, (1, 24, 30, 30), 4)
+    decisions = ContractionDecisions(row_tile, 1, 1, 64, order, unroll=2)
+    tuned = {
+        name: func.with_attr(DECISIONS_ATTRIBUTE, decisions.to_json())
+        if name.startswith("matmul")
+        else func
+        for name, func in program.kernels.items()
+    }
+    join = [
+        join_winograd(replace(program, kernels=k), plan, TARGET, choose=lambda *_: True)
+        for k in (program.kernels, tuned)
+    ]
+    texts = [[func.script() for func in joined.kernels.values()] for joined in join]
+    assert (texts[0] != texts[1]) is follows
+    after, kernels = join[1].program, join[1].kernels
+    rest = {name: func for name, func in after.kernels.items() if name not in kernels}
+    path = tmp_path / "model.so"
+    package(replace(after, kernels=schedule_kernels(rest, TARGET) | kernels), TARGET, path)
+    x = np.random.default_rng(1).standard_normal(shape).astype("float32")
+    found = Module(path, threads=1).run({"x": x})["y"]
     np.testing.assert_allclose(found, run(mod, x), rtol=0, atol=2e-3)
 
 
