@@ -73,6 +73,7 @@ def test_failure_of_a_peer_is_named_and_the_others_are_timed(monkeypatch):
         ({"rounds": 0}, "at least 1"),
         ({"clock": "sun"}, "unknown clock"),
         ({"clock": "cpu", "threads": 2}, "one thread only"),
+        ({"cpu": 0, "threads": 2}, "one processor is for one thread"),
     ],
 )
 def test_options_are_checked(arguments, message):

@@ -11,15 +11,17 @@ from pathlib import Path
 from tilewright.baselines.budget import descendants
 from tilewright.errors import MeasureError
 
-_HIGHEST = -20
+# Above every ordinary process, in whatever session: "nice" counts only within one (sched(7)).
+_REAL_TIME = (os.SCHED_RR, 1)
+_ORDINARY = (os.SCHED_OTHER, 0)
 
 
 @contextlib.contextmanager
 def alone(lock: Path | None, cpu: int | None) -> Iterator[None]:
     """Hold a lock, and keep this process and all that it started on one processor meanwhile.
 
-    Whoever shares the lock does not measure at the same time. The priority is the highest that the
-    user may have. Without a lock and a processor nothing is changed.
+    Whoever shares the lock does not measure at the same time. The scheduling class is real-time
+    where the user may have that. Without a lock and a processor nothing is changed.
 
     Raises:
         MeasureError: the lock cannot be opened, or there is no such processor.
@@ -39,22 +41,22 @@ def alone(lock: Path | None, cpu: int | None) -> Iterator[None]:
 @contextlib.contextmanager
 def _pinned(cpu: int) -> Iterator[None]:
     before = os.sched_getaffinity(0)
-    priority = os.getpriority(os.PRIO_PROCESS, 0)
     try:
         os.sched_setaffinity(0, {cpu})
     except OSError as error:
         raise MeasureError(f"cannot measure on processor {cpu}: {error.strerror}") from error
-    _apply({cpu}, _HIGHEST)
+    _apply({cpu}, _REAL_TIME)
     try:
         yield
     finally:
-        _apply(before, priority)
+        _apply(before, _ORDINARY)
 
 
-def _apply(cpus: set[int], priority: int) -> None:
-    """Set the processors and the priority of every thread of this process and its descendants."""
+def _apply(cpus: set[int], scheduling: tuple[int, int]) -> None:
+    """Set the processors and the class of every thread of this process and its descendants."""
+    policy, priority = scheduling
     for process in (os.getpid(), *descendants(os.getpid())):
         for thread in Path(f"/proc/{process}/task").glob("*"):
             with contextlib.suppress(OSError):  # it has ended, or may not be hurried
                 os.sched_setaffinity(int(thread.name), cpus)
-                os.setpriority(os.PRIO_PROCESS, int(thread.name), priority)
+                os.sched_setscheduler(int(thread.name), policy, os.sched_param(priority))

@@ -37,7 +37,7 @@ class Options:
         logs: folder of the tuning logs.
         target: what tilewright compiles for.
         lock: file that is locked while engines are timed; all who share it take turns.
-        cpu: processor to time on; None for any.
+        cpu: processor to time on, for one thread; None for any.
     """
 
     against: tuple[str, ...] = ("onnxruntime",)
@@ -62,6 +62,8 @@ class Options:
             raise MeasureError(f"unknown clock '{self.clock}'; known are {', '.join(CLOCKS)}")
         if self.clock == "cpu" and self.threads > 1:
             raise MeasureError("the cpu clock adds up threads: use it with one thread only")
+        if self.cpu is not None and self.threads > 1:
+            raise MeasureError("one processor is for one thread: leave the processor to the system")
 
 
 @dataclass

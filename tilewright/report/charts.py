@@ -43,7 +43,7 @@ def ratio_chart(rows: Sequence[Row], peers: Sequence[str]) -> str:
         share = math.log(value / low) / span
         return _LABEL + max(0.0, share) * (_WIDTH - _LABEL - _RIGHT)
 
-    height = _TOP + _ROW * len(rows) + 8
+    height = _TOP + _ROW * (len(rows) + 1) + 8
     bottom = height - 6
     parts = [f'<rect class="lost" x="{_LABEL}" y="{_TOP}" width="{x(1) - _LABEL:.1f}" ']
     parts.append(f'height="{bottom - _TOP}"/>')
@@ -52,8 +52,10 @@ def ratio_chart(rows: Sequence[Row], peers: Sequence[str]) -> str:
             kind = "one" if tick == 1 else "grid"
             parts.append(_line(kind, x(tick), _TOP, x(tick), bottom))
             parts.append(_text(x(tick), _TOP - 8, f"{tick:g}x", "middle"))
+    parts.append(_text(x(1) - 8, _TOP + 10, "tilewright slower", "end"))
+    parts.append(_text(x(1) + 8, _TOP + 10, "faster", "start"))
     for index, row in enumerate(rows):
-        y = _TOP + _ROW * (index + 0.5)
+        y = _TOP + _ROW * (index + 1.5)
         parts.append(_text(_LABEL - 8, y + 4, row.name, "end"))
         for series, peer in enumerate(peers):
             figure = row.figures.get(peer)

@@ -26,7 +26,7 @@ table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabula
 th, td { padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--rule); }
 th { color: var(--dim); font-weight: 600; }
-td small { color: var(--dim); display: block; min-width: 15rem; max-width: 24rem; }
+td small { color: var(--dim); display: block; } td:first-child small { min-width: 15rem; }
 td small.flag { color: var(--lost); }
 .figure { white-space: nowrap; }
 .lost-cell { color: var(--lost); font-weight: 600; } .won-cell { color: var(--won); }
@@ -96,10 +96,12 @@ def _verdicts(section: Comparison) -> str:
         found = [row.figures[peer].verdict for row in section.rows if peer in row.figures]
         counts = {verdict: found.count(verdict) for verdict in (WON, EVEN, LOST)}
         failed = sum(peer in row.failed for row in section.rows)
+        absent = len(section.rows) - len(found) - failed
         text = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
         lines.append(
             f"<li>{escape(peer)}: {text}"
-            + (f", {failed} without a figure" * bool(failed))
+            + (f", {failed} failed" * bool(failed))
+            + (f", {absent} not measured" * bool(absent))
             + "</li>"
         )
     ours = sum(OURS in row.failed for row in section.rows)
@@ -119,10 +121,15 @@ def _rows(rows: Sequence[Row], engines: Sequence[str]) -> str:
 
 
 def _cell(row: Row, engine: str) -> str:
-    text = escape(markdown.cell(row, engine))
     figure: Figure | None = row.figures.get(engine)
-    kind = "failed-cell" if figure is None else f"figure {_CLASSES[figure.verdict]}".strip()
-    return f'<span class="{kind}">{text}</span>'
+    if figure is None or figure.ratio is None:
+        kind = "failed-cell" if figure is None else "figure"
+        return f'<span class="{kind}">{escape(markdown.cell(row, engine))}</span>'
+    kind = f"figure {_CLASSES[figure.verdict]}".strip()
+    interval = f"{figure.low:.2f} .. {figure.high:.2f}"
+    return (
+        f'<span class="{kind}">{figure.ratio:.2f} {figure.verdict}</span><small>{interval}</small>'
+    )
 
 
 def _curves(row: Row) -> str:
