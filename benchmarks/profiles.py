@@ -4,7 +4,8 @@ Models are compiled without tuning and run on one thread. Times beside ONNX Runt
 time of the calling thread (what other programs take from it is left out), the two engines in turns;
 those of operators are the fastest of the rounds, judged by the best multiply-add peak and read
 bandwidth that were measured between these rounds (`tilewright profile`). Writes
-benchmarks/results/profiles.json and .md; rows of models that are not named stay.
+benchmarks/results/profiles_<vectors>.json and .md; rows of models that are not named stay. With
+--keep, modules that `python -m benchmarks.untuned` left are profiled and not compiled again.
 """
 
 import argparse
@@ -26,34 +27,45 @@ from benchmarks.report import (
     write_json,
     write_text,
 )
-from benchmarks.untuned import MODELS
+from benchmarks.untuned import MODELS, MODULES, kept
 from benchmarks.worker import StepError, give_result, run_step
+from tilewright.baselines.alone import alone
+from tilewright.baselines.machine import instruction_set
 
 SHOWN = 8
 DISTURBED = 1.15
 PEER = "onnxruntime"
 
 
-def measure(name: str, rounds: int) -> dict:
-    """Compile a model, time it beside ONNX Runtime, profile it."""
-    import tilewright
+def measure(name: str, args: argparse.Namespace) -> dict:
+    """Compile a model or take what was compiled, time it beside ONNX Runtime, profile it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = MODULES / f"{name}.so"
+        source = kept(name) if args.keep else None
+        if source is None:
+            import tilewright
+
+            path = Path(folder) / f"{name}.so"
+            tilewright.compile(zoo.load(name), logs=()).save(path)
+        with alone(args.lock, args.measure_cpu):
+            row = _profiled(name, path, args.rounds)
+    return {"model": name, "commit": source["commit"] if source else commit(), **row}
+
+
+def _profiled(name: str, path: Path, rounds: int) -> dict:
     from tilewright.profiling import profile
     from tilewright.runtime.benchmark import compare, interleave, summarize
 
     feed = zoo.inputs(name, 0)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{name}.so"
-        tilewright.compile(zoo.load(name), logs=()).save(path)
-        calls = {
-            "tilewright": partial(engines.open_tilewright(path, 1), feed),
-            PEER: partial(engines.ENGINES[PEER](zoo.load(name), 1), feed),
-        }
-        samples = interleave(calls, rounds=rounds, clock=time.thread_time)
-        found = profile(path, feed, 1, rounds)
+    calls = {
+        "tilewright": partial(engines.open_tilewright(path, 1), feed),
+        PEER: partial(engines.ENGINES[PEER](zoo.load(name), 1), feed),
+    }
+    samples = interleave(calls, rounds=rounds, clock=time.thread_time)
+    found = profile(path, feed, 1, rounds)
     ratio = compare(samples["tilewright"], samples[PEER])
     medians = {engine: summarize(values).median_s for engine, values in samples.items()}
-    row = {"model": name, "commit": commit(), "median_s": medians}
-    row |= {"ratio": ratio.median, "interval": [ratio.low, ratio.high]}
+    row: dict = {"median_s": medians, "ratio": ratio.median, "interval": [ratio.low, ratio.high]}
     kernels: dict[str, list[dict]] = {}
     for operator in found.operators:
         kernels.setdefault(operator.kernel, []).append(asdict(operator))
@@ -130,6 +142,9 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--keep", action="store_true", help="profile what was compiled before")
+    parser.add_argument("--lock", type=Path, help="file to lock while timing")
+    parser.add_argument("--measure-cpu", type=int, help="processor to time on")
     parser.add_argument("--step", action="store_true", help="one model, in this process")
     return parser.parse_args()
 
@@ -138,11 +153,15 @@ def main() -> int:
     """Measure the models named and write the results."""
     args = _parse()
     if args.step:
-        give_result(measure(args.models, args.rounds))
+        give_result(measure(args.models, args))
         return 0
     failed = False
+    data = RESULTS / f"profiles_{instruction_set()}.json"
     for name in args.models.split(","):
         options = ["--models", name, "--rounds", str(args.rounds), "--step"]
+        options += ["--keep"] if args.keep else []
+        options += ["--lock", str(args.lock)] if args.lock else []
+        options += [] if args.measure_cpu is None else ["--measure-cpu", str(args.measure_cpu)]
         try:
             row = run_step("benchmarks.profiles", options)
         except StepError as error:
@@ -150,9 +169,9 @@ def main() -> int:
             failed = True
             continue
         print("  ".join(_summary(row)), flush=True)
-        rows = merge_rows(RESULTS / "profiles.json", [row], ["model"])
-        write_json(RESULTS / "profiles.json", {"machine": describe(), "rows": rows})
-        write_text(RESULTS / "profiles.md", render(rows))
+        rows = merge_rows(data, [row], ["model"])
+        write_json(data, {"machine": describe(), "rows": rows})
+        write_text(data.with_suffix(".md"), render(rows))
     return int(failed)
 
 

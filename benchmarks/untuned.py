@@ -4,17 +4,21 @@ All engines, a multiply-add probe and a memory probe take turns in one process, 
 the same machine; compared are the medians, and the ratio of each round with its 95% bootstrap
 interval. Load is the number of runnable threads on the machine, those of other programs included;
 figures for as many threads as processors mean little where it is above that. Compiling and peak
-memory are measured in fresh processes. Writes benchmarks/results/untuned.json and .md; rows of
-models that are not named stay.
+memory are measured in fresh processes. Writes benchmarks/results/untuned_<vectors>.json and .md, so
+that each machine keeps its own; rows of models that are not named stay. On a machine that others
+use too, --compile-only first and --keep afterwards time without compiling, --lock and --measure-cpu
+time alone.
 """
 
 import argparse
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from statistics import median
+from pathlib import Path
+from statistics import geometric_mean, median
 
 from benchmarks import engines, zoo
 from benchmarks.machine import Probes, commit, describe, peak_rss_mb
@@ -27,6 +31,8 @@ from benchmarks.report import (
     write_text,
 )
 from benchmarks.worker import ROOT, StepError, give_result, run_step
+from tilewright.baselines.alone import alone
+from tilewright.baselines.machine import instruction_set
 
 MODELS = (
     "resnet18",
@@ -44,14 +50,24 @@ LIMIT = 1.5  # time / ONNX Runtime's on one thread, without tuning
 
 
 def compile_model(name: str, target: str) -> dict:
-    """Compile one model into `MODULES`; return seconds, peak memory and size."""
+    """Compile one model into `MODULES`; return seconds, peak memory, size and commit, as kept."""
     import tilewright
 
+    MODULES.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     tilewright.compile(zoo.load(name), target=target, logs=()).save(MODULES / f"{name}.so")
     seconds = time.perf_counter() - start
     size_mb = (MODULES / f"{name}.so").stat().st_size / 1e6
-    return {"compile_s": seconds, "compile_peak_mb": peak_rss_mb(), "module_mb": size_mb}
+    figures = {"compile_s": seconds, "compile_peak_mb": peak_rss_mb(), "module_mb": size_mb}
+    figures["commit"] = commit()
+    write_json(MODULES / f"{name}.json", figures)
+    return figures
+
+
+def kept(name: str) -> dict | None:
+    """Return the figures of the module that an earlier run compiled, if it is still there."""
+    path = MODULES / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def open_engine(engine: str, name: str, threads: int) -> engines.Engine:
@@ -108,8 +124,8 @@ def measure(name: str, args: argparse.Namespace) -> dict:
     Raises:
         StepError: if a step of tilewright or of an engine fails.
     """
-    row = {"model": name, "commit": commit()}
-    row |= _step("compile", name, args)
+    row = {"model": name}
+    row |= (kept(name) if args.keep else None) or _step("compile", name, args)
     row["peak_mb"] = {
         engine: _step("memory", name, args, "--engines", engine)["peak_mb"]
         for engine in args.engines.split(",")
@@ -123,6 +139,10 @@ def measure(name: str, args: argparse.Namespace) -> dict:
 
 def _step(step: str, name: str, args: argparse.Namespace, *options: str) -> dict:
     shared = ["--target", args.target, "--rounds", str(args.rounds)]
+    if args.lock:
+        shared += ["--lock", str(args.lock)]
+    if args.measure_cpu is not None:
+        shared += ["--measure-cpu", str(args.measure_cpu)]
     return run_step("benchmarks.untuned", ["--models", name, "--step", step, *shared, *options])
 
 
@@ -146,8 +166,24 @@ def render(rows: Sequence[dict], target: str) -> str:
     return (
         f"# Modules compiled without tuning\n\n{__doc__.split(chr(10), 2)[2]}\n"
         f"Target: {target}. At most {LIMIT} is wanted for ours / ONNX Runtime's on one thread.\n\n"
-        f"{markdown_table(time_header, times)}\n{markdown_table(cost_header, costs)}\n"
+        f"{markdown_table(time_header, times)}\n{_means(rows)}\n"
+        f"{markdown_table(cost_header, costs)}\n"
         f"{markdown_machine(describe())}"
+    )
+
+
+def _means(rows: Sequence[dict]) -> str:
+    """Return lines with the geometric means over the models, for each thread count and engine."""
+    ratios: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        for threads, timed in row.get("times", {}).items():
+            for engine, figures in timed["engines"].items():
+                if engine != OURS:
+                    ratios.setdefault((threads, engine), []).append(figures["ratio"])
+    return "".join(
+        f"- geometric mean of ours / {engine}, threads {threads}: {geometric_mean(found):.2f} over "
+        f"{len(found)} models, largest {max(found):.2f}\n"
+        for (threads, engine), found in sorted(ratios.items())
     )
 
 
@@ -192,6 +228,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--target", default="native")
+    parser.add_argument("--compile-only", action="store_true", help="measure nothing else")
+    parser.add_argument("--keep", action="store_true", help="time what was compiled before")
+    parser.add_argument("--lock", type=Path, help="file to lock while timing")
+    parser.add_argument("--measure-cpu", type=int, help="processor to time on, with 1 thread")
     parser.add_argument("--step", help="compile, memory or time: one step in this process")
     return parser.parse_args()
 
@@ -201,7 +241,9 @@ def _run_single_step(args: argparse.Namespace) -> dict:
         return compile_model(args.models, args.target)
     if args.step == "memory":
         return running_memory(args.engines, args.models)
-    return time_engines(args.engines.split(","), args.models, int(args.threads), args.rounds)
+    threads = int(args.threads)
+    with alone(args.lock, args.measure_cpu if threads == 1 else None):
+        return time_engines(args.engines.split(","), args.models, threads, args.rounds)
 
 
 def main() -> int:
@@ -210,19 +252,21 @@ def main() -> int:
     if args.step:
         give_result(_run_single_step(args))
         return 0
-    MODULES.mkdir(parents=True, exist_ok=True)
     rows = []
+    data = RESULTS / f"untuned_{instruction_set()}.json"
     for name in args.models.split(","):
+        if args.compile_only:
+            print(name, _step("compile", name, args), flush=True)
+            continue
         try:
             row = measure(name, args)
         except StepError as error:
             row = {"model": name, "commit": commit(), "error": str(error).replace("|", "/")}
         rows.append(row)
         _print_row(row)
-        data = RESULTS / "untuned.json"
         merged = merge_rows(data, rows, ["model"])
         write_json(data, {"target": args.target, "machine": describe(), "rows": merged})
-        write_text(RESULTS / "untuned.md", render(merged, args.target))
+        write_text(data.with_suffix(".md"), render(merged, args.target))
     return 0 if all(map(passes, rows)) else 1
 
 
