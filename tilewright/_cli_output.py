@@ -119,6 +119,22 @@ def print_targets(targets: Sequence[Mapping[str, Any]]) -> None:
     _console().print(table)
 
 
+def _print_quantized(operators: Sequence[Mapping[str, Any]]) -> None:
+    """Print one line per operator of a quantized model."""
+    count = sum(item["integer"] for item in operators)
+    table = _table("operator", "result", "integer", "why not")
+    for item in operators:
+        _row(
+            table,
+            item["operator"],
+            item["name"],
+            "yes" if item["integer"] else "no",
+            item["reason"],
+        )
+    _console().print(table)
+    _console().print(f"{count} of {len(operators)} operators run on integers", markup=False)
+
+
 def _print_model(result: Mapping[str, Any]) -> None:
     console = _console()
     opsets = ", ".join(f"{domain} {version}" for domain, version in result["opsets"].items())
@@ -135,6 +151,8 @@ def _print_model(result: Mapping[str, Any]) -> None:
     if result["unsupported"]:
         names = ", ".join(f"{name} {count}" for name, count in result["unsupported"].items())
         console.print(f"not supported: {names}", markup=False)
+    if "quantized" in result:
+        _print_quantized(result["quantized"])
     if "layouts" in result:
         _print_layouts(console, result["layouts"])
 

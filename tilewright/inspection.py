@@ -13,6 +13,12 @@ from tilewright.errors import ModelError
 if TYPE_CHECKING:
     from tilewright.compiler.pipeline import Lowered
 
+_QUANTIZED = frozenset(
+    (
+        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv"),
+        *("QLinearMatMul", "QLinearAdd", "QGemm", "ConvInteger", "MatMulInteger"),
+    )
+)
 _ELF_MAGIC = b"\x7fELF"
 
 
@@ -37,7 +43,8 @@ def inspect(
 
     Returns:
         For a model: "kind" ("model"), "inputs", "outputs", "opsets", "operators" (name -> count),
-        "unsupported" (operators without a converter), "parameters", and with `layouts` also
+        "unsupported" (operators without a converter), "parameters", for a quantized model
+        "quantized" (see `describe_quantized`), and with `layouts` also
         "layouts" (see `describe_layouts`). For a module: "kind" ("module") and its description.
 
     Raises:
@@ -138,9 +145,27 @@ def _inspect_model(
         "unsupported": dict(unsupported),
         "parameters": sum(_elements(item.dims) for item in graph.initializer),
     }
+    if not unsupported and _QUANTIZED & set(described["operators"]):
+        described["quantized"] = describe_quantized(path, shapes)
     if layouts:
         described["layouts"] = _layouts(path, target, shapes, drawings)
     return described
+
+
+def describe_quantized(
+    path: Path, shapes: Mapping[str, Sequence[int]] | None
+) -> list[dict[str, Any]]:
+    """Return for every operator of a quantized model whether it runs on integers.
+
+    Returns:
+        By operator "name", "operator", "integer", and "reason", which says why not.
+    """
+    from dataclasses import asdict
+
+    from tilewright.compiler.quantize.explain import explain
+    from tilewright.frontends.onnx import import_onnx
+
+    return [asdict(item) for item in explain(import_onnx(path, shapes=shapes).module)]
 
 
 def _is_supported(node: Any, opset: int) -> bool:
