@@ -92,11 +92,14 @@ def print_result(result: TuneResult, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(asdict(result), indent=2, default=str))
         return
-    table = _table("task", "calls", "trials", "failed", "default", "best", "GFLOP/s", "note")
+    table = _table(
+        "task", "calls", "space", "trials", "failed", "default", "best", "GFLOP/s", "note"
+    )
     for task in result.tasks:
         table.add_row(
             task.name,
             str(task.calls),
+            f"{task.space:.2g}" if task.space else "",
             str(task.trials),
             str(task.failures or ""),
             _amount(task.incumbent_s, result.measure),

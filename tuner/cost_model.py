@@ -107,14 +107,17 @@ class RankingModel:
 
 
 def ranking_accuracy(scores: Sequence[float], seconds: Sequence[float]) -> float:
-    """Return the share of pairs, at least 5% apart, that scores order as the times do."""
+    """Return the share of pairs, at least 5% apart, that scores order as the times do.
+
+    Pairs of equal score count half.
+    """
     score, time = np.asarray(scores), np.asarray(seconds)
     first, second = np.triu_indices(len(time), 1)
     apart = np.abs(np.log(time[first] / time[second])) > 0.05
     if not apart.any():
         return 1.0
-    right = (score[first] > score[second]) == (time[first] < time[second])
-    return float(right[apart].mean())
+    order = np.sign(score[first] - score[second]) * np.sign(time[second] - time[first])
+    return float((order[apart].mean() + 1) / 2)
 
 
 def top_recall(scores: Sequence[float], seconds: Sequence[float], count: int = 8) -> float:

@@ -27,12 +27,16 @@ _DEFAULT_TRIALS_PER_TASK = 32
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """What tuning found for one task: times of one call in seconds, None where unknown."""
+    """What tuning found for one task: times of one call in seconds, None where unknown.
+
+    `space` is the number of candidates that there are, 0 where the task was not begun.
+    """
 
     name: str
     calls: int
     trials: int
     failures: int
+    space: int
     incumbent_s: float | None
     best_s: float | None
     gflops: float | None
@@ -153,6 +157,7 @@ def summarize(session: Session, log: Path) -> TuneResult:
                 state.weight,
                 state.trials,
                 state.failures,
+                0 if state.tuner is None else state.tuner.space.size,
                 state.incumbent_s,
                 best,
                 gflops,
