@@ -31,7 +31,7 @@ from tilewright.frontends.onnx.values import (
 # node never gets there, so the model is at fault.
 _REJECTIONS = (
     ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, RuntimeError,
-    AssertionError, tvm.error.InternalError,
+    AssertionError, MemoryError, tvm.error.InternalError,
 )  # fmt: skip
 # Operators that move elements without looking at them: of small types, they move the bytes.
 _MOVES = frozenset(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from tvm import relax
+from tvm import relax, topi
 
 from tilewright.frontends.onnx.folding import GROWTH_LIMIT_BYTES
 from tilewright.frontends.onnx.node import NodeContext
@@ -116,16 +116,47 @@ def random_like(op: NodeContext) -> Value:
     return _draw(op, data.shape, data.dtype if to is None else dtype_of_onnx(to))
 
 
+@register("Multinomial", 7, foldable=False)
+def multinomial(op: NodeContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__Multinomial.html
+
+    The numbers that choose are drawn when compiling; the probabilities are those of the input.
+    """
+    data, count = op.input(0), op.attr("sample_size")
+    dtype = dtype_of_onnx(op.attr("dtype"))
+    if data.rank != 2 or count < 1:
+        op.fail(f"an input with {data.rank} dimensions and sample_size {count}")
+    chosen = _generator(op).rand(data.shape[0], count, 1).astype(data.dtype)
+    shares = op.call(R.nn.softmax, data, 1)
+    ends = op.te(topi.cumsum, shares, 1, data.dtype, name="ends")
+    # The last end may be rounded below 1: it does not count.
+    ends = op.call(R.strided_slice, ends, [1], [0], [data.shape[1] - 1], [1])
+    ends = op.call(R.reshape, ends, (data.shape[0], 1, data.shape[1] - 1))
+    passed = op.call(R.astype, op.call(R.greater_equal, constant(chosen), ends), dtype)
+    return op.call(R.sum, passed, axis=[2])
+
+
 def _draw(op: NodeContext, shape: tuple[int, ...], dtype: str) -> Value:
-    """Draw from the generator that the node's seed, or its name, starts."""
-    seed = op.attr("seed", None)
-    bits = zlib.crc32(op.label.encode()) if seed is None else zlib.crc32(np.float32(seed).tobytes())
-    generator = np.random.default_rng(bits)
+    """Draw numbers; with a seed, those that ONNX's reference implementation draws."""
+    if math.prod(shape) * 8 > GROWTH_LIMIT_BYTES:
+        op.fail(f"{math.prod(shape)} random numbers would be stored in the compiled file")
     if "Normal" in op.node.op_type:
-        drawn = generator.normal(op.attr("mean"), op.attr("scale"), shape)
+        low, width = op.attr("mean"), op.attr("scale")
+        drawn = _generator(op).randn(*shape)
     else:
-        drawn = generator.uniform(op.attr("low"), op.attr("high"), shape)
-    return constant(drawn.astype(numpy_dtype(dtype)))
+        low, width = op.attr("low"), op.attr("high") - op.attr("low")
+        drawn = _generator(op).rand(*shape)
+    kind = numpy_dtype(dtype)
+    return constant(np.asarray(drawn).astype(kind) * kind.type(width) + kind.type(low))
+
+
+def _generator(op: NodeContext) -> np.random.RandomState:
+    """Return the generator that the node's seed, or else its name, starts."""
+    seed = op.attr("seed", None)
+    if seed is not None and 0 <= seed < 1 << 32:
+        return np.random.RandomState(int(seed))
+    text = op.label if seed is None else str(seed)
+    return np.random.RandomState(zlib.crc32(text.encode()))
 
 
 @register("AffineGrid", 20, shape_inputs=(1,))
