@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import models, operators, repeatability
+from benchmarks import models, operators, readme, repeatability
 from benchmarks.zoo import NAMES
 from tilewright.baselines import Budget
 
@@ -67,3 +67,13 @@ def test_inputs_of_a_row_have_its_batch_and_size():
     (array,) = models.feed_of(row).values()
     assert array.shape == (2, 3, 128, 64)
     assert not (array[0] == array[1]).all()
+
+
+def test_readme_is_what_the_results_say():
+    text = readme.README.read_text()
+    assert readme.renewed(text, readme.figures()) == text
+
+
+def test_readme_without_marks_is_refused():
+    with pytest.raises(ValueError, match="has no"):
+        readme.renewed("# a readme", "table")

@@ -1,0 +1,51 @@
+"""Tuners under one budget: they tune, note what it cost, and go on from their logs."""
+
+import numpy as np
+import onnx
+import pytest
+
+from tilewright.baselines import Budget, build_model, load_suite, metaschedule, ours
+from tilewright.baselines.budget import trial_costs
+from tilewright.baselines.machine import instruction_set
+from tilewright.errors import MeasureError
+
+
+@pytest.fixture
+def case(tmp_path):
+    (operator,) = load_suite("alt", ["GMM-4"])
+    path = tmp_path / "op.onnx"
+    onnx.save(build_model(operator), path)
+    data = np.random.default_rng(0).standard_normal(operator.data_shape, np.float32)
+    return path, {"data": data}
+
+
+def test_metaschedule_without_database_or_trials_says_so(case, tmp_path):
+    path, feed = case
+    with pytest.raises(MeasureError, match="no trials to spend"):
+        metaschedule.start(path, "op", feed, 1, Budget(), tmp_path)
+
+
+def test_database_of_metaschedule_is_a_curve(tmp_path):
+    lines = ("[0, [[], [2e-3, 1e-3, 3e-3], {}, []]]", "[0, [[], [1e10], {}, []]]")
+    (tmp_path / metaschedule.RECORDS).write_text("\n".join(lines))
+    assert metaschedule.curve(tmp_path) == [(2e-3, 0.0), (None, 0.0)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ours", "metaschedule"])
+def test_tuner_spends_its_trials_once(name, case, tmp_path):
+    if name == "metaschedule" and (reason := metaschedule.missing()):
+        pytest.skip(f"metaschedule {reason}")
+    path, feed = case
+    start = {"ours": ours.start, "metaschedule": metaschedule.start}[name]
+    folder = tmp_path / ("tilewright" if name == "ours" else name) / instruction_set()
+    log = folder / ("op.jsonl" if name == "ours" else f"op/{metaschedule.RECORDS}")
+    expected = start(path, "op", feed, 1, Budget(trials=4), tmp_path)
+    assert expected.notes["trials"] == 4
+    assert all(cost > 0 for cost in trial_costs(log))
+    before = log.read_bytes()
+    again = start(path, "op", feed, 1, Budget(trials=4), tmp_path)
+    assert log.read_bytes() == before
+    np.testing.assert_allclose(
+        again.outputs["output"], expected.outputs["output"], rtol=1e-4, atol=1e-5
+    )
