@@ -83,6 +83,15 @@ class Target:
         return self.triple.partition("-")[0]
 
     @property
+    def keeps_steps_apart(self) -> bool:
+        """Whether a loop should have one step of a reduction in a round.
+
+        LLVM orders the loads of several steps before their multiply-adds; on armv7 it then spills
+        half of the 16 registers.
+        """
+        return self.architecture == "armv7"
+
+    @property
     def multiplies_by_lane(self) -> bool:
         """Whether a vector can be multiplied by one lane of another at no extra cost."""
         return self.architecture == "aarch64"

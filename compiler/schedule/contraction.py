@@ -99,12 +99,19 @@ def default_contraction(anchor: Anchor, target: Target) -> ContractionDecisions:
     while chains * tile < _IN_FLIGHT and inner % (2 * chains) == 0:
         chains *= 2
     unroll = max(chains, _ROUND // tile // chains * chains, 1)
+    order = choose_order(anchor, target, clip)
+    if target.keeps_steps_apart:
+        # LLVM itself writes out short loops, so the longest is the innermost.
+        unroll = chains
+        extents = [axis.extent for axis in anchor.stage.reduction]
+        order = tuple(sorted(order, key=lambda position: extents[position]))
+        inner = extents[order[-1]]
     return ContractionDecisions(
         row_tile=row_tile,
         column_vectors=vectors,
         fused_rows=fused,
         row_block=choose_row_block(anchor, target, fused, row_tile, vectors),
-        reduction_order=choose_order(anchor, target, clip),
+        reduction_order=order,
         unroll=min(unroll, inner),
         chains=chains,
         clip_pad=clip,

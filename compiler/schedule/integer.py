@@ -57,6 +57,8 @@ from tilewright.compiler.targets import Target
 from tilewright.errors import InvalidScheduleError
 
 _VNNI_GROUP, _WIDENED_GROUP = 4, 2
+# Registers of a widened step beyond those of a multiply-add: wide data and weights, products.
+_WIDENED_TEMPORARIES = 4
 _DPBUSD = {512: "llvm.x86.avx512.vpdpbusd.512", 256: "llvm.x86.avx512.vpdpbusd.256"}
 _MADDWD = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}
 
@@ -141,7 +143,15 @@ def _access_in_cells(access: Access, grouped: Any, group: int) -> Access | None:
 
 def default_integer(dot: Dot, target: Target) -> ContractionDecisions:
     """Choose decisions by the model of contractions, on cells of 32 bits."""
-    return default_contraction(dot.cells, target)
+    spare = _WIDENED_TEMPORARIES if _is_widened(target) else 0
+    return default_contraction(
+        dot.cells, replace(target, vector_registers=target.vector_registers - spare)
+    )
+
+
+def _is_widened(target: Target) -> bool:
+    """Tell whether bytes are widened and multiplied in registers of their own, on NEON."""
+    return target.architecture != "x86_64" and not has_arm_dot(target)
 
 
 def schedule_integer(

@@ -1,5 +1,7 @@
 """Inner loops on ARM: multiply-adds by a lane, everything in registers."""
 
+import re
+
 import pytest
 
 from benchmarks.arm_mca import OPERATORS, measure
@@ -52,3 +54,15 @@ def test_model_of_the_processor_reaches_the_bound(dtype, processor):
         pytest.skip(str(error))
     name = next(name for name in OPERATORS if name.endswith(dtype))
     assert measure(name, processor).share >= 0.85
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_16_registers_hold_a_step_without_spills(name):
+    """On armv7, where LLVM would mix the loads of several steps and spill."""
+    description = parse_target("armv7:cortex-a7")
+    func = WORKLOADS[name](description.lanes("float32")).func
+    text = assembly({"main": schedule(func, description)}, description)
+    loops = re.findall(r"(\.LBB\S+):((?:(?!\n\.L).)*?)\tb\w*\t\1\n", text, re.DOTALL)
+    body = max((code for _, code in loops), key=lambda code: code.count("vfma.f32"))
+    assert body.count("vfma.f32") >= 8
+    assert not re.search(r"\bsp\b", body)

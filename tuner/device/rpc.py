@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ BUILD_MODULE = "tilewright.tuner.device.rpc_build"
 _CONNECT_TIMEOUT_S = 120.0
 _REFERENCE_TIMEOUT_S = 300.0
 _PATIENCE_S = 30.0
+_ANSWER_TIMEOUT_S = 10.0
 
 
 def parse_host_port(text: str, option: str) -> tuple[str, int]:
@@ -28,6 +30,16 @@ def parse_host_port(text: str, option: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def ask(host: str, port: int) -> None:
+    """Fail at once where nothing listens: TVM's client would try for a minute.
+
+    Raises:
+        OSError: nothing listens there.
+    """
+    with socket.create_connection((host, port), timeout=_ANSWER_TIMEOUT_S):
+        pass
+
+
 def count_servers(host: str, port: int, key: str) -> int:
     """Return how many servers with a key a tracker knows.
 
@@ -36,6 +48,7 @@ def count_servers(host: str, port: int, key: str) -> int:
         MissingExtraError: what TVM's tracker needs is not installed.
     """
     try:
+        ask(host, port)
         from tvm import rpc
 
         summary = rpc.connect_tracker(host, port).summary()

@@ -10,6 +10,7 @@ import numpy as np
 import tvm
 from tvm import rpc
 
+from tilewright.tuner.device.rpc import ask
 from tilewright.tuner.worker.build import KERNEL
 from tilewright.tuner.worker.compare import difference
 
@@ -47,6 +48,7 @@ class _Client:
     def connect(self) -> dict[str, Any]:
         """Get a session."""
         try:
+            ask(self.host, self.port)
             if self.key:
                 tracker = rpc.connect_tracker(self.host, self.port)
                 self.session = tracker.request(self.key, session_timeout=_SESSION_S)
