@@ -123,17 +123,23 @@ def _in_format(
 
 
 def _injective_choices(operator: Operator, target: Target) -> list[Choice]:
-    """Any format in and any format out; what is read with a stride costs its time."""
-    inputs = [p for p in operator.images if p < operator.output]
+    """Any format in and any format out; what is read with a stride costs its time.
+
+    Inputs of the output's shape (the residual of an addition) may also have the output's format
+    while the others (what is transposed on the way) have another one.
+    """
+    inputs = [p for p in sorted(operator.images) if p < operator.output]
     outputs = [p for p in operator.images if p >= operator.output]
+    alike = [p for p in inputs if operator.shapes[p] == operator.shapes[operator.output]]
+    sides = [[], alike] if outputs and 0 < len(alike) < len(inputs) else [[]]
     # Only where something has a format do strides depend on the choice.
     walk = read_walk(operator.func) if operator.images else None
     found = []
-    for source, result in product(
-        FORMATS if inputs else FORMATS[:1], FORMATS if outputs else FORMATS[:1]
+    for followers, source, result in product(
+        sides, FORMATS if inputs else FORMATS[:1], FORMATS if outputs else FORMATS[:1]
     ):
-        layouts = _in_format(operator, inputs, source, target)
-        for position in outputs:
+        layouts = _in_format(operator, [p for p in inputs if p not in followers], source, target)
+        for position in [*followers, *outputs]:
             layout = image_layout(operator.shapes[position], result, target)
             layouts[position] = layout or layouts[position]
         out = layouts[operator.output]
