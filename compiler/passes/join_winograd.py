@@ -47,8 +47,9 @@ def strips_pay(shape: StripShape, target: Target) -> bool:
     """Say whether a convolution is estimated to run faster in strips.
 
     Measured on one core with 1 MiB of second level cache, time / time of three kernels: 64 channels
-    of 224 x 224 0.70, 128 of 112 x 112 0.86, 64 of 56 x 56 1.0 (V and M 3.6 MB), 128 of 28 x 28
-    1.03 (1.8 MB), 128 to 256 of 56 x 56 1.02 (weights 4.7 MB), 256 of 56 x 56 1.09.
+    of 224 x 224 0.70, 128 of 112 x 112 0.86, 64 of 56 x 56 (V and M 3.6 MB) 0.90 alone but 1.02 as
+    part of ResNet-18, 128 of 28 x 28 1.03 (1.8 MB), 128 to 256 of 56 x 56 1.02 (weights 4.7 MB),
+    256 of 56 x 56 1.09.
     """
     is_large = shape.product_bytes > _LEAST_PRODUCTS * target.l2_bytes
     return is_large and shape.weight_bytes <= _MOST_WEIGHTS * target.l2_bytes

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 from tvm import tirx
 
@@ -18,6 +16,7 @@ from tilewright.compiler.schedule.cost import (
     padding_is_clipped,
     window_reductions,
 )
+from tilewright.compiler.schedule.decision_json import from_line, to_line
 from tilewright.compiler.schedule.lane_kernel import LaneKernelBuilder
 from tilewright.compiler.schedule.padding import fusable_rows
 from tilewright.compiler.schedule.tile_loops import KernelBuilder, TilePlan
@@ -67,23 +66,17 @@ class ContractionDecisions:
             )
 
     def to_json(self) -> str:
-        """Return one line of JSON with the kind tag "contraction"."""
-        return json.dumps({"kind": "contraction", **asdict(self)}, separators=(",", ":"))
+        """Return one line of JSON that `from_json` reads back."""
+        return to_line("contraction", self)
 
     @classmethod
     def from_json(cls, text: str) -> ContractionDecisions:
         """Read decisions back.
 
         Raises:
-            InvalidScheduleError: the text is not contraction decisions.
+            InvalidScheduleError: the text holds another kind or other fields.
         """
-        values: dict[str, Any] = json.loads(text)
-        expected = {"kind", *(field.name for field in fields(cls))}
-        if values.pop("kind", None) != "contraction" or {"kind", *values} != expected:
-            raise InvalidScheduleError(f"not contraction decisions: {text}")
-        for name in ("row_tile", "reduction_order"):
-            values[name] = tuple(values[name])
-        return cls(**values)
+        return from_line(cls, "contraction", text)
 
 
 def default_contraction(anchor: Anchor, target: Target) -> ContractionDecisions:

@@ -8,9 +8,8 @@ stride along another axis, with square tiles transposed in registers.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -19,6 +18,7 @@ from tvm.ir import Call, TensorLoad
 
 from tilewright.compiler.schedule.analysis import Axis, Stage, inline_loads, read_stages
 from tilewright.compiler.schedule.boxes import cut
+from tilewright.compiler.schedule.decision_json import from_line, to_line
 from tilewright.compiler.schedule.expressions import (
     Expr,
     children,
@@ -68,19 +68,16 @@ class ElementwiseDecisions:
 
     def to_json(self) -> str:
         """Return one line of JSON that `from_json` reads back."""
-        return json.dumps({"kind": "elementwise", **asdict(self)}, separators=(",", ":"))
+        return to_line("elementwise", self)
 
     @classmethod
     def from_json(cls, text: str) -> ElementwiseDecisions:
         """Read decisions back.
 
         Raises:
-            InvalidScheduleError: the text holds other fields or another kind.
+            InvalidScheduleError: the text holds another kind or other fields.
         """
-        values = json.loads(text)
-        if values.pop("kind", None) != "elementwise" or set(values) != set(cls.__slots__):
-            raise InvalidScheduleError(f"not decisions of an element-wise operator: {text}")
-        return cls(**values)
+        return from_line(cls, "elementwise", text)
 
 
 def default_elementwise_decisions(func: tirx.PrimFunc, target: Target) -> ElementwiseDecisions:

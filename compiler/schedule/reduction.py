@@ -10,14 +10,14 @@ data is contiguous along a row axis, a vector holds neighbouring rows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
 
 from tilewright.compiler.schedule.analysis import Axis, Stage, inline_loads, read_stages
+from tilewright.compiler.schedule.decision_json import from_line, to_line
 from tilewright.compiler.schedule.elementwise import (
     ElementwiseDecisions,
     emit_elementwise,
@@ -81,19 +81,16 @@ class ReductionDecisions:
 
     def to_json(self) -> str:
         """Return one line of JSON that `from_json` reads back."""
-        return json.dumps({"kind": "reduction", **asdict(self)}, separators=(",", ":"))
+        return to_line("reduction", self)
 
     @classmethod
     def from_json(cls, text: str) -> ReductionDecisions:
         """Read decisions back.
 
         Raises:
-            InvalidScheduleError: the text holds other fields or another kind.
+            InvalidScheduleError: the text holds another kind or other fields.
         """
-        values = json.loads(text)
-        if values.pop("kind", None) != "reduction" or set(values) != set(cls.__slots__):
-            raise InvalidScheduleError(f"not decisions of a reduction: {text}")
-        return cls(**values)
+        return from_line(cls, "reduction", text)
 
 
 def default_reduction_decisions(func: tirx.PrimFunc, target: Target) -> ReductionDecisions:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 from tvm import tirx
 
@@ -16,6 +14,7 @@ from tilewright.compiler.schedule.cost import (
     row_extents,
     window_reductions,
 )
+from tilewright.compiler.schedule.decision_json import from_line, to_line
 from tilewright.compiler.schedule.tile_loops import KernelBuilder, TilePlan
 from tilewright.compiler.schedule.tiling import partition, tile_count
 from tilewright.compiler.targets import Target
@@ -53,21 +52,17 @@ class WindowDecisions:
             raise InvalidScheduleError(f"every count of {self} must be at least 1")
 
     def to_json(self) -> str:
-        """Return one line of JSON with the kind tag "window"."""
-        return json.dumps({"kind": "window", **asdict(self)}, separators=(",", ":"))
+        """Return one line of JSON that `from_json` reads back."""
+        return to_line("window", self)
 
     @classmethod
     def from_json(cls, text: str) -> WindowDecisions:
         """Read decisions back.
 
         Raises:
-            InvalidScheduleError: the text is not window decisions.
+            InvalidScheduleError: the text holds another kind or other fields.
         """
-        values: dict[str, Any] = json.loads(text)
-        expected = {"kind", *(field.name for field in fields(cls))}
-        if values.pop("kind", None) != "window" or {"kind", *values} != expected:
-            raise InvalidScheduleError(f"not window decisions: {text}")
-        return cls(**{**values, "written_out": tuple(values["written_out"])})
+        return from_line(cls, "window", text)
 
 
 def sliding_reductions(anchor: Anchor) -> tuple[int, ...]:

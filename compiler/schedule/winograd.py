@@ -7,7 +7,6 @@ vectors; zeros and ones of the matrices cost nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -17,6 +16,7 @@ from tvm import sym, tirx
 from tvm.ir import TensorLoad
 
 from tilewright.compiler.schedule.analysis import Axis, Stage, inline_loads, read_stages
+from tilewright.compiler.schedule.decision_json import from_line, to_line
 from tilewright.compiler.schedule.expressions import (
     Expr,
     dtype_of,
@@ -55,19 +55,17 @@ class WinogradDecisions:
     """There is one way to write a transform out; nothing is left to decide."""
 
     def to_json(self) -> str:
-        """Return one line of JSON with the kind tag "winograd"."""
-        return json.dumps({"kind": "winograd"}, separators=(",", ":"))
+        """Return one line of JSON that `from_json` reads back."""
+        return to_line("winograd", self)
 
     @classmethod
     def from_json(cls, text: str) -> WinogradDecisions:
         """Read decisions back.
 
         Raises:
-            InvalidScheduleError: the text is not decisions of this kind.
+            InvalidScheduleError: the text holds another kind or other fields.
         """
-        if json.loads(text) != {"kind": "winograd"}:
-            raise InvalidScheduleError(f"not decisions of a Winograd transform: {text}")
-        return cls()
+        return from_line(cls, "winograd", text)
 
 
 def schedule_winograd(

@@ -248,5 +248,5 @@ def test_decisions_round_trip_and_are_checked():
     assert ElementwiseDecisions.from_json(decisions.to_json()) == decisions
     with pytest.raises(InvalidScheduleError, match="power of two, found 3"):
         ElementwiseDecisions(3)
-    with pytest.raises(InvalidScheduleError, match="not decisions of an element-wise operator"):
+    with pytest.raises(InvalidScheduleError, match="not elementwise decisions"):
         ElementwiseDecisions.from_json('{"kind":"reduction","lanes":16}')

@@ -185,5 +185,5 @@ def test_decisions_round_trip_and_are_checked():
         ReductionDecisions(12)
     with pytest.raises(InvalidScheduleError, match="must be positive, found 0"):
         ReductionDecisions(16, accumulators=0)
-    with pytest.raises(InvalidScheduleError, match="not decisions of a reduction"):
+    with pytest.raises(InvalidScheduleError, match="not reduction decisions"):
         ReductionDecisions.from_json('{"kind":"elementwise","lanes":16}')
