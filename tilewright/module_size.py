@@ -17,6 +17,7 @@ _SYMTAB, _NOBITS = 2, 8
 _ALLOCATED, _EXECUTABLE = 2, 4
 _FUNCTION = 2
 _CLASS_64 = 2
+_ELF_TYPE = 16
 PARALLEL_LOOPS = "bodies of parallel loops"
 # Of the end of a module file; see runtime/c/tilewright.h.
 _TRAILER = struct.Struct("<8sIIQQQQQIIII")
@@ -81,15 +82,22 @@ def module_size(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Keys: file, kernels, runtime, data (constants and tables of the code), elf (headers, symbols,
     padding), weights, description, trailer; by_kernel: bytes of each kernel, largest first. All but
-    the last add up to the file.
+    the last add up to the file. Of a module of the format static, the object is given, and the
+    file of its weights counts with it.
 
     Raises:
         ModuleError: the file is no module, damaged, or holds no code.
     """
-    read_description(Path(path))
-    content = Path(path).read_bytes()
+    content, beside = _read(Path(path)), b""
+    if _is_object(content):
+        beside = _read(Path(path).with_suffix(".weights"))
+        read_description(Path(path).with_suffix(".weights"))
+    else:
+        read_description(Path(path))
+    content += beside
     trailer = _TRAILER.unpack_from(content, len(content) - _TRAILER.size)
     payload, weights, _, description = trailer[3:7]
+    payload += len(content) - len(beside) if beside else 0
     elf = _Elf(content[:payload], os.fspath(path))
     by_kernel = _kernel_bytes(elf)
     kernels = sum(by_kernel.values())
@@ -107,6 +115,18 @@ def module_size(path: str | os.PathLike[str]) -> dict[str, Any]:
         "trailer": _TRAILER.size,
         "by_kernel": dict(sorted(by_kernel.items(), key=lambda item: -item[1])),
     }
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModuleError(f"cannot read '{path}': {error.strerror}") from error
+
+
+def _is_object(content: bytes) -> bool:
+    """Tell whether it is an ELF file that is to be linked: a module of the format static."""
+    return content[:4] == b"\x7fELF" and content[_ELF_TYPE : _ELF_TYPE + 2] == b"\1\0"
 
 
 def _kernel_bytes(elf: _Elf) -> dict[str, int]:

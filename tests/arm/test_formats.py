@@ -93,6 +93,18 @@ def test_parts_add_up_to_the_file(target, tmp_path):
     assert f"{path.stat().st_size:,}" in shown
 
 
+def test_parts_of_a_static_module_add_up_to_both_files(tmp_path):
+    board_for("aarch64")
+    path = tmp_path / "mlp.o"
+    package(mlp_program()[0], parse_target("aarch64"), path, form="static")
+    sizes = module_size(path)
+    by_kernel = sizes.pop("by_kernel")
+    weights = tmp_path / "mlp.weights"
+    assert sizes.pop("file") == sum(sizes.values()) == path.stat().st_size + weights.stat().st_size
+    assert sizes["weights"] == 2 * (32 * 48 * 4 + 64)
+    assert {"up", "relu", "down", "add"} <= set(by_kernel)
+
+
 def test_size_of_weights_alone_is_refused(tmp_path):
     board_for("aarch64")
     package(mlp_program()[0], parse_target("aarch64"), tmp_path / "mlp.o", form="static")
