@@ -21,7 +21,7 @@ import onnx
 
 from benchmarks.machine import describe
 from benchmarks.report import RESULTS, markdown_machine, write_text
-from tilewright.tuner import Log, tune
+from tilewright.tuner import Log, MeasureOptions, TuneOptions, tune
 from tilewright.tuner.operators import operator_model
 
 _SETTLE_S = 5.0
@@ -48,10 +48,12 @@ def main() -> None:
     parser.add_argument("--longest-s", type=float, default=8.0)
     arguments = parser.parse_args()
     rng = random.Random(0)
+    # Small batches: the log is written to as often as can be.
+    options = TuneOptions(batch=2, measure=MeasureOptions(budget_s=0.002))
     os.environ[_TOKEN] = str(os.getpid())
     with tempfile.TemporaryDirectory() as folder:
         model, path = Path(folder, "model.onnx"), Path(folder, "log.jsonl")
-        onnx.save(operator_model("conv2d", (1, 32, 14, 14), (32, 32, 3, 3), pad=1), model)
+        onnx.save(operator_model("matmul", (24, 40), (40, 48)), model)
         command = [sys.executable, "-m", "tilewright", "tune", str(model), "--log", str(path)]
         command += ["--trials", "100000"]
         counts = [0]
@@ -59,7 +61,7 @@ def main() -> None:
         for _ in range(arguments.kills):
             child = os.fork()
             if child == 0:
-                tune(str(model), log=path, trials=100_000)
+                tune(str(model), log=path, trials=100_000, options=options)
                 os._exit(0)
             time.sleep(rng.uniform(0.2, arguments.longest_s))
             os.kill(child, signal.SIGKILL)

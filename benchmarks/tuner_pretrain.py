@@ -34,7 +34,7 @@ from tilewright.tuner.tune_model import model_tasks
 from tilewright.tuner.workload import describe_loops
 
 LOGS = Path(__file__).resolve().parent.parent / "tuning_logs"
-MODELS = ("resnet18", "resnet50", "mobilenetv2", "efficientnet_b0", "vit_tiny", "minilm")
+MODELS = ("resnet18", "resnet50", "mobilenetv2", "efficientnet_b0")
 # Fewer candidates say little about an order, and eight of less than sixteen nothing about a choice.
 _FEWEST = 4
 _FEWEST_FOR_RECALL = 16

@@ -17,6 +17,7 @@ from tests.tuner.helpers import make_record
 from tilewright.compiler.targets import parse_target
 from tilewright.errors import LogError
 from tilewright.tuner.log import Log
+from tilewright.tuner.lookup import default_logs
 from tilewright.tuner.records import Record, applies_to, same_target, target_data
 
 
@@ -132,6 +133,7 @@ _APPENDER = """
     import sys
     from tests.tuner.helpers import make_record
     from tilewright.tuner.log import Log
+from tilewright.tuner.lookup import default_logs
     log = Log(sys.argv[1])
     print("ready", flush=True)
     for i in range(int(sys.argv[2])):
@@ -203,3 +205,12 @@ def test_record_never_applies_where_instructions_are_missing():
 )
 def test_record_applies_where_its_instructions_and_vectors_are(measured, other, applies):
     assert applies_to(target_data(parse_target(measured)), parse_target(other)) is applies
+
+
+def test_shipped_logs_are_whole_and_serve_both_vector_widths():
+    shipped = [path for path in default_logs() if path.parent.name == "tuning_logs"]
+    contents = [Log(path).read() for path in shipped]
+    assert [each.skipped for each in contents] == [()] * len(shipped)
+    records = [record for each in contents for record in each.records]
+    assert all(record.ok for record in records)
+    assert {record.target["vector_bits"] for record in records} == {256, 512}

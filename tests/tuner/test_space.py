@@ -12,7 +12,12 @@ from tilewright.compiler.layout.primitives import Layout
 from tilewright.compiler.layout.rewrite import rewrite
 from tilewright.compiler.schedule import decisions_from_json, schedule
 from tilewright.tuner.candidate import Candidate
-from tilewright.tuner.cost_model import RankingModel, ranking_accuracy, top_recall
+from tilewright.tuner.cost_model import (
+    PRETRAINED,
+    RankingModel,
+    ranking_accuracy,
+    top_recall,
+)
 from tilewright.tuner.features import NAMES, features
 from tilewright.tuner.measure import Measurement
 from tilewright.tuner.search import (
@@ -187,6 +192,13 @@ def test_ranking_model_round_trips(tmp_path):
     before = model.predict(rows)
     model.save(tmp_path / "model.json")
     assert np.allclose(RankingModel(tmp_path / "model.json").predict(rows), before, atol=1e-6)
+
+
+def test_pretrained_model_ships_and_knows_these_features():
+    rows = np.random.default_rng(0).random((8, len(NAMES))).astype(np.float32)
+    scores = RankingModel(PRETRAINED).predict(rows)
+    assert scores is not None
+    assert len(set(scores.tolist())) > 1
 
 
 def test_features_are_finite(space):
