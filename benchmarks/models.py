@@ -16,10 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import zoo
-from benchmarks.operators import add_options, is_done, keep, options_of, result_path
+from benchmarks.operators import (
+    add_options,
+    is_done,
+    keep,
+    options_of,
+    result_path,
+    write_tables,
+)
 from tilewright.baselines.bench_models import Model, bench_models
 from tilewright.errors import TilewrightError
-from tilewright.report import write_report
 
 SUITE = Path(__file__).with_name("suites") / "models.json"
 
@@ -84,8 +90,7 @@ def main() -> int:
             feed = feed_of(row)
             model = Model(row["name"], path_of(row, feed), feed)
             keep(path, bench_models([model], options))
-        for suffix in (".md", ".html"):
-            write_report([path], path.with_suffix(suffix))
+        write_tables(path)
     except (TilewrightError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -77,6 +77,12 @@ def keep(path: Path, result: dict) -> None:
         print(row["name"], ratios, row["failed"] or "", flush=True)
 
 
+def write_tables(path: Path) -> None:
+    """Make the Markdown and the page of a result file."""
+    for suffix in (".md", ".html"):
+        write_report([path], path.with_suffix(suffix))
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what operators and models have in common."""
     parser.add_argument("--against", default="onnxruntime,openvino,torch")
@@ -132,8 +138,7 @@ def main() -> int:
                 group = operators[start : start + args.together]
                 result = bench_operators(group, options, together=args.together)
                 keep(path, result)
-        for suffix in (".md", ".html"):
-            write_report([path], path.with_suffix(suffix))
+        write_tables(path)
     except (TilewrightError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

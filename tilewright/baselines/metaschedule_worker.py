@@ -120,7 +120,7 @@ def best(
         shutil.copy(folder / _WORKLOADS, first)
         database = meta_schedule.database.JSONDatabase(work_dir=first)
         for name, func in kernels.items():
-            named = func.with_attr("global_symbol", "main")
+            named = func.with_attr("global_symbol", name)  # part of what a record is found by
             schedule = meta_schedule.tir_integration.compile_tir(database, named, target)
             if schedule is None:
                 raise RuntimeError(f"no valid record of kernel {name} in {folder}")
