@@ -29,7 +29,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "conformance.json"
 DOCS = ROOT / "docs" / "onnx-support.md"
 BASELINE = ROOT / "tests" / "frontends" / "onnx" / "node_tests_passing.txt"
 
-_SAVED_EVERY = 100
+_SAVED_EVERY = 20
 _EXPANDED = re.compile(r"_expanded(_ver\d+)?$")
 _CONTROL_AND_SIZES = """\
 If, Loop and Scan that are decided when compiling leave no trace. Others, and long loops, are
