@@ -7,7 +7,8 @@ reduction axis i vanishes, and what remains is an ordinary contraction of 32-bit
 multiply-add is that instruction. Tiles, tasks and padding are those of `schedule.contraction`.
 
     group 4: vpdpbusd (AVX-512 VNNI, AVX-VNNI); it does not saturate
-    group 2: bytes widened to 16 bits, vpmaddwd, add; exact, for processors without VNNI
+    group 4: even and odd bytes apart in 16 bits, two vpmaddwd, two adds; exact, without VNNI
+    group 2: bytes widened to 16 bits, for ARM without dot products
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ from tilewright.compiler.schedule.weight_sums import SignedDotEmitter, WeightSum
 from tilewright.compiler.targets import Target
 from tilewright.errors import InvalidScheduleError
 
-_VNNI_GROUP, _WIDENED_GROUP = 4, 2
+_QUAD, _WIDENED_GROUP = 4, 2
+# The lower byte of every 16 bits of 32.
+_EVEN_BYTES = 0x00FF00FF
 # Registers of a widened step beyond those of a multiply-add: wide data and weights, products.
 _WIDENED_TEMPORARIES = 4
 _DPBUSD = {512: "llvm.x86.avx512.vpdpbusd.512", 256: "llvm.x86.avx512.vpdpbusd.256"}
@@ -65,8 +68,8 @@ _MADDWD = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}
 
 def dot_group(target: Target) -> int:
     """Return how many neighbouring products the target's dot instruction sums."""
-    has_dot = _has_vnni(target) or has_arm_dot(target)
-    return _VNNI_GROUP if has_dot else _WIDENED_GROUP
+    in_fours = target.architecture == "x86_64" or has_arm_dot(target)
+    return _QUAD if in_fours else _WIDENED_GROUP
 
 
 def _has_vnni(target: Target) -> bool:
@@ -271,10 +274,27 @@ def _dpbusd(old: Expr, data: TensorLoad, weight: TensorLoad, bits: int) -> Expr:
 
 
 def _maddwd(old: Expr, data: TensorLoad, weight: TensorLoad, bits: int) -> Expr:
-    """Sums of 2 products: u8x2 for all lanes, s8x2 per lane, both widened to 16 bits."""
+    """Sums of 4 products: u8x4 for all lanes, s8x4 per lane, even and odd bytes apart.
+
+    A mask and a shift widen a row's data for all its columns, shifts a column's weights for all its
+    rows; `vpmovzxbw` would shuffle instead, which one or two ports do, and not the four that add.
+    """
     lanes = bits // 32
-    spread = tirx.Broadcast(tirx.reinterpret("int16", data), lanes)
     wide = f"int16x{2 * lanes}"
-    data_words = tirx.Cast(wide, tirx.reinterpret(f"uint8x{2 * lanes}", spread))
-    product = intrinsic(_MADDWD[bits], f"int32x{lanes}", data_words, tirx.Cast(wide, weight))
-    return old + product
+    spread = tirx.Broadcast(tirx.reinterpret("int32", data), lanes)
+    even = spread & tirx.Broadcast(tirx.const(_EVEN_BYTES, "int32"), lanes)
+    unsigned = tirx.reinterpret(f"uint16x{2 * lanes}", spread)
+    odd = tirx.reinterpret(wide, unsigned >> _repeated(8, f"uint16x{2 * lanes}"))
+    pairs, byte = tirx.reinterpret(wide, weight), _repeated(8, wide)
+    for part, weights in (
+        (tirx.reinterpret(wide, even), (pairs << byte) >> byte),
+        (odd, pairs >> byte),
+    ):
+        old = old + intrinsic(_MADDWD[bits], f"int32x{lanes}", part, weights)
+    return old
+
+
+def _repeated(value: int, dtype: str) -> Expr:
+    """Return a vector of one number."""
+    scalar, lanes = dtype.split("x")
+    return tirx.Broadcast(tirx.const(value, scalar), int(lanes))
