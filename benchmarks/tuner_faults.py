@@ -41,6 +41,11 @@ def _left(token: str) -> set[int]:
     return found
 
 
+def _last_line(text: str) -> str:
+    """Return the last line of what tuning printed, without the temporary log's name."""
+    return text.strip().splitlines()[-1].partition("; log ")[0]
+
+
 def main() -> None:
     """Kill, check, go on; then finish and report."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -81,8 +86,9 @@ def main() -> None:
     text = (
         f"# {arguments.kills} kills at random moments\n\n"
         f"{counts[-1]} records survived, {torn} torn lines were skipped, no record was lost, no "
-        f"process was left, and the last run finished: {done.stdout.strip().splitlines()[-1]}\n\n"
-        "`python -m benchmarks.tuner_faults`; the other faults (crashes, hangs, endless memory, "
+        f"process was left, and the last run finished: {_last_line(done.stdout)}\n\n"
+        f"`python -m benchmarks.tuner_faults --kills {arguments.kills} "
+        f"--longest-s {arguments.longest_s:g}`; the other faults (crashes, hangs, endless memory, "
         "wrong results, a full disk, two writers, damaged lines) are tests in tests/tuner.\n\n"
     )
     write_text(RESULTS / "tuner_faults.md", text + markdown_machine(describe()))
