@@ -64,12 +64,14 @@ def farm():
             process.kill()
 
 
+@pytest.mark.slow
 def test_an_unknown_key_is_named_with_those_that_are_known(farm):
     host, port = parse_host_port(farm[0], "--tracker")
     with pytest.raises(MeasureError, match="no server with the key 'other'; it knows test"):
         count_servers(host, port, "other")
 
 
+@pytest.mark.slow
 def test_a_farm_that_loses_a_server_goes_on(farm, tmp_path):
     address, servers = farm
     options = TuneOptions(trials=9, batch=5, measure=MeasureOptions(budget_s=0.002, builders=1))
@@ -121,6 +123,7 @@ def test_serving_on_another_address_warns():
     assert said[-1] == "stopped"
 
 
+@pytest.mark.slow
 def test_serving_stays_on_loopback_unless_told_otherwise():
     port = free_port()
     command = [sys.executable, "-u", "-m", "tilewright", "device", "serve", "--port", str(port)]
