@@ -8,6 +8,7 @@ import pytest
 
 from tilewright.errors import MeasureError
 from tilewright.report import write_report
+from tilewright.report.charts import curve_chart
 from tilewright.report.comparison import Figure, geometric_mean
 
 
@@ -64,6 +65,12 @@ def test_charts_are_well_formed(result, tmp_path):
     assert len(drawings) == 3  # ratios, and the curve against trials and against seconds
     for drawing in drawings:
         xml.etree.ElementTree.fromstring(drawing)
+
+
+def test_curve_ends_with_the_last_trial_not_the_last_improvement():
+    drawn = curve_chart({"a": [[0.004, 2.0], [0.002, 2.5], [0.003, 1.0], [None, 1.5]]}, False)
+    assert "4 trials" in drawn
+    assert "7 seconds" in curve_chart({"a": [[0.004, 2.0], [0.005, 5.0]]}, True)
 
 
 def test_markdown_has_the_same_rows(result, tmp_path):

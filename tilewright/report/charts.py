@@ -71,7 +71,7 @@ def curve_chart(curves: Mapping[str, Sequence[Sequence[float | None]]], by_secon
     points = [point for line in lines.values() for point in line]
     if not points:
         return ""
-    width, height, left, bottom = 440, 220, 56, 190
+    width, height, left, bottom = 440, 220, 66, 190
     last = max(at for at, _ in points)
     top = max(value for _, value in points)
     least = min(value for _, value in points)
@@ -111,6 +111,8 @@ def _best_so_far(
         if seconds is not None and (best is None or seconds < best):
             best = seconds
             line.append((spent if by_seconds else float(index), best))
+    if best is not None:  # what came after the best counts as spent
+        line.append((spent if by_seconds else float(len(curve)), best))
     return line
 
 

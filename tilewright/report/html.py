@@ -26,7 +26,8 @@ table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabula
 th, td { padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--rule); }
 th { color: var(--dim); font-weight: 600; }
-td small { color: var(--dim); display: block; } td:first-child small { min-width: 15rem; }
+td small { color: var(--dim); display: block; white-space: nowrap; }
+td:first-child small { min-width: 15rem; white-space: normal; }
 td small.flag { color: var(--lost); }
 .figure { white-space: nowrap; }
 .lost-cell { color: var(--lost); font-weight: 600; } .won-cell { color: var(--won); }
