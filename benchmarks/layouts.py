@@ -158,7 +158,7 @@ def build(name: str, model: Path | onnx.ModelProto, target: Target, job: Job) ->
     write_json(folder / "decided.json", decided)
 
 
-def measure(name: str, feed: Mapping[str, np.ndarray], job: Job) -> dict:
+def measure(name: str, feed: Mapping[str, np.ndarray], job: Job, note: str = "") -> dict:
     """Return one row: every strategy's decisions and time, ours first."""
     folder = job.folder / job.row(name)
     decided = json.loads((folder / "decided.json").read_text())
@@ -183,7 +183,8 @@ def measure(name: str, feed: Mapping[str, np.ndarray], job: Job) -> dict:
         facts["median_s"] = summarize(timed).median_s
         facts["ratio"], facts["interval"] = ratio.median, [ratio.low, ratio.high]
     # The fastest probe: what disturbs one makes it slower, never faster.
-    return {"name": job.row(name), "peak_gflops": max(peaks), "strategies": decided}
+    row = {"name": job.row(name), "peak_gflops": max(peaks), "strategies": decided}
+    return {**row, "note": note} if note else row
 
 
 def render(rows: list[dict]) -> str:
@@ -194,7 +195,7 @@ def render(rows: list[dict]) -> str:
     table = []
     for row in rows:
         strategies = row["strategies"]
-        cells = [row["name"]]
+        cells = [row["name"] + (f" ({row['note']})" if row.get("note") else "")]
         for name in STRATEGIES:
             converted = strategies[name]["conversions"]
             cells.append(
@@ -247,6 +248,7 @@ def main() -> None:
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--target", default="native")
+    parser.add_argument("--note", default="", help="said beside the rows: how they were disturbed")
     parser.add_argument("--out", type=Path, default=RESULTS / "layouts.json")
     args = parser.parse_args()
     job = Job(args.folder, args.winograd, args.rounds, tuple(args.strategies.split(",")))
@@ -261,7 +263,7 @@ def main() -> None:
         for name, model, _ in jobs:
             build(name, model, target, job)
     for name, _, feed in jobs if args.time else []:
-        row = measure(name, feed, job)
+        row = measure(name, feed, job, args.note)
         rows = merge_rows(args.out, [row], ["name"])
         write_json(args.out, {"machine": describe(), "rows": rows})
         write_text(args.out.with_suffix(".md"), render(rows))
