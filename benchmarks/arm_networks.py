@@ -3,8 +3,9 @@
     python -m benchmarks.arm_networks [--only NAME ...] [--target NAME ...]
 
 Each module is compiled untuned for a target, run once by the C example under qemu-user's model of
-the processor, and compared with ONNX Runtime on this machine (for int8 with its integer kernels).
-What is measured is numbers, not time. Rows are kept in
+the processor, and compared with ONNX Runtime on this machine; int8 with our own module for this
+machine, because ONNX Runtime's kernels saturate on processors without VNNI. What is measured is
+numbers, not time. Rows are kept in
 benchmarks/results/arm_networks.json and renewed one by one.
 """
 
@@ -42,13 +43,14 @@ NETWORKS = {
 }
 # Largest error over the standard deviation of the output; int8 by the noise against the signal.
 _FLOAT_LIMIT = 1e-3
-_INT8_LEAST_DB = 30.0
+_INT8_LEAST_DB = 60.0
 _HEAD = """\
 # Numbers on ARM
 
 Written by `python -m benchmarks.arm_networks`; under qemu-user, untuned, against ONNX Runtime. The
-error is the largest one over the standard deviation of the output, at most {limit:g}; for int8 the
-signal-to-noise ratio, at least {least:g} dB. "alt" are the operators of the suite.
+error is the largest one over the standard deviation of the output, at most {limit:g}; for int8 it
+is the signal-to-noise ratio against our module for x86-64, at least {least:g} dB (999: the same
+bytes). "alt" are the operators of the suite.
 
 """
 
@@ -87,7 +89,9 @@ def cases() -> Iterator[Case]:
 
 
 def reference(case: Case) -> dict[str, np.ndarray]:
-    """Return the outputs of ONNX Runtime."""
+    """Return the outputs of ONNX Runtime, or for int8 of this machine's module."""
+    if case.is_int8:
+        return tilewright.compile(case.model, logs=()).run(case.feed)
     import onnxruntime
 
     model = case.model if isinstance(case.model, Path) else case.model.SerializeToString()
