@@ -49,7 +49,7 @@ class _Whole:
     """
 
     load: Load
-    scale: np.ndarray
+    scale: np.ndarray | np.floating
     bound: int
 
 

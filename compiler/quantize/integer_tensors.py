@@ -46,7 +46,7 @@ class IntegerTensor:
     """
 
     expr: relax.Expr
-    scale: np.ndarray
+    scale: np.ndarray | np.floating
     bound: int
     added: np.ndarray | None = None
 

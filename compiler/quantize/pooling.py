@@ -134,7 +134,7 @@ def read_average(graph: Graph, var: relax.Var) -> Average | None:
         if window is None:
             return None
         axes, keep, count = None, True, prod(window[0])
-    zero = np.int32(unsigned_zero(affine))
+    zero = np.array(unsigned_zero(affine), "int32")
     moved = Affine(affine.kind, affine.source, affine.dtype, affine.scale, zero, 0)
     scale = np.array([float(affine.scale) / count], "float32")
     offset = np.array([-count * int(zero)], "int32")
