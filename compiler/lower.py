@@ -21,6 +21,9 @@ from tilewright.compiler.program import Call, Program, Tensor, TensorSpec, stora
 from tilewright.compiler.relax_utils import bindings, constant_array, is_constant, op_name
 from tilewright.errors import CompileError
 
+# Loops count in 32 bits; beyond, TVM's passes take all memory before they fail.
+_LONGEST = 2**31 - 1
+
 
 def legalize_and_fuse(mod: tvm.IRModule) -> tvm.IRModule:
     """Turn Relax operators into fused PrimFuncs."""
@@ -87,6 +90,11 @@ class _Reader:
         )
 
     def _add(self, tensor: Tensor) -> int:
+        if any(extent > _LONGEST for extent in tensor.shape):
+            raise CompileError(
+                f"tensor '{tensor.name}' has shape {list(tensor.shape)}; a dimension may have at "
+                f"most {_LONGEST} elements"
+            )
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 

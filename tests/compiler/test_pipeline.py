@@ -14,6 +14,7 @@ from tilewright.compiler.pipeline import graph_passes, lower
 from tilewright.compiler.program import TensorSpec
 from tilewright.compiler.relax_utils import static_shape
 from tilewright.compiler.targets import parse_target
+from tilewright.errors import CompileError
 from tilewright.runtime.module import Module
 
 TARGETS = ["native", "x86-64-v3"]
@@ -155,3 +156,10 @@ def test_a_wrong_layout_is_noticed():
     tensors[index].data[...] = np.flip(tensors[index].data, -1)
     (actual,) = run_program(physical, [x], "llvm")
     assert np.abs(actual - expected).max() > 1e-2 * expected.std()
+
+
+def test_a_dimension_beyond_32_bits_is_refused():
+    mod = module([(2**31, 6)], lambda emit, x: emit(op.nn.relu(x)))
+    specs = [TensorSpec("x", (2**31, 6), "float32")]
+    with pytest.raises(CompileError, match=r"'x' has shape .*at most 2147483647"):
+        lower(mod, specs, [TensorSpec("y", (2**31, 6), "float32")], parse_target("native"))
