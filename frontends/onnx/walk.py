@@ -262,6 +262,14 @@ class Scope:
         inputs: Sequence[Any],
     ) -> Sequence[Any]:
         """Import the body of a function with its formal inputs bound to the node's."""
+        for role, actual, formal in (
+            ("inputs", inputs, body.input),
+            ("outputs", node.output, body.output),
+        ):
+            if len(actual) > len(formal):
+                raise ModelError(
+                    f"{describe(node)} has {len(actual)} {role}, but its function has {len(formal)}"
+                )
         opsets = {_domain(item.domain): item.version for item in body.opset_import}
         inner = self._child({**self.opsets, **opsets}, parent=None)
         absent = [None] * (len(body.input) - len(inputs))

@@ -273,6 +273,19 @@ def test_model_local_function_with_attribute_is_expanded():
     np.testing.assert_allclose(found, X * 2.5)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "message"),
+    [(["x", "x"], ["y"], "has 2 inputs"), (["x"], ["y", "z"], "has 2 outputs")],
+)
+def test_a_call_of_a_function_with_too_many_values_is_refused(inputs, outputs, message):
+    opsets = [helper.make_opsetid("", 17)]
+    body = helper.make_function("local", "Same", ["a"], ["b"], [node("Relu", ["a"], ["b"])], opsets)
+    call = node("Same", inputs, outputs, domain="local")
+    model = make_model([call], {"x": X}, outputs, 17, domains={"local": 1}, functions=[body])
+    with pytest.raises(ModelError, match=f"{message}, but its function has 1"):
+        import_onnx(model)
+
+
 def test_digest_depends_on_the_file_and_not_on_the_path(tmp_path):
     for name in ("a.onnx", "b.onnx"):
         (tmp_path / name).write_bytes(relu_model().SerializeToString())
