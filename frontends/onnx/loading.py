@@ -192,7 +192,9 @@ def _external_array(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray
     size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
     if size == 0:
         return np.zeros(shape, dtype)
-    offset = int(fields.get("offset", "0"))
+    offset, length = int(fields.get("offset", "0")), int(fields.get("length", size))
+    if length != size:
+        raise ValueError(f"its shape and type need {size} bytes, its external data has {length}")
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if offset < 0 or offset + size > len(mapped):

@@ -241,6 +241,16 @@ def test_missing_and_short_external_weights_raise(tmp_path):
         import_onnx(path)
 
 
+def test_external_weights_of_another_length_raise(tmp_path):
+    path, _ = save_external(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    weight = model.graph.initializer[0]
+    next(item for item in weight.external_data if item.key == "length").value = "4"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"weight 'w' cannot be read: .* data has 4"):
+        import_onnx(path)
+
+
 def test_external_weights_outside_the_folder_raise(tmp_path):
     path, _ = save_external(tmp_path)
     model = onnx.load(path, load_external_data=False)
