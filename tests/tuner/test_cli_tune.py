@@ -82,6 +82,8 @@ def test_mistakes_are_one_line(arguments, status, message):
 _INTERRUPT_WHILE_LOADING = """
 import os, signal, sys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
+
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
         if name == "tilewright.cli":

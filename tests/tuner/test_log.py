@@ -133,7 +133,6 @@ _APPENDER = """
     import sys
     from tests.tuner.helpers import make_record
     from tilewright.tuner.log import Log
-from tilewright.tuner.lookup import default_logs
     log = Log(sys.argv[1])
     print("ready", flush=True)
     for i in range(int(sys.argv[2])):
