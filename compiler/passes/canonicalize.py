@@ -3,6 +3,7 @@
     expand_dims, squeeze, flatten, reshape(reshape(x))  ->  reshape(x)     (a view later on)
     reshape(x) to x's own shape                          ->  x
     split(x)                                             ->  (strided_slice(x), ...)
+    sum(x, axis=[]), mean, max, min, prod                ->  x
     strided_slice(permute_dims(x))                       ->  permute_dims(strided_slice(x))
 
 The last one is for the packed projections of attention: each user then copies its own part, in one
@@ -17,6 +18,7 @@ from tvm import relax
 from tilewright.compiler.relax_utils import op_name, static_shape
 
 _VIEWS = ("relax.expand_dims", "relax.squeeze", "relax.flatten", "relax.reshape")
+_REDUCTIONS = ("relax.sum", "relax.mean", "relax.max", "relax.min", "relax.prod")
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="CanonicalizeOps")
@@ -43,6 +45,8 @@ class _Canonicalize(relax.expr_functor.PyExprMutator):
             return self._split(call)
         if name == "relax.strided_slice":
             return self._slice(call)
+        if name in _REDUCTIONS and call.attrs.axis is not None and len(call.attrs.axis) == 0:
+            return call.args[0]  # None would mean all axes
         return call
 
     def _view(self, call: relax.Call) -> relax.Expr:

@@ -65,3 +65,11 @@ def test_slice_of_a_square_transpose_takes_the_right_dimension():
         return emit(op.strided_slice(y, [0], [1], [3]))
 
     _check(module([(4, 4)], body), (4, 4))
+
+
+def test_a_reduction_over_no_axes_vanishes():
+    mod = module([(3, 4)], lambda emit, x: emit(op.nn.relu(emit(op.mean(x, [], keepdims=True)))))
+    canonical = CanonicalizeOps()(mod)
+    assert _names(canonical) == ["relax.nn.relu"]
+    whole = module([(3, 4)], lambda emit, x: emit(op.mean(x)))
+    assert _check(whole, (3, 4)) == ["relax.mean"]
