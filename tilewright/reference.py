@@ -68,37 +68,43 @@ def load_proto(path: Path) -> Any:
     """Return a model with its weights, checked as a compile checks it.
 
     Raises:
-        ModelError: the file is missing or damaged.
+        ModelError: the file, or that of external weights, is missing or damaged.
     """
     import onnx
 
     from tilewright.frontends.onnx.loading import load_model
 
-    load_model(path)  # for its messages
+    proto, folder, _ = load_model(path)
     try:
-        return onnx.load(path)
+        onnx.load_external_data_for_model(proto, str(folder))
     except Exception as error:
-        raise ModelError(f"cannot read '{path}': {error}") from error
+        raise ModelError(f"cannot read the weights of '{path}': {error}") from error
+    return proto
+
+
+def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference of two arrays.
+
+    Infinite where shapes differ, and where a value is finite in one of the two only.
+    """
+    if found.shape != expected.shape:
+        return float("inf")
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    with np.errstate(invalid="ignore"):
+        difference = np.where(same, 0.0, np.abs(a - b))
+    largest = float(difference.max(initial=0.0))
+    return largest if np.isfinite(largest) else float("inf")
 
 
 def largest_error(found: np.ndarray, expected: np.ndarray) -> float:
     """Return the largest difference over the standard deviation of what is expected.
 
-    A constant output is taken relative to its size; shapes that differ, and values that are finite
-    in one of the two only, are infinitely wrong.
+    A constant output is taken relative to its size.
     """
-    if found.shape != expected.shape:
-        return float("inf")
-    if not expected.size:
-        return 0.0
-    a, b = found.astype(np.float64), expected.astype(np.float64)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    if same.all():
-        return 0.0
-    with np.errstate(invalid="ignore"):
-        difference = np.where(same, 0.0, np.abs(a - b))
-    if not np.isfinite(difference).all():
-        return float("inf")
-    finite = b[np.isfinite(b)]
+    difference = largest_difference(found, expected)
+    if difference in (0.0, float("inf")):
+        return difference
+    finite = expected.astype(np.float64)[np.isfinite(expected)]
     scale = float(finite.std()) or float(np.abs(finite).max(initial=0.0)) or 1.0
-    return float(difference.max()) / scale
+    return difference / scale

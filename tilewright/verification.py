@@ -11,7 +11,7 @@ import numpy as np
 
 from tilewright.errors import MeasureError, ModuleError
 from tilewright.inputs import random_inputs
-from tilewright.reference import largest_error, load_proto, reference_outputs
+from tilewright.reference import largest_error, reference_outputs
 from tilewright.runtime.module import Module
 
 # Of a standard deviation of the output; what float32 and Winograd's transforms cost is below 1e-3.
@@ -55,9 +55,8 @@ def verify(
     if rounds < 1:
         raise MeasureError(f"rounds is {rounds}; it must be at least 1")
     described = read_description(Path(module), verify_weights=True)
-    _, _, digest = load_model(Path(model))
+    proto, _, digest = load_model(Path(model))
     loaded = Module(Path(module))
-    proto = load_proto(Path(model))
     names = [output.name for output in proto.graph.output]
     if sorted(names) != sorted(spec.name for spec in loaded.outputs):
         raise ModuleError(f"'{module}' does not have the outputs of '{model}': {', '.join(names)}")

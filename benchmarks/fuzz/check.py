@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx.reference import ReferenceEvaluator
 
 import tilewright as tw
 from tests.arm.board import Board
@@ -17,7 +16,8 @@ from tilewright.compiler.layout.rewrite import rewrite
 from tilewright.compiler.schedule import default_decisions
 from tilewright.compiler.targets import Target, parse_target
 from tilewright.compiler.tasks import Lookup, Task, TunedDecision
-from tilewright.errors import InvalidScheduleError, LayoutError
+from tilewright.errors import InvalidScheduleError, LayoutError, MeasureError
+from tilewright.reference import reference_outputs
 from tilewright.tuner.candidate import canonical_json
 from tilewright.tuner.layouts import layout_choices
 from tilewright.tuner.space import LoopSpace
@@ -101,21 +101,9 @@ def _reference(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> dict[s
     """Return what ONNX's reference computes, or ONNX Runtime where the reference fails."""
     names = [output.name for output in model.graph.output]
     try:
-        values = ReferenceEvaluator(model).run(names, dict(feed))
-    except Exception:  # bugs of its own: GlobalMaxPool of one point loses a dimension
-        return _onnxruntime(model, feed)
-    return dict(zip(names, values, strict=True))
-
-
-def _onnxruntime(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    names = [output.name for output in model.graph.output]
-    return dict(zip(names, session.run(names, dict(feed)), strict=True))
+        return reference_outputs(model, feed, names, "onnx")
+    except MeasureError:  # bugs of its own: GlobalMaxPool of one point loses a dimension
+        return reference_outputs(model, feed, names, "onnxruntime")
 
 
 def _agrees_with_onnxruntime(
@@ -123,8 +111,8 @@ def _agrees_with_onnxruntime(
 ) -> bool:
     """Say whether a second implementation sides with us: ONNX's reference has bugs as well."""
     try:
-        second = _onnxruntime(model, feed)
-    except Exception:  # what it cannot run, it cannot say anything about
+        second = reference_outputs(model, feed, list(found), "onnxruntime")
+    except MeasureError:  # what it cannot run, it cannot say anything about
         return False
     return all(
         found[name].shape == value.shape

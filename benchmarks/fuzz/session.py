@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 import traceback
 from collections import Counter
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from queue import Empty
 
 import onnx
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from benchmarks.forked import Lost, run_forked
 from benchmarks.fuzz.check import VARIANTS, check
 from benchmarks.fuzz.models import models
 
-# A graph takes a second; one that takes minutes hangs.
-_PATIENCE_S = 300
+# A batch takes a minute, and shrinking a failure of it up to five.
+_PATIENCE_S = 900
 
 
 @dataclass
@@ -45,45 +42,23 @@ def run_batch(number: int, size: int, folder: Path) -> Batch:
     """
     variant = VARIANTS[number % len(VARIANTS)]
     current = folder / f"batch{number}.onnx"
-    context = get_context("spawn")
-    answers = context.Queue()
-    child = context.Process(target=_work, args=(number, size, variant, current, answers))
-    child.start()
-    batch = Batch()
-    ended = False
-    while not ended:
-        try:
-            kind, value = answers.get(timeout=1 if not child.is_alive() else _PATIENCE_S)
-        except Empty:
-            batch.failure = _how_it_ended(child)
-            break
-        if kind == "graph":
-            batch.graphs += 1
-            batch.operators.update(value)
-        else:
-            batch.failure, ended = value, True
-    child.kill()
-    child.join()
-    if batch.failure is None:
+
+    def job(_name: str) -> Batch:
+        return _examine(number, size, variant, current)
+
+    name = str(number)
+    found = run_forked([name], job, timeout_seconds=_PATIENCE_S)[name]
+    if isinstance(found, Lost):
+        found = Batch(failure=f"{found.status}: {found.reason}")
+    if found.failure is None:
         current.unlink(missing_ok=True)
-    else:
-        batch.failure = f"{variant}: {batch.failure}"
-    return batch
+        return found
+    return replace(found, failure=f"{variant}: {found.failure}")
 
 
-def _how_it_ended(child: object) -> str:
-    if child.is_alive():  # type: ignore[attr-defined]
-        return f"hangs: nothing heard for {_PATIENCE_S} s"
-    return f"crashes: the process ended with status {child.exitcode}"  # type: ignore[attr-defined]
-
-
-def _work(number: int, size: int, variant: str, current: Path, answers: object) -> None:
-    """Run hypothesis in the child; put ("graph", operators) for each graph, then ("end", why)."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    failed = False
-
-    def report(kind: str, value: object) -> None:
-        answers.put((kind, value))  # type: ignore[attr-defined]
+def _examine(number: int, size: int, variant: str, current: Path) -> Batch:
+    """Let hypothesis draw and shrink; the model under examination is always in `current`."""
+    batch = Batch()
 
     @seed(number)
     @settings(
@@ -95,24 +70,22 @@ def _work(number: int, size: int, variant: str, current: Path, answers: object) 
     )
     @given(models())
     def examine(model: onnx.ModelProto) -> None:
-        nonlocal failed
-        if not failed:
-            report("graph", [node.op_type for node in model.graph.node])
+        if batch.failure is None:
+            batch.graphs += 1
+            batch.operators.update(node.op_type for node in model.graph.node)
             current.write_bytes(model.SerializeToString())
         try:
             check(model, variant, number)
-        except Exception:
-            failed = True
+        except Exception as error:  # whatever it is, it is a bug, and hypothesis shrinks it
+            batch.failure = _in_short(error)
             current.write_bytes(model.SerializeToString())
             raise
 
     try:
         examine()
     except Exception as error:
-        report("end", _in_short(error))
-    else:
-        report("end", None)
-    sys.stdout.flush()
+        batch.failure = _in_short(error)
+    return batch
 
 
 def _in_short(error: Exception) -> str:

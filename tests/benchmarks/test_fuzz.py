@@ -1,5 +1,8 @@
 """The fuzzer: what it draws is valid, it sees wrong results, and a spread of it passes."""
 
+import os
+import signal
+
 import numpy as np
 import onnx
 import pytest
@@ -7,6 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from onnx import TensorProto, helper
 
 from benchmarks.fuzz import check as fuzz_check
+from benchmarks.fuzz import session
 from benchmarks.fuzz.check import Mismatch, check, difference
 from benchmarks.fuzz.models import models
 from benchmarks.fuzz.session import run_batch
@@ -67,3 +71,23 @@ def test_a_batch_in_a_child_counts_its_graphs_and_leaves_nothing_behind(tmp_path
     assert batch.graphs == 3
     assert sum(batch.operators.values()) >= 3
     assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_that_crashes_is_said_and_its_model_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "check", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    batch = run_batch(0, 3, tmp_path)
+    assert batch.failure == "default: crash: the process ended with status -9"
+    (kept,) = tmp_path.iterdir()
+    onnx.checker.check_model(onnx.load(kept))
+
+
+def test_a_wrong_result_is_shrunk_and_kept(tmp_path, monkeypatch):
+    def fail(_model, _variant, _seed):
+        raise Mismatch("output y: error 1")
+
+    monkeypatch.setattr(session, "check", fail)
+    batch = run_batch(0, 20, tmp_path)
+    assert batch.failure.startswith("default: Mismatch: output y: error 1")
+    assert batch.graphs == 1
+    (kept,) = tmp_path.iterdir()
+    assert len(onnx.load(kept).graph.node) <= 2

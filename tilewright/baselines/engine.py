@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.reference import largest_difference
+
 Feed = Mapping[str, np.ndarray]
 Engine = Callable[[Feed], dict[str, np.ndarray]]
 Sampler = Callable[[int, str], float]
@@ -58,7 +60,7 @@ def largest_error(reference: Mapping[str, np.ndarray], found: Mapping[str, np.nd
     for name, expected in reference.items():
         if expected.size == 0:
             continue
-        a = expected.astype(np.float64)
-        difference = float(np.abs(a - found[name].astype(np.float64)).max())
-        worst = max(worst, difference / (float(a.std()) or 1.0))
+        finite = expected.astype(np.float64)[np.isfinite(expected)]
+        scale = float(finite.std()) if finite.size else 0.0
+        worst = max(worst, largest_difference(found[name], expected) / (scale or 1.0))
     return worst
