@@ -1,16 +1,24 @@
-"""Read the command line's arguments that are more than a word."""
+"""What the commands share: options, and arguments that are more than a word."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import typer
 
 from tilewright.errors import CompileError
+
+Errors = Callable[[bool], AbstractContextManager[None]]
+"""Turns errors meant for a person into a line and an exit status; True shows the traceback."""
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:

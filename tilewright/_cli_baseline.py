@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,13 +11,12 @@ from rich.console import Console
 
 from tilewright import _cli_arguments as arguments
 from tilewright import _cli_output as output
+from tilewright._cli_arguments import AsJson, Debug, Errors
 from tilewright._cli_tune import parse_time
 
 if TYPE_CHECKING:
     from tilewright.baselines import Budget
 
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Against = Annotated[str, typer.Option(help="Peers, comma separated; see: tilewright baseline ls.")]
 Trials = Annotated[
     int,
@@ -44,7 +41,6 @@ Cpu = Annotated[int | None, typer.Option("--measure-cpu", min=0, help="Processor
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="JSON file; bench-ops renews it row by row.")
 ]
-Errors = Callable[[bool], AbstractContextManager[None]]
 
 
 def register(app: typer.Typer, errors: Errors) -> None:

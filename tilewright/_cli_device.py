@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Annotated
 
 import typer
 
-Errors = Callable[[bool], AbstractContextManager[None]]
+from tilewright._cli_arguments import Errors
 
 
 def mount(app: typer.Typer, errors: Errors) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +15,7 @@ from rich.text import Text
 
 from tilewright import _cli_arguments as arguments
 from tilewright import _cli_output as output
-
-Errors = Callable[[bool], AbstractContextManager[None]]
+from tilewright._cli_arguments import Errors
 
 
 def mount(app: typer.Typer, errors: Errors) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tilewright._cli_arguments import Errors
+
 if TYPE_CHECKING:
     from tilewright.profiling import OperatorProfile, Profile
 
-Errors = Callable[[bool], AbstractContextManager[None]]
 
 _COLUMNS = (
     *("operator", "calls", "time", "share", "GFLOP/s", "of peak", "GB/s", "of bandwidth"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,10 +9,9 @@ import typer
 
 from tilewright import _cli_arguments as arguments
 from tilewright import _cli_output as output
+from tilewright._cli_arguments import Errors
 
 _WORST = 5
-
-Errors = Callable[[bool], AbstractContextManager[None]]
 
 
 def mount(app: typer.Typer, errors: Errors) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tilewright import _cli_output as output
-
-Errors = Callable[[bool], AbstractContextManager[None]]
+from tilewright._cli_arguments import Errors
 
 _MEANING = {
     "kernels": "machine code of the operators",

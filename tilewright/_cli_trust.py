@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +11,7 @@ import typer
 from rich.console import Console
 
 from tilewright import _cli_output as output
-
-Errors = Callable[[bool], AbstractContextManager[None]]
+from tilewright._cli_arguments import AsJson, Debug, Errors
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)]
 Against = Annotated[
@@ -27,8 +25,6 @@ Tolerance = Annotated[
     float, typer.Option(min=0.0, help="Largest error, in standard deviations of an output.")
 ]
 Seed = Annotated[int, typer.Option(help="Of the random inputs.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 _WRONG = 1
 _TOLERANCE = 1e-3

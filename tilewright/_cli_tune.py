@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,12 +14,12 @@ import typer
 
 from tilewright import _cli_arguments as arguments
 from tilewright import _cli_tuning_tables as tables
+from tilewright._cli_arguments import AsJson, Debug, Errors
 
 if TYPE_CHECKING:
     from tilewright.tuner.device.choose import DeviceOptions
     from tilewright.tuner.session import TuneOptions
 
-Errors = Callable[[bool], AbstractContextManager[None]]
 
 Trials = Annotated[
     int | None,
@@ -66,8 +65,6 @@ Measure = Annotated[
     str,
     typer.Option(help="'time', or 'mca': cycles of inner loops in LLVM's model of the target."),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 LogPath = Annotated[Path, typer.Argument(metavar="LOG", help="A tuning log.", show_default=False)]
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}

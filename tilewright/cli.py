@@ -29,6 +29,7 @@ from tilewright import _cli_quantize as quantizing
 from tilewright import _cli_size as size
 from tilewright import _cli_trust as trust
 from tilewright import _cli_tune as tuning
+from tilewright._cli_arguments import AsJson, Debug
 from tilewright.errors import TilewrightError
 
 _INTERRUPTED = 130
@@ -42,8 +43,6 @@ app = typer.Typer(
 )
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Target = Annotated[str, typer.Option(help="'native', or a name from 'tilewright targets'.")]
 Shapes = Annotated[
     list[str] | None,
