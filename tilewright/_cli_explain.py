@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from tilewright import _cli_arguments as arguments
 from tilewright import _cli_output as output
@@ -88,7 +84,7 @@ def _print(found: Mapping[str, Any], top: int) -> None:
         )
         for row in found["operators"][:top]
     ]
-    _table(
+    output.print_rows(
         ("operator", "time", "share", "to win", "waits for", "tuning", "writes", "inner loop"),
         rows,
     )
@@ -119,24 +115,8 @@ def _print_beside(found: Mapping[str, Any], top: int) -> None:
         (row["label"], time(row["seconds"]), time(row["other_seconds"]))
         for row in other["operators"][:top]
     ]
-    _table(("operator", found["module"], other["module"]), rows)
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 1 << 16  # a pipe has no width: never cut a line there
-    return console
+    output.print_rows(("operator", found["module"], other["module"]), rows)
 
 
 def _say(text: str) -> None:
-    _console().print(text, markup=False)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    _console().print(table)
+    output.new_console().print(text, markup=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ _KIB = 1024
 _SHOWN_OPERATORS = 12
 
 
-def _console() -> Console:
+def new_console() -> Console:
     console = Console(highlight=False)
     if not console.is_terminal:
         # A pipe has no width: never cut a line there.
@@ -36,10 +36,18 @@ def progress() -> Iterator[Callable[[str], None]]:
         yield lambda stage: status.update(stage)
 
 
+def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table of plain text."""
+    table = _table(*columns)
+    for row in rows:
+        _row(table, *row)
+    new_console().print(table)
+
+
 def print_compiled(path: Path, target: str, report: Mapping[str, Any], seconds: float) -> None:
     """Print what was compiled."""
     conversions = len(report["conversions"])
-    _console().print(
+    new_console().print(
         f"{path}: {_size(path.stat().st_size)}, {len(report['operators'])} operators, "
         f"{conversions} layout conversion{'s' * (conversions != 1)}, "
         f"target {target}, compiled in {seconds:.1f} s",
@@ -52,7 +60,7 @@ def print_sizes(kind: str, rows: Sequence[tuple[str, int, str]]) -> None:
     table = _table(kind, "size", "bytes", "")
     for name, size_bytes, meaning in rows:
         _row(table, name, _size(size_bytes), f"{size_bytes:,}", meaning)
-    _console().print(table)
+    new_console().print(table)
 
 
 def print_arrays(arrays: Mapping[str, np.ndarray]) -> None:
@@ -62,12 +70,12 @@ def print_arrays(arrays: Mapping[str, np.ndarray]) -> None:
         values = array.astype(np.float64) if array.size else np.full(1, np.nan)
         numbers = (f"{f(values):.6g}" for f in (np.min, np.mean, np.max))
         _row(table, name, array.dtype.name, _shape(array.shape), *numbers)
-    _console().print(table)
+    new_console().print(table)
 
 
 def print_bench(result: Mapping[str, Any]) -> None:
     """Print the times of each engine on the one row of a result, ours first."""
-    console = _console()
+    console = new_console()
     settings, (row,) = result["settings"], result["rows"]
     threads = settings["threads"]
     console.print(
@@ -116,7 +124,7 @@ def print_targets(targets: Sequence[Mapping[str, Any]]) -> None:
             str(target["cores"]),
             " ".join(target["features"]),
         )
-    _console().print(table)
+    new_console().print(table)
 
 
 def _print_quantized(operators: Sequence[Mapping[str, Any]]) -> None:
@@ -131,12 +139,12 @@ def _print_quantized(operators: Sequence[Mapping[str, Any]]) -> None:
             "yes" if item["integer"] else "no",
             item["reason"],
         )
-    _console().print(table)
-    _console().print(f"{count} of {len(operators)} operators run on integers", markup=False)
+    new_console().print(table)
+    new_console().print(f"{count} of {len(operators)} operators run on integers", markup=False)
 
 
 def _print_model(result: Mapping[str, Any]) -> None:
-    console = _console()
+    console = new_console()
     opsets = ", ".join(f"{domain} {version}" for domain, version in result["opsets"].items())
     console.print(
         f"ONNX model, {_size(result['size_bytes'])}, {result['parameters']:,} parameters, "
@@ -176,7 +184,7 @@ def _print_layouts(console: Console, layouts: Mapping[str, Any]) -> None:
 
 
 def _print_module(result: Mapping[str, Any]) -> None:
-    console = _console()
+    console = new_console()
     entry = result["entries"][0]
     target = result.get("target", {})
     name = target.get("name", target) if isinstance(target, Mapping) else target

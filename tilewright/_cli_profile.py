@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from tilewright import _cli_output as output
 from tilewright._cli_arguments import Errors
 
 if TYPE_CHECKING:
@@ -60,9 +57,7 @@ def mount(app: typer.Typer, errors: Errors) -> None:
 
 
 def _print(found: Profile, top: int) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 1 << 16
+    console = output.new_console()
     console.print(
         f"{found.module}, target {found.target}, {found.threads} "
         f"thread{'s' * (found.threads != 1)}, fastest of {found.rounds} rounds: "
@@ -70,16 +65,11 @@ def _print(found: Profile, top: int) -> None:
         f"and {found.bandwidth_gbytes:.1f} GB/s",
         markup=False,
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in _COLUMNS:
-        table.add_column(column)
     kernels: dict[str, list[OperatorProfile]] = {}
     for operator in found.operators:
         kernels.setdefault(operator.kernel, []).append(operator)
     groups = sorted(kernels.values(), key=lambda group: -sum(row.seconds for row in group))
-    for group in groups[:top]:
-        table.add_row(*(Text(cell) for cell in _cells(group)))
-    console.print(table)
+    output.print_rows(_COLUMNS, map(_cells, groups[:top]))
     if groups[top:]:
         rest = sum(row.seconds for group in groups[top:] for row in group)
         console.print(f"{len(groups[top:])} more kernels take {rest / found.seconds:.1%}")

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from tilewright import _cli_output as output
 from tilewright._cli_arguments import AsJson, Debug, Errors
+from tilewright.verification import TOLERANCE
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)]
 Against = Annotated[
@@ -27,7 +28,6 @@ Tolerance = Annotated[
 Seed = Annotated[int, typer.Option(help="Of the random inputs.")]
 
 _WRONG = 1
-_TOLERANCE = 1e-3
 
 
 def mount(app: typer.Typer, errors: Errors) -> None:
@@ -60,7 +60,7 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         input_: Input = None,
         rounds: Annotated[int, typer.Option(min=1, help="How many random inputs.")] = 3,
         seed: Seed = 0,
-        tolerance: Tolerance = _TOLERANCE,
+        tolerance: Tolerance = TOLERANCE,
         as_json: AsJson = False,
         debug: Debug = False,
     ) -> None:
@@ -93,7 +93,7 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         target: Annotated[str, typer.Option(help="As for 'compile'; must run here.")] = "native",
         input_: Input = None,
         seed: Seed = 0,
-        tolerance: Tolerance = _TOLERANCE,
+        tolerance: Tolerance = TOLERANCE,
         out: Annotated[
             Path | None, typer.Option("--output", "-o", help="Folder for a small wrong model.")
         ] = None,
