@@ -122,6 +122,8 @@ class Target:
             "mattr": attributes,
             "num-cores": self.cores,
             "opt-level": 3,
+            # Kernels assume no more alignment than this: callers' buffers come from malloc.
+            "vector-width": 128,
         }
         if self.architecture == "armv7":
             options["mfloat-abi"] = "hard"

@@ -111,7 +111,8 @@ class Module:
 
         Args:
             inputs: name -> array of the shape and dtype that `self.inputs` states. An array that
-                is C-contiguous and 64-byte aligned is used in place, any other is copied.
+                is C-contiguous and 16-byte aligned, as numpy allocates them, is used in place; any
+                other is copied.
 
         Returns:
             name -> new array, one for each of `self.outputs`.

@@ -17,7 +17,7 @@ static void print_tensor(const char *kind, const tilewright_tensor *tensor) {
   printf("]\n");
 }
 
-/* 64-byte aligned buffers are used in place; any other would be copied. */
+/* What malloc gives is aligned well enough to be used in place; whole cache lines are faster. */
 static void *allocate(uint64_t size_bytes) { return aligned_alloc(64, (size_bytes / 64 + 1) * 64); }
 
 static int read_file(const char *path, void *data, uint64_t size_bytes) {

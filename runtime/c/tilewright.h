@@ -15,7 +15,8 @@
  *
  * Threads: any number of threads may share one module; each uses a context of its own at a time.
  * Buffers: row-major, of the shapes that tilewright_input() and tilewright_output() state. Those
- * aligned to 64 bytes are used in place, others are copied; no output may overlap another buffer.
+ * aligned to 16 bytes, as malloc gives them, are used in place, others are copied; no output may
+ * overlap another buffer.
  * Fork: a module and its idle contexts keep working in the child.
  * Errors: functions return NULL or nonzero, and tilewright_error() gives the text of the last
  * failure in the calling thread.

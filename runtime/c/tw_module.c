@@ -246,7 +246,7 @@ static int context_threads(tilewright_context *context) { return tw_pool_threads
 
 /* ---- run ---- */
 
-static int is_aligned(const void *pointer) { return (uintptr_t)pointer % TW_ALIGNMENT == 0; }
+static int is_aligned(const void *pointer) { return (uintptr_t)pointer % TW_CALLER_ALIGNMENT == 0; }
 
 /* The buffer that stands in for an unaligned one; made once, kept for later runs. */
 static void *copy_for(void **copies, uint32_t index, uint64_t bytes) {

@@ -5,7 +5,8 @@
 #define TILEWRIGHT_NO_LOADER
 #include "tilewright.h"
 
-#define TW_ALIGNMENT 64u /* bytes; every tensor that a kernel sees starts at a multiple */
+#define TW_ALIGNMENT 64u /* bytes; every tensor in an arena starts at a multiple */
+#define TW_CALLER_ALIGNMENT 16u /* what kernels assume; see vector-width in compiler/targets.py */
 
 /* ---- tw_module.c ---- */
 

@@ -10,8 +10,12 @@ import threading
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from tests.programs import copy_program, huge_workspace_kernel, mlp_reference, unary_kernel
+from tilewright.api import compile as compile_model
+from tilewright.api import load
 from tilewright.compiler.package import package
 from tilewright.errors import ModuleError
 from tilewright.runtime.buffers import empty_aligned
@@ -57,6 +61,25 @@ def test_unaligned_inputs_give_the_same_bits(mlp, offset_bytes):
     moved = _at_offset(x, offset_bytes)
     assert moved.ctypes.data % 64 == offset_bytes
     np.testing.assert_array_equal(module(moved), module(x))
+
+
+@pytest.mark.parametrize("offset_bytes", [0, 16, 32, 48])
+def test_kernels_assume_no_more_than_the_alignment_of_malloc(offset_bytes):
+    data = helper.make_tensor_value_info("x", TensorProto.FLOAT, (2, 16, 9, 16))
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, (2, 16, 9, 16))
+    weight = np.random.default_rng(1).standard_normal((16, 1, 3, 3), dtype=np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], group=16, pads=[1] * 4),
+        helper.make_node("Add", ["c", "x"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "g", [data], [result], [numpy_helper.from_array(weight, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    x = np.random.default_rng(0).standard_normal((2, 16, 9, 16), dtype=np.float32)
+    compiled = compile_model(model)
+    module = load(compiled.path, 1)
+    (expected,) = ReferenceEvaluator(model).run(None, {"x": x})
+    actual = module(_at_offset(x, offset_bytes))
+    np.testing.assert_allclose(actual, expected, rtol=_RTOL, atol=_ATOL)
 
 
 def test_strided_and_byteswapped_inputs_work(mlp):
