@@ -1,11 +1,11 @@
-"""Tune single operators with 64 trials each: `python -m benchmarks.tuner_operators [--trials 64]`.
+"""Tune single operators with 64 trials each: `python -m benchmarks.tuner_kernels [--trials 64]`.
 
 Reported is the winner's arithmetic rate as a share of the multiply-add peak, which a probe measures
 in the same process before each round of the final race (median of the rounds' ratios, one thread).
 The product with one row is bound by memory: its buffers are rotated beyond the last-level cache and
-its rate is compared with the read bandwidth. Also reported: candidates a second, and the same
-search with the layouts fixed to what the compiler estimates to be best ("loop only").
-Writes benchmarks/results/tuner_operators.json and .md.
+its rate is compared with the read bandwidth. Where Winograd's algorithm may be used, a module that
+uses it is timed in turns with the tuned direct one, layout conversions left out.
+Writes benchmarks/results/tuner_kernels_<vectors>.json and .md.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from benchmarks.report import (
     write_json,
     write_text,
 )
+from tilewright.baselines.machine import instruction_set
 from tilewright.compiler.targets import parse_target
 from tilewright.tuner import Log, MeasureOptions, Measurer, TuneOptions, tune_tasks
 from tilewright.tuner.operators import operator_model
@@ -43,7 +44,7 @@ OPERATORS = {
 MEMORY_BOUND = ("GMM 1x2048x1000",)
 
 
-def tune_one(name: str, trials: int, fixed_layouts: bool, seed: int, cold: bool) -> dict:
+def tune_one(name: str, trials: int, seed: int, measure: MeasureOptions) -> dict:
     """Tune one operator; return times, rates and shares of the winner and of the incumbent."""
     kind, data, weight, pad = OPERATORS[name]
     target = replace(parse_target("native"), cores=1)
@@ -52,12 +53,7 @@ def tune_one(name: str, trials: int, fixed_layouts: bool, seed: int, cold: bool)
         for pair in model_tasks(operator_model(kind, data, weight, pad=pad), target, winograd=False)
         if pair[0].operator.constants
     ]
-    options = TuneOptions(
-        trials=trials,
-        seed=seed,
-        fixed_layouts=fixed_layouts,
-        measure=MeasureOptions(cold=cold),
-    )
+    options = TuneOptions(trials=trials, seed=seed, measure=measure)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         log = Log(Path(folder, "log.jsonl"))
@@ -75,7 +71,6 @@ def tune_one(name: str, trials: int, fixed_layouts: bool, seed: int, cold: bool)
     choice = state.tuner.space.choice_of(winner.candidate)
     return {
         "operator": name,
-        "layouts": "fixed" if fixed_layouts else "joint",
         "trials": state.trials,
         "failed": state.failures,
         "space": state.tuner.space.size,
@@ -108,7 +103,7 @@ def main() -> None:
     parser.add_argument("operators", nargs="*", help="parts of names; default: all")
     parser.add_argument("--trials", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fixed", action="store_true", help="tune loops only, too")
+    parser.add_argument("--measure-cpu", type=int)
     arguments = parser.parse_args()
     wanted = [
         name
@@ -116,24 +111,24 @@ def main() -> None:
         if not arguments.operators or any(part in name for part in arguments.operators)
     ]
     probes = Probes()
-    path = RESULTS / "tuner_operators.json"
+    stem = RESULTS / f"tuner_kernels_{instruction_set()}"
     for name in wanted:
-        for fixed in (False, True) if arguments.fixed else (False,):
-            row = tune_one(name, arguments.trials, fixed, arguments.seed, name in MEMORY_BOUND)
-            if name in MEMORY_BOUND:
-                row = _bandwidth_share(row, probes)
-            print(name, {k: v for k, v in row.items() if k != "schedule"}, file=sys.stderr)
-            rows = merge_rows(path, [row], ("operator", "layouts", "seed"))
-            write_json(path, {"machine": describe(), "rows": rows})
-            write_text(path.with_suffix(".md"), _markdown(rows))
+        measure = MeasureOptions(cold=name in MEMORY_BOUND, cpu=arguments.measure_cpu)
+        row = tune_one(name, arguments.trials, arguments.seed, measure)
+        if name in MEMORY_BOUND:
+            row = _bandwidth_share(row, probes)
+        print(name, {k: v for k, v in row.items() if k != "schedule"}, file=sys.stderr)
+        rows = merge_rows(stem.with_suffix(".json"), [row], ("operator", "seed"))
+        write_json(stem.with_suffix(".json"), {"machine": describe(), "rows": rows})
+        write_text(stem.with_suffix(".md"), _markdown(rows))
 
 
 def _markdown(rows: list[dict]) -> str:
-    header = ("operator", "layouts", "trials", "default us", "tuned us", "GFLOP/s")
+    header = ("operator", "trials", "default us", "tuned us", "GFLOP/s")
     header = (*header, "default / peak", "tuned / peak", "trials/s", "winner")
     lines = [
         [
-            *(row["operator"], row["layouts"], str(row["trials"])),
+            *(row["operator"], str(row["trials"])),
             *(f"{row['incumbent_us']:.1f}", f"{row['best_us']:.1f}", f"{row['gflops']:.0f}"),
             f"{row['incumbent_share']:.0%}",
             f"{row['bandwidth_share']:.0%} of bandwidth"
@@ -145,7 +140,7 @@ def _markdown(rows: list[dict]) -> str:
         for row in rows
     ]
     title = "# Operators tuned with 64 trials, one thread\n\n"
-    about = "`python -m benchmarks.tuner_operators --fixed`; see its docstring.\n\n"
+    about = "`python -m benchmarks.tuner_kernels`; see its docstring.\n\n"
     return title + about + markdown_machine(describe()) + "\n" + markdown_table(header, lines)
 
 
