@@ -1,9 +1,9 @@
 """Fuzz the compiler: `python -m benchmarks.fuzz --time 10m`.
 
-Draws random graphs, compiles each in one of several ways (untuned, random layouts and loops,
-another target) and compares with ONNX's reference. Seeds go on where the last run stopped; counts
-are added to benchmarks/results/fuzz.json, and failing models, shrunk, are left in build/fuzz/.
-Exit code 1 where something failed.
+Draws random graphs, compiles each in one of several ways (`benchmarks/fuzz/ways.py`) and compares
+with ONNX's reference. Seeds go on where the last run stopped. The counts, by way and by commit, are
+added to benchmarks/results/fuzz.json; failing models, shrunk, are left in build/fuzz/. Exit code 1
+where something failed.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import json
 import re
 import sys
 import time
-from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fuzz.session import run_batch
+from benchmarks.fuzz.session import Batch, run_batch
 from benchmarks.machine import commit
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "fuzz.json"
 FAILURES = ROOT / "build" / "fuzz"
-_BATCH = 40
+_BATCH = 20  # drawings of a few graphs each
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -50,28 +50,36 @@ def main() -> int:
         if batch.failure is not None:
             failures += 1
             print(f"seed {number}: {batch.failure}\n  {FAILURES}/batch{number}.onnx", flush=True)
+        _add(totals, number, batch)
         number += 1
-        _add(totals, number, batch.graphs, batch.operators, batch.failure)
         RESULTS.write_text(json.dumps(totals, indent=1) + "\n")
-    print(f"{totals['graphs']} graphs since {totals['since']}, {failures} failures in this run")
+    print(f"{totals['graphs']} graphs clean so far, {failures} failures in this run")
     return 1 if failures else 0
 
 
 def _nothing() -> dict[str, Any]:
-    return {"since": commit(), "next_seed": 0, "graphs": 0, "operators": {}, "failures": []}
+    return {"next_seed": 0, "graphs": 0, "ways": {}, "commits": {}, "operators": {}, "failures": []}
 
 
-def _add(
-    totals: dict[str, Any], next_seed: int, graphs: int, operators: Counter, failure: str | None
-) -> None:
-    """Add a batch to the totals; graphs count from the last failure on."""
-    totals["next_seed"] = next_seed
-    totals["commit"] = commit()
-    if failure is not None:
-        totals["failures"].append({"seed": next_seed - 1, "what": failure})
-    totals["graphs"] += graphs
-    counts = Counter(totals["operators"]) + operators
-    totals["operators"] = dict(sorted(counts.items()))
+def _add(totals: dict[str, Any], number: int, batch: Batch) -> None:
+    """Add a batch to the totals; the graphs of one that failed do not count as clean."""
+    totals["next_seed"] = number + 1
+    totals["operators"] = _sum(totals["operators"], batch.operators)
+    if batch.failure is not None:
+        failure = {"seed": number, "what": batch.failure, "commit": commit()}
+        totals["failures"].append(failure)
+        return
+    totals["graphs"] += batch.graphs
+    totals["ways"] = _sum(totals["ways"], {batch.way: batch.graphs})
+    totals["commits"] = _sum(totals["commits"], {commit(): batch.graphs}, ordered=False)
+
+
+def _sum(counts: dict[str, int], more: Mapping[str, int], ordered: bool = True) -> dict[str, int]:
+    """Add counts up; by name, or in the order in which the names came."""
+    total = dict(counts)
+    for name, count in more.items():
+        total[name] = total.get(name, 0) + count
+    return dict(sorted(total.items())) if ordered else total
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import onnx
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-OPSET = 20
+OPSET = 21
 _IR_VERSION = 10
 # Keeps ONNX's reference, which is plain numpy, below a tenth of a second a graph.
 MOST_ELEMENTS = 20_000
@@ -43,7 +43,6 @@ class Graph:
     weights: list[onnx.TensorProto] = field(default_factory=list)
     inputs: list[Value] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
-    kinds: list[str] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -94,9 +93,22 @@ class Graph:
         name = f"t{len(self.nodes)}"
         node = helper.make_node(kind, list(inputs), [name], name=f"{kind}_{name}", **attributes)
         self.nodes.append(node)
-        self.kinds.append(kind)
         self.used.update(inputs)
         return Value(name, tuple(shape) if shape is not None else self._inferred(node))
+
+    def emit_all(
+        self,
+        kind: str,
+        inputs: Sequence[str],
+        shapes: Sequence[Sequence[int]],
+        **attributes: Any,
+    ) -> list[Value]:
+        """Add a node with several outputs and return those."""
+        names = [f"t{len(self.nodes)}_{index}" for index in range(len(shapes))]
+        node = helper.make_node(kind, list(inputs), names, name=f"{kind}_{names[0]}", **attributes)
+        self.nodes.append(node)
+        self.used.update(inputs)
+        return [Value(name, tuple(shape)) for name, shape in zip(names, shapes, strict=True)]
 
     def _inferred(self, node: onnx.NodeProto) -> tuple[int, ...]:
         """Return the shape of a node's output by ONNX's own inference."""

@@ -27,7 +27,7 @@ def models(draw: Draw) -> onnx.ModelProto:
 
 def _input_shape(graph: Graph) -> list[int]:
     """Return the shape of an image, a sequence, a matrix, a signal or a volume."""
-    kind = graph.pick(("image", "image", "sequence", "matrix", "signal", "volume"))
+    kind = graph.pick((*["image"] * 5, "sequence", "matrix", "signal", "volume"))
     batch = graph.pick((1, 1, 2, 3))
     if kind == "matrix":
         return [graph.pick(_EXTENTS), graph.pick(_CHANNELS)]
@@ -41,11 +41,11 @@ def _input_shape(graph: Graph) -> list[int]:
 def _extend(graph: Graph) -> None:
     """Add one move to the graph; the latest tensor is read more often than others."""
     source: Value = graph.pick(graph.values) if graph.chance(4) else graph.values[-1]
-    before = len(graph.nodes), len(graph.weights), len(graph.kinds), set(graph.used)
+    before = len(graph.nodes), len(graph.weights), len(graph.values), set(graph.used)
     found = graph.pick(MOVES)(graph, source)
     if found is not None and small_enough(found.shape):
         graph.values.append(found)
         return
-    nodes, weights, kinds, used = before
-    del graph.nodes[nodes:], graph.weights[weights:], graph.kinds[kinds:]
+    nodes, weights, values, used = before
+    del graph.nodes[nodes:], graph.weights[weights:], graph.values[values:]
     graph.used = used

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings, strategies
 
 from benchmarks.forked import Lost, run_forked
-from benchmarks.fuzz.check import VARIANTS, check
+from benchmarks.fuzz.check import check, merged
 from benchmarks.fuzz.models import models
+from benchmarks.fuzz.ways import ORDER, WAYS
 
 # A batch takes a minute, and shrinking a failure of it up to five.
 _PATIENCE_S = 900
@@ -24,41 +25,44 @@ class Batch:
     """What one batch found.
 
     Attributes:
+        way: in which they were compiled.
         graphs: how many were compiled and compared, those of shrinking not counted.
         operators: how often each operator stood in one of them.
         failure: what went wrong with the smallest failing model, or None.
     """
 
+    way: str
     graphs: int = 0
     operators: Counter[str] = field(default_factory=Counter)
     failure: str | None = None
 
 
 def run_batch(number: int, size: int, folder: Path) -> Batch:
-    """Check `size` graphs drawn from seed `number`, in a child process.
+    """Check `size` drawings of a few graphs each, from seed `number`, in a child process.
 
-    Batches take the variants in turn. A failing model is left in `folder`, shrunk where the child
+    Batches take the ways in turn. A failing model is left in `folder`, shrunk where the child
     survives it; one that crashes or hangs the child is left as it was drawn.
     """
-    variant = VARIANTS[number % len(VARIANTS)]
+    way = ORDER[number % len(ORDER)]
     current = folder / f"batch{number}.onnx"
 
     def job(_name: str) -> Batch:
-        return _examine(number, size, variant, current)
+        return _examine(number, size, way, current)
 
     name = str(number)
     found = run_forked([name], job, timeout_seconds=_PATIENCE_S)[name]
     if isinstance(found, Lost):
-        found = Batch(failure=f"{found.status}: {found.reason}")
+        found = Batch(way, failure=f"{found.status}: {found.reason}")
     if found.failure is None:
         current.unlink(missing_ok=True)
         return found
-    return replace(found, failure=f"{variant}: {found.failure}")
+    return replace(found, failure=f"{way}: {found.failure}")
 
 
-def _examine(number: int, size: int, variant: str, current: Path) -> Batch:
+def _examine(number: int, size: int, way: str, current: Path) -> Batch:
     """Let hypothesis draw and shrink; the model under examination is always in `current`."""
-    batch = Batch()
+    batch = Batch(way)
+    together = WAYS[way].graphs
 
     @seed(number)
     @settings(
@@ -68,14 +72,15 @@ def _examine(number: int, size: int, variant: str, current: Path) -> Batch:
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate, Phase.shrink],
     )
-    @given(models())
-    def examine(model: onnx.ModelProto) -> None:
+    @given(strategies.lists(models(), min_size=1, max_size=together))
+    def examine(drawn: list[onnx.ModelProto]) -> None:
+        model = drawn[0] if len(drawn) == 1 else merged(drawn)
         if batch.failure is None:
-            batch.graphs += 1
+            batch.graphs += len(drawn)
             batch.operators.update(node.op_type for node in model.graph.node)
             current.write_bytes(model.SerializeToString())
         try:
-            check(model, variant, number)
+            check(drawn, way, number)
         except Exception as error:  # whatever it is, it is a bug, and hypothesis shrinks it
             batch.failure = _in_short(error)
             current.write_bytes(model.SerializeToString())
