@@ -23,7 +23,7 @@ from benchmarks.machine import commit
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "fuzz.json"
 FAILURES = ROOT / "build" / "fuzz"
-_BATCH = 20  # drawings of a few graphs each
+_BATCH = 40  # drawings of a few graphs each
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 

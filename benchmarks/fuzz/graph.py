@@ -70,7 +70,7 @@ class Graph:
     def weight(self, array: np.ndarray) -> str:
         """Add a constant; return its name."""
         name = f"w{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.weights.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
     def normal(self, shape: Sequence[int], fan_in: int = 1) -> str:

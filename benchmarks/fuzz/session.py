@@ -6,6 +6,7 @@ import re
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import onnx
@@ -15,6 +16,7 @@ from benchmarks.forked import Lost, run_forked
 from benchmarks.fuzz.check import check, merged
 from benchmarks.fuzz.models import models
 from benchmarks.fuzz.ways import ORDER, WAYS
+from tilewright.compiler.package import prepare_runtime
 
 # A batch takes a minute, and shrinking a failure of it up to five.
 _PATIENCE_S = 900
@@ -43,6 +45,7 @@ def run_batch(number: int, size: int, folder: Path) -> Batch:
     Batches take the ways in turn. A failing model is left in `folder`, shrunk where the child
     survives it; one that crashes or hangs the child is left as it was drawn.
     """
+    _prepare()
     way = ORDER[number % len(ORDER)]
     current = folder / f"batch{number}.onnx"
 
@@ -59,6 +62,22 @@ def run_batch(number: int, size: int, folder: Path) -> Batch:
     return replace(found, failure=f"{way}: {found.failure}")
 
 
+@cache
+def _prepare() -> None:
+    """Do once what every child would do: build the runtime, and let hypothesis read the modules.
+
+    It looks for constants in the sources of all that is loaded, which takes seconds.
+    """
+    prepare_runtime()
+
+    @settings(max_examples=100, database=None, phases=[Phase.generate])
+    @given(strategies.integers(0, 1 << 20))
+    def draw(_number: int) -> None:
+        pass
+
+    draw()
+
+
 def _examine(number: int, size: int, way: str, current: Path) -> Batch:
     """Let hypothesis draw and shrink; the model under examination is always in `current`."""
     batch = Batch(way)
@@ -70,6 +89,7 @@ def _examine(number: int, size: int, way: str, current: Path) -> Batch:
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
         phases=[Phase.generate, Phase.shrink],
     )
     @given(strategies.lists(models(), min_size=1, max_size=together))
@@ -83,7 +103,7 @@ def _examine(number: int, size: int, way: str, current: Path) -> Batch:
             check(drawn, way, number)
         except Exception as error:  # whatever it is, it is a bug, and hypothesis shrinks it
             batch.failure = _in_short(error)
-            current.write_bytes(model.SerializeToString())
+            current.write_bytes(_culprit(drawn, way, number).SerializeToString())
             raise
 
     try:
@@ -91,6 +111,16 @@ def _examine(number: int, size: int, way: str, current: Path) -> Batch:
     except Exception as error:
         batch.failure = _in_short(error)
     return batch
+
+
+def _culprit(drawn: list[onnx.ModelProto], way: str, number: int) -> onnx.ModelProto:
+    """Return the graph that fails alone, or all where they fail only side by side."""
+    for index, model in enumerate(drawn if len(drawn) > 1 else ()):
+        try:
+            check([model], way, number + index)
+        except Exception:
+            return model
+    return drawn[0] if len(drawn) == 1 else merged(drawn)
 
 
 def _in_short(error: Exception) -> str:

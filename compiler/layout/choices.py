@@ -20,6 +20,8 @@ from tilewright.compiler.layout.contraction_choices import (
     is_convolution,
 )
 from tilewright.compiler.layout.formats import CHANNEL, FORMATS, follow, format_of, image_layout
+from tilewright.compiler.layout.nest import Stage, read_nests
+from tilewright.compiler.layout.opaque import is_rearrangement
 from tilewright.compiler.layout.operator import Choice, Operator
 from tilewright.compiler.layout.primitives import Layout
 from tilewright.compiler.layout.strides import read_walk
@@ -42,9 +44,17 @@ def operator_choices(operator: Operator, target: Target) -> tuple[Choice, ...]:
     else:
         found = _injective_choices(operator, target)
     unique: dict[tuple[Layout, ...], Choice] = {}
-    for choice in found:
+    for choice in _writable(operator, found):
         unique.setdefault(choice.layouts, choice)
     return tuple(unique.values())
+
+
+def _writable(operator: Operator, choices: Sequence[Choice]) -> list[Choice]:
+    """Drop layouts with padding where loops are not in normal form: nothing would write it."""
+    if all(isinstance(stage, Stage) for stage in read_nests(operator.func).stages):
+        return list(choices)
+    first = len(operator.shapes) - operator.n_outputs
+    return [c for c in choices if all(is_rearrangement(layout) for layout in c.layouts[first:])]
 
 
 def works_on_images(operator: Operator) -> bool:

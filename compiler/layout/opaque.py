@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import tvm_ffi
@@ -12,6 +13,7 @@ from tvm.sym import Analyzer
 
 from tilewright.compiler.layout.indexing import map_load
 from tilewright.compiler.layout.nest import Opaque
+from tilewright.compiler.layout.primitives import Layout
 from tilewright.compiler.layout.stage import Placement
 from tilewright.errors import LayoutError
 
@@ -26,7 +28,7 @@ def rewrite_opaque(opaque: Opaque, places: Mapping[Any, Placement]) -> tirx.Stmt
         return opaque.stmt
     for buffer in opaque.written:
         place = places.get(buffer)
-        if place is not None and not _is_rearrangement(place):
+        if place is not None and not is_rearrangement(place.layout):
             raise LayoutError(
                 f"buffer {buffer.name!r} is written by a loop nest that is not in normal form; its "
                 f"layout may only split, fuse and reorder, but is {place.layout}"
@@ -34,13 +36,9 @@ def rewrite_opaque(opaque: Opaque, places: Mapping[Any, Placement]) -> tirx.Stmt
     return _OpaqueRewriter(places).run(opaque.stmt)
 
 
-def _is_rearrangement(place: Placement) -> bool:
-    size, physical = 1, 1
-    for extent in place.layout.shape:
-        size *= extent
-    for extent in place.layout.physical_shape:
-        physical *= extent
-    return size == physical and place.layout.is_invertible
+def is_rearrangement(layout: Layout) -> bool:
+    """Say whether a layout has every element exactly once, and nothing else."""
+    return prod(layout.shape) == prod(layout.physical_shape) and layout.is_invertible
 
 
 class _OpaqueRewriter:
