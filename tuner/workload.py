@@ -17,11 +17,11 @@ from tilewright.compiler.schedule.cost import (
     column_vectors,
     padding_can_be_clipped,
     row_extents,
+    sliding_reductions,
     window_reductions,
 )
 from tilewright.compiler.schedule.integer import find_dot
 from tilewright.compiler.schedule.padding import fusable_rows
-from tilewright.compiler.schedule.window import sliding_reductions
 from tilewright.compiler.targets import Target
 
 if TYPE_CHECKING:

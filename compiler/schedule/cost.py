@@ -72,12 +72,17 @@ def column_vectors(anchor: Anchor) -> int:
     return extent
 
 
-def tiles_that_fit(target: Target) -> Iterator[tuple[int, int]]:
-    """Yield (rows, column vectors) whose accumulators and operands fit the register file."""
+def tiles_that_fit(target: Target, by_lane: bool) -> Iterator[tuple[int, int]]:
+    """Yield (rows, column vectors) whose accumulators and operands fit the register file.
+
+    Args:
+        target: has the registers.
+        by_lane: every row keeps a vector of data, whose lanes are multiplied by.
+    """
     registers = target.vector_registers
     for vectors in (1, 2, 3, 4, 6, 8, 12):
-        if target.multiplies_by_lane:
-            # Every row keeps a vector of data; LLVM needs a spare register, else it spills.
+        if by_lane:
+            # LLVM needs a spare register, else it spills.
             for rows in range(1, (registers - 1 - vectors) // (vectors + 1) + 1):
                 yield rows, vectors
             continue
@@ -98,15 +103,25 @@ def _broadcasts_by_register(target: Target) -> bool:
 def choose_order(anchor: Anchor, target: Target, clip: bool) -> tuple[int, ...]:
     """Return the order of the reduction axes, outermost first.
 
-    As they stand; but where padding is clipped and registers are few, the window goes outermost.
-    LLVM unrolls a short loop over channels for each step of the window and then shares broadcast
-    elements between the steps, which need a register each: accumulators spill. With a long loop
-    inside there is nothing to share. Measured on Zen 3, time / time with the window inside: 512
-    channels of 2 x 7 x 7, 3x3x3, 0.77; 256 of 4 x 14 x 14 0.92; 512 of 7 x 7, 3x3, 0.90.
+    As they stand, but with few registers two cases differ. LLVM unrolls a short innermost loop for
+    each step of the loop around it and then shares broadcast elements between the steps, which need
+    a register each: accumulators spill. So steps of a window that meet the same elements are kept
+    far apart. Measured on Zen 3, time / time as the axes stand:
+
+    Where padding is clipped, the window goes outermost: 512 channels of 2 x 7 x 7, 3x3x3, 0.77; 256
+    of 4 x 14 x 14 0.92; 512 of 7 x 7, 3x3, 0.90. Where the window along a row is innermost (images
+    of a few channels), the order is reversed: 3 channels of 224 x 224, 7x7, 0.88; 3x3 0.81; of
+    8 x 112 x 112, 3x7x7, 0.88.
     """
     positions = range(len(anchor.stage.reduction))
-    if not clip or not _broadcasts_by_register(target):
+    if not _broadcasts_by_register(target):
         return tuple(positions)
+    if not clip:
+        if anchor.dtype != "float32":
+            return tuple(positions)  # integer steps take several elements at once
+        long = [p for p in positions if anchor.stage.reduction[p].extent > 1]
+        slides = bool(long) and long[-1] in sliding_reductions(anchor)
+        return tuple(reversed(positions)) if slides else tuple(positions)
     window = {
         found.reduction
         for access in anchor.accesses
@@ -116,8 +131,35 @@ def choose_order(anchor: Anchor, target: Target, clip: bool) -> tuple[int, ...]:
     return (*sorted(window), *(position for position in positions if position not in window))
 
 
+def sliding_reductions(anchor: Anchor) -> tuple[int, ...]:
+    """Return the reduction axes that share an index of the data with the innermost row axis."""
+    if not anchor.rows:
+        return ()
+    row = anchor.stage.spatial[anchor.rows[-1]].var
+    found = set()
+    for access in anchor.accesses:
+        step = access.offset.of(row)
+        if step == 0:
+            continue
+        for position, axis in enumerate(anchor.stage.reduction):
+            # The same distance in memory per step, up to stride and dilation.
+            other = access.offset.of(axis.var)
+            if other and (step % other == 0 or other % step == 0) and other < _row_pitch(anchor):
+                found.add(position)
+    return tuple(sorted(found))
+
+
+def _row_pitch(anchor: Anchor) -> int:
+    """Return the distance between neighbouring rows of the data, or a huge number."""
+    if len(anchor.rows) < 2:
+        return 1 << 62
+    outer = anchor.stage.spatial[anchor.rows[-2]].var
+    pitches = [abs(access.offset.of(outer)) for access in anchor.accesses]
+    return max(pitches) or 1 << 62
+
+
 def choose_tile(
-    anchor: Anchor, target: Target, fused: int, whole_rows: bool
+    anchor: Anchor, target: Target, fused: int, whole_rows: bool, by_lane: bool
 ) -> tuple[tuple[int, int], int]:
     """Return (row tile, column vectors) with the least modelled cycles.
 
@@ -126,12 +168,13 @@ def choose_tile(
         target: registers and so on.
         fused: trailing row axes walked as one.
         whole_rows: a tile may span several whole rows of the second last row axis.
+        by_lane: see `tiles_that_fit`.
     """
     outer, inner = row_extents(anchor, fused)
     vectors_total = column_vectors(anchor)
     depth = prod(axis.extent for axis in anchor.stage.reduction)
     best: tuple[float, tuple[int, int], int] | None = None
-    for rows, vectors in tiles_that_fit(target):
+    for rows, vectors in tiles_that_fit(target, by_lane):
         shapes = [(1, rows)] if rows <= inner else []
         if whole_rows and outer > 1 and rows > inner and rows % inner == 0:
             shapes.append((min(rows // inner, outer), inner))

@@ -12,6 +12,7 @@ from tilewright.compiler.schedule.cost import (
     column_vectors,
     padding_can_be_clipped,
     row_extents,
+    sliding_reductions,
     window_reductions,
 )
 from tilewright.compiler.schedule.decision_json import from_line, to_line
@@ -63,33 +64,6 @@ class WindowDecisions:
             InvalidScheduleError: the text holds another kind or other fields.
         """
         return from_line(cls, "window", text)
-
-
-def sliding_reductions(anchor: Anchor) -> tuple[int, ...]:
-    """Return the reduction axes that share an index of the data with the innermost row axis."""
-    if not anchor.rows:
-        return ()
-    row = anchor.stage.spatial[anchor.rows[-1]].var
-    found = set()
-    for access in anchor.accesses:
-        step = access.offset.of(row)
-        if step == 0:
-            continue
-        for position, axis in enumerate(anchor.stage.reduction):
-            # The same distance in memory per step, up to stride and dilation.
-            other = access.offset.of(axis.var)
-            if other and (step % other == 0 or other % step == 0) and other < _row_pitch(anchor):
-                found.add(position)
-    return tuple(sorted(found))
-
-
-def _row_pitch(anchor: Anchor) -> int:
-    """Return the distance between neighbouring rows of the data, or a huge number."""
-    if len(anchor.rows) < 2:
-        return 1 << 62
-    outer = anchor.stage.spatial[anchor.rows[-2]].var
-    pitches = [abs(access.offset.of(outer)) for access in anchor.accesses]
-    return max(pitches) or 1 << 62
 
 
 def default_window(anchor: Anchor, target: Target) -> WindowDecisions:
