@@ -162,12 +162,12 @@ def best_of_tasks(log: Log) -> list[dict[str, Any]]:
         {
             "task": record.task["name"],
             "key": record.task_key[:12],
-            "axes": record.task["axes"],
+            "axes": record.task.get("axes", []),
             "target": record.target["mcpu"],
             "threads": record.target["cores"],
             "records": counts[place],
             "best_s": record.seconds,
-            "gflops": 2e-9 * record.task["macs"] / record.seconds,
+            "gflops": 2e-9 * record.task.get("macs", 0) / record.seconds,
             "layouts": [str(layout) for layout in record.candidate.layouts],
             "schedule": record.candidate.schedule,
         }

@@ -94,14 +94,13 @@ def quantize(
     Raises:
         ModelError: the model or the calibration data cannot be used.
     """
-    import onnx
-
     from tilewright.compiler.quantize import post_training as ptq
     from tilewright.compiler.quantize.ranges import METHODS
+    from tilewright.reference import load_proto
 
     if method not in METHODS:
         raise ModelError(f"unknown method {method!r}; known methods: {', '.join(METHODS)}")
-    proto = onnx.load(os.fspath(model))
+    proto = load_proto(Path(model))
     names = ptq.tensors_to_quantize(proto)
     if not names:
         raise ModelError(f"{model} has no convolution or matrix product to quantize")
@@ -120,7 +119,7 @@ def quantize(
     scales = ptq.calibrate(names, samples, run, method, percentile)
     names = [name for name in names if name in scales]
     quantized = ptq.insert_qdq(proto, scales)
-    onnx.save(quantized, os.fspath(output))
+    _save(quantized, Path(output))
     progress("comparison")
     seen = [f"{name}_dequantized" for name in names]
     again, _ = _runner(ptq.with_outputs(quantized, seen), target, shapes)
@@ -133,6 +132,18 @@ def quantize(
     ]
     layers.sort(key=lambda layer: layer["snr_db"])
     return {"tensors": len(names), "samples": len(samples), "layers": layers}
+
+
+def _save(proto: Any, path: Path) -> None:
+    """Write a model; it appears complete or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(proto.SerializeToString())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ModelError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _prepared(

@@ -41,6 +41,8 @@ _NOISE = 0.02
 _WORTH_THREADS_S = 50e-6
 # Each costs a rewrite and a schedule while compiling.
 _MOST_LAYOUTS = 4
+# What a record must say of its task to be transferred.
+_COMPARED = {"blocks", "axes", "dtypes", "constants", "images", "macs"}
 
 
 def default_logs() -> list[Path]:
@@ -122,7 +124,8 @@ class Lookup:
             if record.seconds > _WORTH_THREADS_S and record.hardware.get("tasks", cores) < cores:
                 continue  # tuned for fewer threads: some would stand idle
             self._by_key.setdefault(record.task_key, []).append(record)
-            self._by_blocks.setdefault(tuple(record.task["blocks"]), []).append(record)
+            if record.task.keys() >= _COMPARED:
+                self._by_blocks.setdefault(tuple(record.task["blocks"]), []).append(record)
 
     def __call__(self, task: Task) -> tuple[TunedDecision, ...]:
         """Return the decisions for a task, one for each layouts; none where nothing fits."""

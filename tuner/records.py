@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from tilewright.compiler.targets import Target
 from tilewright.errors import LogError, TilewrightError
 from tilewright.tuner.candidate import Candidate, canonical_json, digest
+from tilewright.tuner.record_fields import check_fields
 
 SCHEMA_VERSION = 1
 
@@ -119,6 +120,7 @@ class Record:
         if set(data) != set(_FIELDS):
             raise LogError(f"fields {sorted(set(data) ^ set(_FIELDS))} are missing or unknown")
         del data["schema_version"]
+        check_fields(data)
         try:
             data["candidate"] = Candidate.from_json(data["candidate"])
         except (TilewrightError, TypeError, KeyError, ValueError) as error:

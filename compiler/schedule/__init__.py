@@ -130,8 +130,9 @@ def decisions_from_json(text: str) -> Decisions:
     Raises:
         InvalidScheduleError: the text is not decisions of a known kind.
     """
-    kind = json.loads(text).get("kind")
-    if kind not in _KINDS:
+    data = json.loads(text)
+    kind = data.get("kind") if isinstance(data, dict) else data
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise InvalidScheduleError(
             f"unknown kind of decisions {kind!r}; known kinds: {', '.join(_KINDS)}"
         )

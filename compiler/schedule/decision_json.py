@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from tilewright.errors import InvalidScheduleError
 
 D = TypeVar("D")
+# No extent is larger: loops count in 64 bits at most.
+_LARGEST = 1 << 62
 
 
 def to_line(kind: str, decisions: Any) -> str:
@@ -22,8 +24,22 @@ def from_line(cls: type[D], kind: str, text: str) -> D:
     Raises:
         InvalidScheduleError: the text holds another kind or other fields.
     """
-    values: dict[str, Any] = json.loads(text)
+    values: Any = json.loads(text)
+    if not isinstance(values, dict):
+        raise InvalidScheduleError(f"not {kind} decisions: {text}")
     names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
     if values.pop("kind", None) != kind or set(values) != names:
         raise InvalidScheduleError(f"not {kind} decisions: {text}")
+    for name, hint in get_type_hints(cls).items():
+        if not _has_type(values[name], hint):
+            raise InvalidScheduleError(f"not {kind} decisions: {name} is {values[name]!r}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Say whether a value of JSON is an int, a bool, or a list for a tuple[int, ...]."""
+    if hint is int:
+        return type(value) is int and abs(value) <= _LARGEST
+    if hint is bool:
+        return type(value) is bool
+    return isinstance(value, list) and all(_has_type(item, int) for item in value)

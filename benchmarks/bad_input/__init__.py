@@ -1,0 +1,1 @@
+"""Damaged logs, modules, calibration data and command lines: see `__main__`."""
