@@ -20,6 +20,7 @@ from tvm import s_tir, tirx
 from tvm.tirx import PrimFunc
 from tvm.tirx.stmt import AllocBuffer, AttrStmt, DeclBuffer, Return, SeqStmt
 
+from tilewright.compiler.passes.narrow_indices import NarrowIndices
 from tilewright.compiler.passes.vector_math import LowerVectorMath
 from tilewright.compiler.targets import Target
 from tilewright.errors import CompileError
@@ -71,7 +72,7 @@ def _generate(kernels: Mapping[str, PrimFunc], target: Target) -> tvm.runtime.Mo
     functions = {name: _prepare(name, func) for name, func in kernels.items()}
     module = tirx.transform.BindTarget(tvm_target.with_host(tvm_target))(tvm.IRModule(functions))
     with tvm.transform.PassContext(config={"tirx.disable_assert": True}):
-        for lowering in (_block_lowering(module), _lowering()):
+        for lowering in (_block_lowering(module), _lowering(target)):
             module = lowering(module)
     build = tvm.get_global_func("target.build.llvm")
     return build(module, tvm_target)
@@ -112,11 +113,12 @@ def _block_lowering(module: tvm.IRModule) -> tvm.ir.transform.Sequential:
     )
 
 
-def _lowering() -> tvm.ir.transform.Sequential:
+def _lowering(target: Target) -> tvm.ir.transform.Sequential:
     """Return TVM's lowering of loops for CPUs, with our calling convention at its end."""
     s, t = s_tir.transform, tirx.transform
     return tvm.ir.transform.Sequential(
         [
+            *([NarrowIndices()] if target.has_32_bit_addresses else []),
             t.FlattenBuffer(),
             t.BF16ComputeLegalize(),
             t.NarrowDataType(32),

@@ -92,6 +92,11 @@ class Target:
         return self.architecture == "armv7"
 
     @property
+    def has_32_bit_addresses(self) -> bool:
+        """Whether counting in 64 bits takes two registers and two instructions."""
+        return self.architecture == "armv7"
+
+    @property
     def multiplies_by_lane(self) -> bool:
         """Whether a vector can be multiplied by one lane of another at no extra cost."""
         return self.architecture == "aarch64"

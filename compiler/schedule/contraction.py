@@ -79,12 +79,21 @@ class ContractionDecisions:
         return from_line(cls, "contraction", text)
 
 
-def default_contraction(anchor: Anchor, target: Target) -> ContractionDecisions:
-    """Choose decisions by a model of registers, divisibility and caches."""
+def default_contraction(
+    anchor: Anchor, target: Target, by_lane: bool | None = None
+) -> ContractionDecisions:
+    """Choose decisions by a model of registers, divisibility and caches.
+
+    Args:
+        anchor: what is computed.
+        target: what for.
+        by_lane: whether rows are multiplied by as lanes of vectors; None asks the target.
+    """
+    by_lane = target.multiplies_by_lane if by_lane is None else by_lane
     pads = [access.pad for access in anchor.accesses if access.pad is not None]
     fused = fusable_rows(anchor, pads)
     clip = padding_is_clipped(anchor)
-    row_tile, vectors = choose_tile(anchor, target, fused, whole_rows=not clip)
+    row_tile, vectors = choose_tile(anchor, target, fused, not clip, by_lane)
     clip = clip and row_tile[0] == 1
     tile = row_tile[0] * row_tile[1] * vectors
     inner = anchor.stage.reduction[-1].extent

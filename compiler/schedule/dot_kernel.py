@@ -2,7 +2,8 @@
 
 usdot                       4 products of u8 and s8 (i8mm)
 sdot                        4 products of s8 and s8 (dotprod), see `weight_sums`
-mul, saddlp or vpadal       2 products widened to 16 bits (any NEON)
+smull, sadalp               2 products of s8 and s8, first in 16 bits (aarch64), see there too
+vmlal                       1 product of s16 and s16 (armv7), see `long_kernel`
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from tvm import tirx
 from tvm.target.codegen import llvm_lookup_intrinsic_id
 
 from tilewright.compiler.schedule.expressions import Expr, dtype_of
-from tilewright.compiler.schedule.lane_kernel import LaneEmitter
+from tilewright.compiler.schedule.lane_kernel import LANE_STEPS, LaneEmitter
 from tilewright.compiler.schedule.micro_kernel import (
     Operand,
     RegisterTile,
@@ -29,7 +30,8 @@ Accumulate: TypeAlias = Callable[[Expr, Expr, Expr], Expr]
 """(accumulator, data of one cell, weights) -> accumulator."""
 
 DOT_LANES = 4
-DOT_BYTES = 16
+_DOT_BYTES = 16
+_PAIR = 2
 
 
 def has_arm_dot(target: Target) -> bool:
@@ -44,7 +46,7 @@ def has_mixed_dot(target: Target) -> bool:
 
 def is_signed(target: Target) -> bool:
     """Tell whether data must be signed to be multiplied."""
-    return has_arm_dot(target) and not has_mixed_dot(target)
+    return target.architecture == "aarch64" and not has_mixed_dot(target)
 
 
 def intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
@@ -64,28 +66,39 @@ def _spread(data: Expr, dtype: str) -> Expr:
 def mixed_dot(old: Expr, data: Expr, weight: Expr) -> Expr:
     """Sums of 4 products: u8x4 for all lanes, s8x4 per lane."""
     name = "llvm.aarch64.neon.usdot"
-    return intrinsic(name, "int32x4", old, _spread(data, f"uint8x{DOT_BYTES}"), weight)
+    return intrinsic(name, "int32x4", old, _spread(data, f"uint8x{_DOT_BYTES}"), weight)
 
 
 def signed_dot(old: Expr, data: Expr, weight: Expr) -> Expr:
     """Sums of 4 products: s8x4 for all lanes, s8x4 per lane."""
     # LLVM finds the form with a lane if data comes second.
-    return sdot(old, weight, _spread(data, f"int8x{DOT_BYTES}"))
+    spread = _spread(data, f"int8x{_DOT_BYTES}")
+    return intrinsic("llvm.aarch64.neon.sdot", "int32x4", old, weight, spread)
 
 
-def sdot(old: Expr, left: Expr, right: Expr) -> Expr:
-    """Sums of 4 products: s8x4 per lane, twice."""
-    return intrinsic("llvm.aarch64.neon.sdot", "int32x4", old, left, right)
+def paired_dot(old: Expr, data: Expr, weight: Expr) -> Expr:
+    """Sums of 2 products: s8x2 in every lane, s8x2 per lane. A product fits 16 bits."""
+    wide = tirx.Cast("int16x8", tirx.reinterpret("int8x8", data))
+    product = wide * tirx.Cast("int16x8", weight)
+    return old + intrinsic("llvm.aarch64.neon.saddlp", "int32x4", product)
 
 
-def widened_dot(old: Expr, data: Expr, weight: Expr, architecture: str) -> Expr:
-    """Sums of 2 products: u8x2 for all lanes, s8x2 per lane. A product fits 16 bits."""
-    pairs = tirx.Broadcast(tirx.reinterpret("int16", data), DOT_LANES)
-    words = tirx.Cast("int16x8", tirx.reinterpret("uint8x8", pairs))
-    product = words * tirx.Cast("int16x8", weight)
-    if architecture == "aarch64":
-        return old + intrinsic("llvm.aarch64.neon.saddlp", "int32x4", product)
-    return intrinsic("llvm.arm.neon.vpadals", "int32x4", old, product)
+def whole_cell(data: Expr, group: int) -> Expr:
+    """Return the bytes of a cell as one number; of two bytes as a vector of it.
+
+    In a vector they are flipped without passing through a core register.
+    """
+    if group == _PAIR:
+        return tirx.Broadcast(tirx.reinterpret("int16", data), DOT_LANES)
+    return tirx.reinterpret(SUM_DTYPE, data)
+
+
+def repeated_byte(value: int, group: int) -> Expr:
+    """Return what `whole_cell` returns for `group` times the same signed byte."""
+    number = int.from_bytes(bytes([value % 256]) * group, "little", signed=True)
+    if group == _PAIR:
+        return tirx.Broadcast(tirx.const(number, "int16"), DOT_LANES)
+    return tirx.const(number, SUM_DTYPE)
 
 
 class DotEmitter(LaneEmitter):
@@ -97,19 +110,26 @@ class DotEmitter(LaneEmitter):
         accumulators: Any,
         index_dtype: str,
         group: int,
-        accumulate: Accumulate,
+        accumulate: Accumulate | None = None,
     ) -> None:
         super().__init__(tile, accumulators, index_dtype)
         self.group, self.accumulate = group, accumulate
 
     def has_lanes(self, data: Operand) -> bool:
         """Tell whether a lane of a vector holds the data of one step."""
-        return self.accumulate in (mixed_dot, signed_dot)
+        return self.accumulate in (mixed_dot, signed_dot, paired_dot)
 
     def load_group(self, operand: Operand, address: Expr) -> Expr:
         """Return the data of 4 steps as one vector of cells."""
-        at = ramp(address * self.group, 1, DOT_BYTES)
-        return tirx.reinterpret("int32x4", tirx.BufferLoad(operand.buffer, [at]))
+        at = ramp(address * self.group, 1, LANE_STEPS * self.group)
+        dtype = f"int{8 * self.group}x{LANE_STEPS}"
+        return tirx.reinterpret(dtype, tirx.BufferLoad(operand.buffer, [at]))
+
+    def lane(self, vector: Any, step: int) -> Any:
+        """Return the data of one step out of those of a group."""
+        if self.group != _PAIR:
+            return super().lane(vector, step)
+        return tirx.Shuffle([vector], [tirx.const(step, "int32")] * DOT_LANES)
 
     def combined(
         self, old: Expr, row: int, column: int, bases: Sequence[Expr], fixed: Sequence[int]
@@ -128,18 +148,18 @@ class DotEmitter(LaneEmitter):
         )
         data = self.lanes_of_rows.get((operand, row))
         if data is None:
-            data = self._cell(operand, row, 0, base, offset)
+            data = self.cell_of(operand, row, 0, base, offset)
         return data, self.weights(column, bases, fixed)
 
     def weights(self, column: int, bases: Sequence[Expr], fixed: Sequence[int]) -> Expr:
         """Return the weights of one step."""
         return next(
-            self._cell(operand, 0, column, base, offset)
+            self.cell_of(operand, 0, column, base, offset)
             for operand, base, offset in zip(self.tile.operands, bases, fixed, strict=True)
             if operand.vector != 0
         )
 
-    def _cell(self, operand: Operand, row: int, column: int, base: Expr, offset: int) -> Expr:
+    def cell_of(self, operand: Operand, row: int, column: int, base: Expr, offset: int) -> Expr:
         """Return the bytes of one cell of data, or of a vector of cells of weights."""
         cell = offset + operand.rows[row] + operand.columns[column]
         address = (base + constant_like(cell, self.index_dtype)) * self.group

@@ -8,7 +8,7 @@ multiply-add is that instruction. Tiles, tasks and padding are those of `schedul
 
     group 4: vpdpbusd (AVX-512 VNNI, AVX-VNNI); it does not saturate
     group 4: even and odd bytes apart in 16 bits, two vpmaddwd, two adds; exact, without VNNI
-    group 2: bytes widened to 16 bits, for ARM without dot products
+    group 2: products in 16 bits, for ARM without dot products
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ from tilewright.compiler.schedule.dot_kernel import (
     intrinsic,
     is_signed,
     mixed_dot,
+    paired_dot,
     signed_dot,
-    widened_dot,
 )
 from tilewright.compiler.schedule.expressions import Expr, Linear
+from tilewright.compiler.schedule.long_kernel import LongDotEmitter
 from tilewright.compiler.schedule.micro_kernel import (
     Emitter,
     RegisterTile,
@@ -60,8 +61,8 @@ from tilewright.errors import InvalidScheduleError
 _QUAD, _WIDENED_GROUP = 4, 2
 # The lower byte of every 16 bits of 32.
 _EVEN_BYTES = 0x00FF00FF
-# Registers of a widened step beyond those of a multiply-add: wide data and weights, products.
-_WIDENED_TEMPORARIES = 4
+# Registers of a step beyond those of a multiply-add: products in 16 bits, or widened weights.
+_PAIRED_TEMPORARIES, _LONG_TEMPORARIES = 4, 4
 _DPBUSD = {512: "llvm.x86.avx512.vpdpbusd.512", 256: "llvm.x86.avx512.vpdpbusd.256"}
 _MADDWD = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}
 
@@ -146,15 +147,15 @@ def _access_in_cells(access: Access, grouped: Any, group: int) -> Access | None:
 
 def default_integer(dot: Dot, target: Target) -> ContractionDecisions:
     """Choose decisions by the model of contractions, on cells of 32 bits."""
-    spare = _WIDENED_TEMPORARIES if _is_widened(target) else 0
-    return default_contraction(
-        dot.cells, replace(target, vector_registers=target.vector_registers - spare)
-    )
-
-
-def _is_widened(target: Target) -> bool:
-    """Tell whether bytes are widened and multiplied in registers of their own, on NEON."""
-    return target.architecture != "x86_64" and not has_arm_dot(target)
+    long = target.architecture == "armv7"
+    paired = target.architecture == "aarch64" and not has_arm_dot(target)
+    spare = _LONG_TEMPORARIES if long else _PAIRED_TEMPORARIES if paired else 0
+    registers = target.vector_registers - spare
+    by_lane = long or target.multiplies_by_lane
+    narrowed = replace(target, vector_registers=registers)
+    decisions = default_contraction(dot.cells, narrowed, by_lane)
+    # A second set of accumulators would not fit beside the widened data.
+    return replace(decisions, chains=1, unroll=1) if long else decisions
 
 
 def schedule_integer(
@@ -220,6 +221,8 @@ class _DotBuilder(KernelBuilder):
             tuple(axis.extent for axis in reduction),
             tuple(position for position in self.plan.order if position in clipped),
             self.index_dtype,
+            self.dot.group,
+            accumulate_for(self.target),
         )
         weights = next(access for access in self.accesses if access.vector)
 
@@ -244,6 +247,8 @@ class _DotBuilder(KernelBuilder):
 
         def emitter(tile: RegisterTile, accumulators: Any, index_dtype: str) -> Emitter:
             arguments = (tile, accumulators, index_dtype, self.dot.group)
+            if self.target.architecture == "armv7":
+                return LongDotEmitter(*arguments)
             if not is_signed(self.target):
                 return DotEmitter(*arguments, accumulate_for(self.target))
             signed = SignedDotEmitter(*arguments, accumulate_for(self.target))
@@ -260,7 +265,7 @@ def accumulate_for(target: Target) -> Accumulate:
     if has_arm_dot(target):
         return signed_dot
     if target.architecture != "x86_64":
-        return partial(widened_dot, architecture=target.architecture)
+        return paired_dot
     return partial(_dpbusd if _has_vnni(target) else _maddwd, bits=target.vector_bits)
 
 

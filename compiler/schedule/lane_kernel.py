@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm import tirx
 
-from tilewright.compiler.schedule.expressions import Expr
+from tilewright.compiler.schedule.expressions import Expr, dtype_of
 from tilewright.compiler.schedule.micro_kernel import (
     Emitter,
     Operand,
@@ -24,8 +24,8 @@ from tilewright.compiler.schedule.micro_kernel import (
 )
 from tilewright.compiler.schedule.tile_loops import KernelBuilder
 
-# 32-bit lanes in a vector of NEON.
-_GROUP = 4
+LANE_STEPS = 4
+"""Steps of the reduction that come with one load: 32-bit lanes in a vector of NEON."""
 
 
 class LaneKernelBuilder(KernelBuilder):
@@ -52,10 +52,10 @@ class LaneEmitter(Emitter):
         steps: dict[int, int],
         turn: int,
     ) -> list[Any]:
-        """Return a loop of rounds of `_GROUP` steps, then the steps that remain."""
+        """Return a loop of rounds of `LANE_STEPS` steps, then the steps that remain."""
         if depth + 1 < len(self.tile.loops) or not self._lies_together(loop):
             return super().rolled(depth, loop, bases, fixed, steps, turn)
-        rounds, rest = divmod(loop.end - loop.first, _GROUP)
+        rounds, rest = divmod(loop.end - loop.first, LANE_STEPS)
         statements = []
         if rounds == 1:
             moved = self.moved(fixed, loop.position, loop.first)
@@ -67,7 +67,7 @@ class LaneEmitter(Emitter):
             for number, (operand, base) in enumerate(zip(self.tile.operands, bases, strict=True)):
                 at = tirx.Var(f"at{number}", self.index_dtype)
                 step = operand.steps[loop.position]
-                body.append(tirx.Bind(at, base + (var * _GROUP + loop.first) * step))
+                body.append(tirx.Bind(at, base + (var * LANE_STEPS + loop.first) * step))
                 inner.append(at)
             body += self._grouped(loop.position, inner, fixed, steps, turn)
             zero, extent = (constant_like(v, self.index_dtype) for v in (0, rounds))
@@ -87,8 +87,8 @@ class LaneEmitter(Emitter):
             and self.has_lanes(data[0])
             and data[0].steps[loop.position] == 1
             and len(set(data[0].columns)) == 1
-            and self.tile.lanes == _GROUP
-            and loop.end - loop.first >= _GROUP
+            and self.tile.lanes == LANE_STEPS
+            and loop.end - loop.first >= LANE_STEPS
         )
 
     def has_lanes(self, data: Operand) -> bool:
@@ -96,8 +96,18 @@ class LaneEmitter(Emitter):
         return self.tile.dtype == "float32" and str(data.buffer.dtype) == "float32"
 
     def load_group(self, operand: Operand, address: Expr) -> Expr:
-        """Return the data of `_GROUP` steps as one vector."""
-        return tirx.BufferLoad(operand.buffer, [ramp(address, 1, _GROUP)])
+        """Return the data of `LANE_STEPS` steps as one vector."""
+        return tirx.BufferLoad(operand.buffer, [ramp(address, 1, LANE_STEPS)])
+
+    def bind_row(self, row: int, operand: Operand, address: Expr) -> tuple[list[Any], Any]:
+        """Return the statements that load a group of steps of a row, and what `lane` takes."""
+        load = self.load_group(operand, address)
+        vector = tirx.Var(f"row{row}", dtype_of(load))
+        return [tirx.Bind(vector, load)], vector
+
+    def lane(self, vector: Any, step: int) -> Any:
+        """Return the data of one step out of those of a group."""
+        return tirx.Shuffle([vector], [tirx.const(step, "int32")])
 
     def _grouped(
         self,
@@ -107,7 +117,7 @@ class LaneEmitter(Emitter):
         steps: dict[int, int],
         turn: int,
     ) -> list[Any]:
-        """Return `_GROUP` steps: the loads of all rows, then the multiply-adds by lanes."""
+        """Return `LANE_STEPS` steps: the loads of all rows, then the multiply-adds by lanes."""
         statements: list[Any] = []
         vectors: dict[tuple[Operand, int], Any] = {}
         for operand, base, offset in zip(self.tile.operands, bases, fixed, strict=True):
@@ -118,15 +128,10 @@ class LaneEmitter(Emitter):
                     continue
                 offset_of_row = offset + operand.rows[row] + operand.columns[0]
                 address = base + constant_like(offset_of_row, self.index_dtype)
-                load = self.load_group(operand, address)
-                vector = tirx.Var(f"row{row}", f"{self.tile.dtype}x{_GROUP}")
-                statements.append(tirx.Bind(vector, load))
-                vectors[operand, row] = vector
-        for step in range(_GROUP):
-            lane = [tirx.const(step, "int32")]
-            self.lanes_of_rows = {
-                key: tirx.Shuffle([vector], lane) for key, vector in vectors.items()
-            }
+                binds, vectors[operand, row] = self.bind_row(row, operand, address)
+                statements += binds
+        for step in range(LANE_STEPS):
+            self.lanes_of_rows = {key: self.lane(vector, step) for key, vector in vectors.items()}
             moved = self.moved(fixed, position, step)
             statements += self.updates(bases, moved, steps, (turn + step) % self.tile.chains)
         self.lanes_of_rows = {}

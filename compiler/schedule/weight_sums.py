@@ -2,7 +2,7 @@
 
     sum u w = sum (u - 128) w + 128 sum w
 
-Data is moved down by flipping the highest bit of each byte, 16 bytes at once. The sums of weights
+Data is moved down by flipping the highest bit of each byte, many bytes at once. The sums of weights
 depend on the column only, so that a task makes them once for all its row tiles. Where a tile leaves
 out steps of an axis because they fall into the padding, so do the sums: there is one for each step
 of such an axis.
@@ -18,13 +18,14 @@ from typing import Any
 from tvm import tirx
 
 from tilewright.compiler.schedule.dot_kernel import (
-    DOT_BYTES,
     DOT_LANES,
     SUM_DTYPE,
+    Accumulate,
     DotEmitter,
-    sdot,
+    repeated_byte,
+    whole_cell,
 )
-from tilewright.compiler.schedule.expressions import Expr
+from tilewright.compiler.schedule.expressions import Expr, dtype_of
 from tilewright.compiler.schedule.micro_kernel import (
     Operand,
     constant_like,
@@ -34,7 +35,7 @@ from tilewright.compiler.schedule.micro_kernel import (
 )
 
 _OFFSET = 128
-_HIGHEST = -0x7F7F7F80  # the highest bit of each of 4 bytes
+_HIGHEST_BIT = 0x80
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,8 @@ class WeightSums:
         extents: steps of every reduction axis.
         clipped: reduction axes of which a tile may take some steps only, outermost first.
         index_dtype: dtype of addresses.
+        group: bytes in a cell.
+        accumulate: adds the products of one cell to sums.
         buffer: int32 [steps of clipped axes.., columns, lanes], flat.
     """
 
@@ -53,22 +56,30 @@ class WeightSums:
     extents: tuple[int, ...]
     clipped: tuple[int, ...]
     index_dtype: str
+    group: int
+    accumulate: Accumulate
     buffer: Any
 
     @classmethod
     def declare(
-        cls, columns: int, extents: tuple[int, ...], clipped: tuple[int, ...], index_dtype: str
+        cls,
+        columns: int,
+        extents: tuple[int, ...],
+        clipped: tuple[int, ...],
+        index_dtype: str,
+        group: int,
+        accumulate: Accumulate,
     ) -> WeightSums:
         """Return sums that lie in a buffer of their own."""
         size = prod(extents[position] for position in clipped) * columns * DOT_LANES
         buffer = local_buffer("weight_sums", size, SUM_DTYPE)
-        return cls(columns, extents, clipped, index_dtype, buffer)
+        return cls(columns, extents, clipped, index_dtype, group, accumulate, buffer)
 
     def fill(self, weights: Operand, base: Expr, columns: int) -> Any:
         """Return the loops that sum the weights of one column tile.
 
         Args:
-            weights: steps and columns in cells of 4 bytes.
+            weights: steps and columns in cells of `group` bytes.
             base: address of the first cell.
             columns: vectors of this tile.
         """
@@ -78,12 +89,12 @@ class WeightSums:
         address = base
         for position, step in steps.items():
             address = address + step * weights.steps[position]
-        ones = tirx.Broadcast(tirx.const(1, "int8"), DOT_BYTES)
+        ones = repeated_byte(1, self.group)
         adds = []
         for column, offset in enumerate(weights.columns[:columns]):
-            at = ramp((address + offset) * DOT_LANES, 1, DOT_BYTES)
+            at = ramp((address + offset) * self.group, 1, self.group * DOT_LANES)
             weight = tirx.BufferLoad(weights.buffer, [at])
-            added = sdot(self._load(total, column), ones, weight)
+            added = self.accumulate(self._load(total, column), ones, weight)
             adds.append(tirx.BufferStore(total, added, [self._at(column)]))
         zero = tirx.Broadcast(tirx.const(0, SUM_DTYPE), DOT_LANES)
         place = self._place(steps)
@@ -161,8 +172,10 @@ class SignedDotEmitter(DotEmitter):
 
     def load_group(self, operand: Operand, address: Expr) -> Expr:
         """Return the data of 4 steps, moved down, as one vector of cells."""
-        flips = tirx.Broadcast(tirx.const(_HIGHEST, SUM_DTYPE), DOT_LANES)
-        return super().load_group(operand, address) ^ flips
+        cells = super().load_group(operand, address)
+        flips = repeated_byte(_HIGHEST_BIT, self.group)
+        same = dtype_of(flips) == dtype_of(cells)
+        return cells ^ (flips if same else tirx.Broadcast(flips, DOT_LANES))
 
     def loaded(
         self, row: int, column: int, bases: Sequence[Expr], fixed: Sequence[int]
@@ -170,7 +183,7 @@ class SignedDotEmitter(DotEmitter):
         """Return the data, moved down, and the weights of one step."""
         data, weight = super().loaded(row, column, bases, fixed)
         if not self.lanes_of_rows:
-            data = tirx.reinterpret(SUM_DTYPE, data) ^ tirx.const(_HIGHEST, SUM_DTYPE)
+            data = whole_cell(data, self.group) ^ repeated_byte(_HIGHEST_BIT, self.group)
         return data, weight
 
     def updates(
@@ -184,8 +197,8 @@ class SignedDotEmitter(DotEmitter):
             for row in skipped:
                 weight = self.weights(column, bases, fixed)
                 cell = self.cell(chain, row, column)
-                same = tirx.Broadcast(tirx.const(-_OFFSET, "int8"), DOT_BYTES)
-                new = sdot(tirx.BufferLoad(self.accumulators, [cell]), same, weight)
+                old = tirx.BufferLoad(self.accumulators, [cell])
+                new = self.accumulate(old, repeated_byte(-_OFFSET, self.group), weight)
                 statements.append(tirx.BufferStore(self.accumulators, new, [cell]))
         return statements
 

@@ -61,8 +61,21 @@ def test_16_registers_hold_a_step_without_spills(name):
     """On armv7, where LLVM would mix the loads of several steps and spill."""
     description = parse_target("armv7:cortex-a7")
     func = WORKLOADS[name](description.lanes("float32")).func
-    text = assembly({"main": schedule(func, description)}, description)
-    loops = re.findall(r"(\.LBB\S+):((?:(?!\n\.L).)*?)\tb\w*\t\1\n", text, re.DOTALL)
-    body = max((code for _, code in loops), key=lambda code: code.count("vfma.f32"))
+    body = _armv7_loop(assembly({"main": schedule(func, description)}, description), "vfma.f32")
     assert body.count("vfma.f32") >= 8
     assert not re.search(r"\bsp\b", body)
+
+
+@pytest.mark.parametrize("shape", [(64, 14), (256, 7)], ids=str)
+def test_16_registers_hold_a_step_of_bytes_without_spills(shape):
+    description = parse_target("armv7:cortex-a7")
+    kernel, _, _ = _scheduled(description, *shape, *SHAPES[0][2:])
+    body = _armv7_loop(assembly({"conv": kernel}, description), "vmlal.s16")
+    assert body.count("vmlal.s16") >= 0.4 * len(body.splitlines())
+    assert not re.search(r"\bsp\b", body)
+
+
+def _armv7_loop(text, multiply_add):
+    """Return the innermost loop with most multiply-adds."""
+    loops = re.findall(r"(\.LBB\S+):((?:(?!\n\.L).)*?)\tb\w*\t\1\n", text, re.DOTALL)
+    return max((code for _, code in loops), key=lambda code: code.count(multiply_add))

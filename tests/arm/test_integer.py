@@ -22,7 +22,7 @@ INSTRUCTIONS = {
     "aarch64": r"sadalp",
     "aarch64:cortex-a76": r"sdot",
     "aarch64:neoverse-v1": r"usdot",
-    "armv7:cortex-a7": r"vpadal",
+    "armv7:cortex-a7": r"vmlal.s16",
 }
 # Channels, size, outputs, kernel, stride, pad, value of the padding.
 SHAPES = [(8, 9, 32, 3, 1, 1, 0), (16, 8, 24, 3, 2, 1, 131), (20, 6, 40, 1, 1, 0, 0)]
