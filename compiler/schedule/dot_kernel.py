@@ -26,7 +26,7 @@ from tilewright.compiler.targets import Target
 
 DATA_DTYPE, WEIGHT_DTYPE, SUM_DTYPE = "uint8", "int8", "int32"
 
-Accumulate: TypeAlias = Callable[[Expr, Expr, Expr], Expr]
+Accumulate: TypeAlias = Callable[[Expr, Any, Expr], Expr]
 """(accumulator, data of one cell, weights) -> accumulator."""
 
 DOT_LANES = 4
@@ -110,7 +110,7 @@ class DotEmitter(LaneEmitter):
         accumulators: Any,
         index_dtype: str,
         group: int,
-        accumulate: Accumulate | None = None,
+        accumulate: Accumulate,
     ) -> None:
         super().__init__(tile, accumulators, index_dtype)
         self.group, self.accumulate = group, accumulate
@@ -139,7 +139,7 @@ class DotEmitter(LaneEmitter):
 
     def loaded(
         self, row: int, column: int, bases: Sequence[Expr], fixed: Sequence[int]
-    ) -> tuple[Expr, Expr]:
+    ) -> tuple[Any, Expr]:
         """Return the data and the weights of one step."""
         operand, base, offset = next(
             found

@@ -43,7 +43,7 @@ from tilewright.compiler.schedule.dot_kernel import (
     signed_dot,
 )
 from tilewright.compiler.schedule.expressions import Expr, Linear
-from tilewright.compiler.schedule.long_kernel import LongDotEmitter
+from tilewright.compiler.schedule.long_kernel import LongDotEmitter, long_dot
 from tilewright.compiler.schedule.micro_kernel import (
     Emitter,
     RegisterTile,
@@ -247,11 +247,12 @@ class _DotBuilder(KernelBuilder):
 
         def emitter(tile: RegisterTile, accumulators: Any, index_dtype: str) -> Emitter:
             arguments = (tile, accumulators, index_dtype, self.dot.group)
-            if self.target.architecture == "armv7":
-                return LongDotEmitter(*arguments)
+            accumulate = accumulate_for(self.target)
+            if accumulate is long_dot:
+                return LongDotEmitter(*arguments, accumulate)
             if not is_signed(self.target):
-                return DotEmitter(*arguments, accumulate_for(self.target))
-            signed = SignedDotEmitter(*arguments, accumulate_for(self.target))
+                return DotEmitter(*arguments, accumulate)
+            signed = SignedDotEmitter(*arguments, accumulate)
             signed.sums = self.sums
             return signed
 
@@ -265,7 +266,7 @@ def accumulate_for(target: Target) -> Accumulate:
     if has_arm_dot(target):
         return signed_dot
     if target.architecture != "x86_64":
-        return paired_dot
+        return paired_dot if target.architecture == "aarch64" else long_dot
     return partial(_dpbusd if _has_vnni(target) else _maddwd, bits=target.vector_bits)
 
 

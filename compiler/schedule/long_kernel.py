@@ -41,17 +41,21 @@ class LongDotEmitter(DotEmitter):
         places = [tirx.const(step, "int32")] * DOT_LANES
         return tuple(tirx.Shuffle([vector], places) for vector in loaded)
 
-    def combined(
-        self, old: Expr, row: int, column: int, bases: Sequence[Expr], fixed: Sequence[int]
-    ) -> Expr:
-        """Return the accumulator after one step."""
-        data, weight = self.loaded(row, column, bases, fixed)
+    def loaded(
+        self, row: int, column: int, bases: Sequence[Expr], fixed: Sequence[int]
+    ) -> tuple[Any, Expr]:
+        """Return both bytes of the data of one step, and its weights."""
+        data, weight = super().loaded(row, column, bases, fixed)
         if not isinstance(data, tuple):
-            pair = tirx.Broadcast(tirx.reinterpret("uint16", data), DOT_LANES)
-            data = _unsigned(pair)
-        for left, right in zip(_signed(tirx.reinterpret(_WORDS, weight)), data, strict=True):
-            old = old + intrinsic("llvm.arm.neon.vmulls", "int32x4", left, right)
-        return old
+            data = _unsigned(tirx.Broadcast(tirx.reinterpret("uint16", data), DOT_LANES))
+        return data, weight
+
+
+def long_dot(old: Expr, data: Any, weight: Expr) -> Expr:
+    """Sums of 2 products of 16 bits: what `loaded` returns."""
+    for left, right in zip(_signed(tirx.reinterpret(_WORDS, weight)), data, strict=True):
+        old = old + intrinsic("llvm.arm.neon.vmulls", "int32x4", left, right)
+    return old
 
 
 def _unsigned(pairs: Expr) -> tuple[Expr, Expr]:
