@@ -186,13 +186,18 @@ def _register_environment(baseline: typer.Typer, errors: Errors) -> None:
         typer.echo(f"{name}: TVM {facts['tvm']}, LLVM {facts['llvm']}, in {place.folder}")
 
     @baseline.command("ls")
-    def list_command(debug: Debug = False) -> None:
+    def list_command(as_json: AsJson = False, debug: Debug = False) -> None:
         """List the peers, and which of them can be used here."""
         from tilewright.baselines import PEERS
 
         with errors(debug):
-            for name, peer in PEERS.items():
-                typer.echo(f"{name:13}{peer.missing() or 'installed':60}{peer.about}")
+            rows = [(name, peer.missing(), peer.about) for name, peer in PEERS.items()]
+        if as_json:
+            names = ("name", "missing", "about")
+            typer.echo(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=2))
+            return
+        for name, missing, about in rows:
+            typer.echo(f"{name:13}{missing or 'installed':60}{about}")
 
     @baseline.command("remove")
     def remove_command(name: str, debug: Debug = False) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from tilewright._cli_progress import progress
+
+__all__ = ["progress"]
 
 _KIB = 1024
 _SHOWN_OPERATORS = 12
@@ -23,17 +26,6 @@ def new_console() -> Console:
         # A pipe has no width: never cut a line there.
         console.width = 1 << 16
     return console
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """Show the stage on a terminal; say nothing elsewhere, so that logs hold only errors."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _stage: None
-        return
-    with console.status("starting") as status:
-        yield lambda stage: status.update(stage)
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -63,13 +55,26 @@ def print_sizes(kind: str, rows: Sequence[tuple[str, int, str]]) -> None:
     new_console().print(table)
 
 
-def print_arrays(arrays: Mapping[str, np.ndarray]) -> None:
-    """Print name, type and range of each array."""
-    table = _table("output", "dtype", "shape", "min", "mean", "max")
+def summaries(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return name, type, shape and range of each array; the range of an empty one is None."""
+    found = []
     for name, array in arrays.items():
-        values = array.astype(np.float64) if array.size else np.full(1, np.nan)
-        numbers = (f"{f(values):.6g}" for f in (np.min, np.mean, np.max))
-        _row(table, name, array.dtype.name, _shape(array.shape), *numbers)
+        values = array.astype(np.float64)
+        numbers = {
+            of: float(getattr(np, of)(values)) if array.size else None
+            for of in ("min", "mean", "max")
+        }
+        row = {"output": name, "dtype": array.dtype.name, "shape": list(array.shape)}
+        found.append({**row, **numbers})
+    return found
+
+
+def print_arrays(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print what `summaries` found."""
+    table = _table("output", "dtype", "shape", "min", "mean", "max")
+    for row in rows:
+        numbers = ["" if row[of] is None else f"{row[of]:.6g}" for of in ("min", "mean", "max")]
+        _row(table, row["output"], row["dtype"], _shape(row["shape"]), *numbers)
     new_console().print(table)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tilewright import _cli_output as output
-from tilewright._cli_arguments import Errors
+from tilewright._cli_arguments import AsJson, Debug, Errors
 
 if TYPE_CHECKING:
     from tilewright.profiling import OperatorProfile, Profile
@@ -40,16 +40,16 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         threads: Annotated[int, typer.Option(min=1, help="Threads of the module.")] = 1,
         rounds: Annotated[int, typer.Option(min=1, help="Runs; the fastest counts.")] = 20,
         top: Annotated[int, typer.Option(min=1, help="Kernels shown; JSON has all calls.")] = 20,
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback.")] = False,
+        as_json: AsJson = False,
+        debug: Debug = False,
     ) -> None:
         """Show where the time of a module goes, and what each operator waits for."""
         from tilewright.inputs import load_npz
         from tilewright.profiling import profile
 
-        with errors(debug):
+        with errors(debug), output.progress() as progress:
             feed = None if input_ is None else load_npz(input_)
-            found = profile(module, feed, threads, rounds)
+            found = profile(module, feed, threads, rounds, progress)
         if as_json:
             typer.echo(json.dumps(found.to_json(), indent=2))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from tilewright import _cli_arguments as arguments
 from tilewright import _cli_output as output
-from tilewright._cli_arguments import Errors
+from tilewright._cli_arguments import AsJson, Debug, Errors
 
 _WORST = 5
 
@@ -46,7 +47,8 @@ def mount(app: typer.Typer, errors: Errors) -> None:
             list[str] | None,
             typer.Option("--shape", metavar="NAME=1,3,224,224", help="Shape of an input."),
         ] = None,
-        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback.")] = False,
+        as_json: AsJson = False,
+        debug: Debug = False,
     ) -> None:
         """Quantize a model to 8 bits after training, by samples of its inputs."""
         from tilewright.quantization import quantize
@@ -62,7 +64,10 @@ def mount(app: typer.Typer, errors: Errors) -> None:
                 shapes=shapes,
                 progress=progress,
             )
-        _print(result, out)
+        if as_json:
+            typer.echo(json.dumps({"file": str(out), **result}, indent=2))
+        else:
+            _print(result, out)
 
 
 def _print(result: dict[str, Any], out: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tilewright import _cli_output as output
-from tilewright._cli_arguments import Errors
+from tilewright._cli_arguments import AsJson, Debug, Errors
 
 _MEANING = {
     "kernels": "machine code of the operators",
@@ -34,8 +34,8 @@ def mount(app: typer.Typer, errors: Errors) -> None:
     @app.command("size")
     def size_command(
         module: Annotated[Path, typer.Argument(metavar="MODULE", help="A compiled module.")],
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback.")] = False,
+        as_json: AsJson = False,
+        debug: Debug = False,
     ) -> None:
         """Show what the bytes of a module are."""
         from tilewright.module_size import module_size

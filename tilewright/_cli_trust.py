@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,7 +70,6 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         from tilewright.verification import verify
 
         with errors(debug), output.progress() as progress:
-            progress(f"running {model} in {against}")
             feed = None if input_ is None else load_npz(input_)
             found = verify(
                 *(module, model),
@@ -78,6 +78,7 @@ def mount(app: typer.Typer, errors: Errors) -> None:
                 rounds=rounds,
                 seed=seed,
                 tolerance=tolerance,
+                progress=progress,
             )
         if as_json:
             typer.echo(json.dumps(found, indent=2))
@@ -97,6 +98,7 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         out: Annotated[
             Path | None, typer.Option("--output", "-o", help="Folder for a small wrong model.")
         ] = None,
+        as_json: AsJson = False,
         debug: Debug = False,
     ) -> None:
         """Find the first operator whose result is wrong; exit status 1 if there is one."""
@@ -115,6 +117,9 @@ def mount(app: typer.Typer, errors: Errors) -> None:
                 out=out,
                 progress=progress,
             )
+        if as_json:
+            typer.echo(json.dumps(None if found is None else asdict(found), indent=2, default=str))
+            raise typer.Exit(0 if found is None else _WRONG)
         if found is None:
             typer.echo(f"{model}: every output agrees with {against} within {tolerance:g}")
             return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -151,7 +152,8 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         key: Key = "",
         measure: Measure = "time",
         shape: Annotated[
-            list[str] | None, typer.Option("--shape", metavar="NAME=1,3,224,224")
+            list[str] | None,
+            typer.Option("--shape", metavar="NAME=1,3,224,224", help="Shape of an input."),
         ] = None,
         as_json: AsJson = False,
         debug: Debug = False,
@@ -181,10 +183,12 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         kind: Annotated[str, typer.Argument(metavar="conv2d|matmul", help="Kind of operator.")],
         data: Annotated[str, typer.Option(help="Shape of the data, as 1,64,56,56.")],
         weight: Annotated[str, typer.Option(help="Shape of the weights, as 64,64,3,3.")],
-        stride: Annotated[int, typer.Option(min=1)] = 1,
-        pad: Annotated[int, typer.Option(min=0)] = 0,
-        dilation: Annotated[int, typer.Option(min=1)] = 1,
-        groups: Annotated[int, typer.Option(min=1)] = 1,
+        stride: Annotated[
+            int, typer.Option(min=1, help="Of a convolution, in both dimensions.")
+        ] = 1,
+        pad: Annotated[int, typer.Option(min=0, help="Of a convolution, on every side.")] = 0,
+        dilation: Annotated[int, typer.Option(min=1, help="Of a convolution.")] = 1,
+        groups: Annotated[int, typer.Option(min=1, help="Of a convolution.")] = 1,
         trials: Trials = 64,
         time: Time = None,
         log: LogFile = None,
@@ -289,6 +293,7 @@ def _mount_logs(logs: typer.Typer, errors: Errors) -> None:
         repair: Annotated[
             bool, typer.Option("--repair", help="Move damaged lines to LOG.damaged.")
         ] = False,
+        as_json: AsJson = False,
         debug: Debug = False,
     ) -> None:
         """Explain the lines of a log that cannot be read; exit status 1 if there are any."""
@@ -297,10 +302,15 @@ def _mount_logs(logs: typer.Typer, errors: Errors) -> None:
 
             _must_exist(log)
             contents = Log(log).repair() if repair else Log(log).read()
-        for skipped in contents.skipped:
-            typer.echo(f"{log}:{skipped.line}: {skipped.reason}")
         state = "moved away" if repair else "skipped"
-        typer.echo(f"{log}: {len(contents.records)} records, {len(contents.skipped)} lines {state}")
+        if as_json:
+            lines = [asdict(skipped) for skipped in contents.skipped]
+            typer.echo(json.dumps({"records": len(contents.records), state: lines}, indent=2))
+        else:
+            for skipped in contents.skipped:
+                typer.echo(f"{log}:{skipped.line}: {skipped.reason}")
+            counts = f"{len(contents.records)} records, {len(contents.skipped)} lines"
+            typer.echo(f"{log}: {counts} {state}")
         if contents.skipped and not repair:
             raise typer.Exit(1)
 

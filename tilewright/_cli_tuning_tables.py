@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from tilewright._cli_progress import is_silent
+
 if TYPE_CHECKING:
     from tilewright.tuner.log import Log
     from tilewright.tuner.session import Session
@@ -29,7 +31,7 @@ _REFRESH_S = 0.5
 def live() -> Iterator[Callable[[Session], None]]:
     """Show a session as a table that follows it; nothing where stderr is not a terminal."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or is_silent():
         yield lambda _session: None
         return
     shown = 0.0

@@ -22,6 +22,7 @@ import tilewright
 from tilewright import _cli_arguments as arguments
 from tilewright import _cli_baseline
 from tilewright import _cli_device as device
+from tilewright import _cli_everywhere as everywhere
 from tilewright import _cli_explain as explaining
 from tilewright import _cli_output as output
 from tilewright import _cli_profile as profiling
@@ -38,7 +39,6 @@ app = typer.Typer(
     name="tilewright",
     help="Compile an ONNX model into one deployable file.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -106,6 +106,7 @@ def compile_command(
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Say for each operator whether it is tuned.")
     ] = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Compile a model into one deployable file."""
@@ -125,6 +126,10 @@ def compile_command(
         )
         module.save(out)
         seconds = time.perf_counter() - start
+    if as_json:
+        found = {"file": str(out), "target": target, "seconds": seconds, **module.report}
+        _print(found, as_json, None)
+        return
     output.print_compiled(out, target, module.report, seconds)
     tuning.print_coverage(module.report["tuning"], verbose)
 
@@ -143,6 +148,7 @@ def run_command(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Default: TILEWRIGHT_NUM_THREADS, or all.")
     ] = None,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Run a module once on random inputs or on those of a file."""
@@ -156,7 +162,7 @@ def run_command(
         results = loaded.run(feed)
         if out is not None:
             save_npz(out, results)
-    output.print_arrays(results)
+    _print(output.summaries(results), as_json, output.print_arrays)
 
 
 @app.command("inspect")
@@ -191,7 +197,7 @@ def targets_command(as_json: AsJson = False, debug: Debug = False) -> None:
 
 def main() -> None:
     """Run the command line; the console script's entry."""
-    app()
+    app(prog_name="tilewright")  # also for python -m; completion is named after it
 
 
 def _print(result: Any, as_json: bool, as_text: Any) -> None:
@@ -247,3 +253,4 @@ _cli_baseline.register(app, _errors)
 
 for _commands in (quantizing, profiling, explaining, size, tuning, device, trust):
     _commands.mount(app, _errors)
+everywhere.finish(app)

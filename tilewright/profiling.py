@@ -8,7 +8,7 @@ peak and bandwidth are the best that was measured between those rounds, with as 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ def profile(
     inputs: Mapping[str, np.ndarray] | None = None,
     threads: int = 1,
     rounds: int = 20,
+    progress: Callable[[str], None] = lambda _stage: None,
 ) -> Profile:
     """Time every operator call of a module.
 
@@ -89,6 +90,7 @@ def profile(
         inputs: what to run on; None draws random inputs.
         threads: threads per call.
         rounds: how often the module and the probes run.
+        progress: called before each round.
 
     Raises:
         ModuleError: not a module, or one for another processor.
@@ -103,7 +105,8 @@ def profile(
     probes = Probes(str(target["name"]), threads)
     feed = random_inputs(module.inputs, 0) if inputs is None else inputs
     times, probed = [], []
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
+        progress(f"measuring, round {number} of {rounds}")
         times.append([item.seconds for item in module.profile(feed, rounds=1)])
         probed.append(probes.measure())
     fastest = np.min(times, axis=0)

@@ -115,8 +115,9 @@ def quantize(
         proto = _prepared(proto, samples, target, shapes, smooth, bias_correction)
         names = ptq.tensors_to_quantize(proto)
         run, inputs = _runner(ptq.with_outputs(proto, names), target, shapes)
-    progress("calibration")
-    scales = ptq.calibrate(names, samples, run, method, percentile)
+    scales = ptq.calibrate(
+        names, samples, _counted(run, len(samples), progress), method, percentile
+    )
     names = [name for name in names if name in scales]
     quantized = ptq.insert_qdq(proto, scales)
     _save(quantized, Path(output))
@@ -132,6 +133,23 @@ def quantize(
     ]
     layers.sort(key=lambda layer: layer["snr_db"])
     return {"tensors": len(names), "samples": len(samples), "layers": layers}
+
+
+def _counted(
+    run: Callable[[Arrays], Arrays], samples: int, progress: Callable[[str], None]
+) -> Callable[[Arrays], Arrays]:
+    """Return what runs a sample, and says which one it is; most methods see all samples twice."""
+    done = 0
+
+    def run_counted(sample: Arrays) -> Arrays:
+        nonlocal done
+        progress(
+            f"calibration, pass {done // samples + 1}, sample {done % samples + 1} of {samples}"
+        )
+        done += 1
+        return run(sample)
+
+    return run_counted
 
 
 def _save(proto: Any, path: Path) -> None:

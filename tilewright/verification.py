@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ def verify(
     rounds: int = 3,
     seed: int = 0,
     tolerance: float = TOLERANCE,
+    progress: Callable[[str], None] = lambda _stage: None,
 ) -> dict[str, Any]:
     """Run a module and its model on the same inputs, and compare.
 
@@ -38,6 +39,7 @@ def verify(
         rounds: how many random inputs.
         seed: of the first random input.
         tolerance: largest error that is accepted, in standard deviations of each output.
+        progress: called before each run.
 
     Returns:
         "same_model": whether the module says that it was made from this very file; "weights":
@@ -66,7 +68,8 @@ def verify(
         else [random_inputs(loaded.inputs, seed + number) for number in range(rounds)]
     )
     errors = dict.fromkeys(names, 0.0)
-    for values in feeds:
+    for number, values in enumerate(feeds, start=1):
+        progress(f"comparing with {against}, {number} of {len(feeds)}")
         expected = reference_outputs(Path(model), values, names, against)
         found = loaded.run(values)
         for name in names:

@@ -18,8 +18,8 @@ from benchmarks.fuzz.models import models
 from benchmarks.fuzz.ways import ORDER, WAYS
 from tilewright.compiler.package import prepare_runtime
 
-# A batch takes a minute, and shrinking a failure of it up to five.
-_PATIENCE_S = 900
+# A batch takes minutes on a busy machine, and shrinking a failure of it five more.
+_PATIENCE_S = 3600
 
 
 @dataclass
