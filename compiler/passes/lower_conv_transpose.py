@@ -8,14 +8,21 @@ J = ceil(K / s) taps; the s^d remainders ("phases") become groups of output chan
 convolution, and a depth-to-space interleaves them (sub-pixel convolution: Shi et al., "Is the
 deconvolution layer the same as a convolutional layer?", arXiv 1609.07009, section 2).
 
+One convolution for all phases gives each of them as many taps and positions as the largest needs:
+4 taps at stride 2 also compute a border that is cropped, 3 taps multiply by zeros. So where the
+phases are equally large and have channels enough, each becomes a convolution of its own with its
+own taps and padding.
+
 Precondition: the weights are constant. Dilation is folded into the weights as zeros.
 Operators with run-time weights are left alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,6 +31,10 @@ from tvm import relax
 
 from tilewright.compiler.relax_utils import constant_array, is_constant, op_name, static_shape
 
+# Output channels are computed in vectors of up to this many.
+_LANES = 16
+# Every convolution has a cost of its own: small gains are not worth a call for each phase.
+_WORTH_CALLS = 0.97
 _CONVOLUTIONS = {
     "relax.nn.conv1d_transpose": relax.op.nn.conv1d,
     "relax.nn.conv2d_transpose": relax.op.nn.conv2d,
@@ -53,6 +64,56 @@ def _plan_axis(kernel: int, stride: int, pad_before: int, size: int, extent: int
     return _Axis(
         stride, taps, positions, before, positions + taps - 1 - before - size, start, extent
     )
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """One axis of one phase: its taps, first to last, and where it reads."""
+
+    steps: tuple[int, ...]
+    axis: _Axis
+
+
+def _plan_phases(
+    kernel: int, stride: int, pad_before: int, size: int, extent: int
+) -> list[_Phase] | None:
+    """Return the phases in the order of their outputs; None if they are not equally large."""
+    if extent % stride or kernel < stride:
+        return None
+    positions = extent // stride
+    phases = []
+    for first in range(stride):
+        remainder = (first + pad_before) % stride
+        steps = tuple(range(remainder, kernel, stride))[::-1]
+        shift = (first + pad_before) // stride
+        before = len(steps) - 1 - shift
+        after = positions + shift - size
+        axis = _Axis(stride, len(steps), positions, before, after, 0, extent)
+        phases.append(_Phase(steps, axis))
+    return phases
+
+
+def _reads(axis: _Axis, size: int) -> int:
+    """Return how often an input along an axis is multiplied; padding is left out of the loops."""
+    first = range(-axis.pad_before, axis.positions - axis.pad_before)
+    return sum(max(0, min(start + axis.taps, size) - max(start, 0)) for start in first)
+
+
+def _cheaper_apart(
+    axes: list[_Axis], phases: list[list[_Phase]], sizes: Sequence[int], outputs: int
+) -> bool:
+    """Tell whether phases as convolutions of their own have fewer multiply-adds to do."""
+
+    def vectors(channels: int) -> int:
+        return -(-channels // _LANES)
+
+    together = vectors(prod(axis.stride for axis in axes) * outputs)
+    together *= prod(_reads(axis, size) for axis, size in zip(axes, sizes, strict=True))
+    apart = vectors(outputs) * sum(
+        prod(_reads(phase.axis, size) for phase, size in zip(chosen, sizes, strict=True))
+        for chosen in product(*phases)
+    )
+    return apart < _WORTH_CALLS * together
 
 
 def _phase_weights(weight: np.ndarray, groups: int, axes: list[_Axis]) -> np.ndarray:
@@ -118,16 +179,47 @@ class _Lower(relax.expr_functor.PyExprMutator):
             _plan_axis(weight.shape[2 + i], strides[i], padding[i], sizes[i], shape[2 + i])
             for i in range(rank)
         ]
-        data = self._crop_for_negative_padding(call.args[0], axes)
-        out = self.builder_.emit(
+        phases = [
+            _plan_phases(weight.shape[2 + i], strides[i], padding[i], sizes[i], shape[2 + i])
+            for i in range(rank)
+        ]
+        equal = [found for found in phases if found is not None]
+        if len(equal) == rank and _cheaper_apart(axes, equal, sizes, weight.shape[1]):
+            return self._lower_apart(call, weight, equal)
+        out = self._convolve(call, call.args[0], _phase_weights(weight, groups, axes), axes)
+        return self._interleave(out, shape, groups, axes)
+
+    def _lower_apart(
+        self, call: relax.Call, weight: np.ndarray, phases: list[list[_Phase]]
+    ) -> relax.Expr:
+        """Return the interleaved results of one convolution for each phase."""
+        groups = int(call.attrs.groups)
+        grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+        results = []
+        for chosen in product(*phases):
+            taken = grouped
+            for position, phase in enumerate(chosen):
+                taken = taken.take(phase.steps, axis=3 + position)
+            # [g, I/g, O/g, *taps] -> [g * O/g, I/g, *taps]
+            own = taken.swapaxes(1, 2).reshape(-1, taken.shape[1], *taken.shape[3:])
+            axes = [phase.axis for phase in chosen]
+            results.append(self._convolve(call, call.args[0], own, axes))
+        out = self.builder_.emit(relax.op.concat(results, axis=1))
+        axes = [along[0].axis for along in phases]
+        return self._interleave(out, static_shape(call), 1, axes)
+
+    def _convolve(
+        self, call: relax.Call, data: relax.Expr, weight: np.ndarray, axes: list[_Axis]
+    ) -> relax.Expr:
+        data = self._crop_for_negative_padding(data, axes)
+        return self.builder_.emit(
             _CONVOLUTIONS[str(op_name(call))](
                 data,
-                relax.const(_phase_weights(weight, groups, axes)),
+                relax.const(np.ascontiguousarray(weight)),
                 padding=[max(a.pad_before, 0) for a in axes] + [max(a.pad_after, 0) for a in axes],
-                groups=groups,
+                groups=int(call.attrs.groups),
             )
         )
-        return self._interleave(out, shape, groups, axes)
 
     def _crop_for_negative_padding(self, data: relax.Expr, axes: list[_Axis]) -> relax.Expr:
         shape = static_shape(data)

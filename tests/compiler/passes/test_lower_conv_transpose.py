@@ -111,6 +111,57 @@ def test_run_time_weights_are_left_alone():
     tvm.ir.assert_structural_equal(LowerConvTranspose()(mod), mod)
 
 
+@settings(max_examples=12, deadline=None)
+@given(
+    rank=st.integers(1, 2),
+    stride=st.integers(2, 3),
+    longer=st.integers(0, 3),
+    before=st.integers(0, 3),
+    sizes=st.tuples(st.integers(2, 5), st.integers(2, 5)),
+    groups=st.integers(1, 2),
+)
+def test_phases_apart_equal_definition(rank, stride, longer, before, sizes, groups):
+    """Channels enough for a vector: phases are convolutions of their own where they are equal."""
+    rng = np.random.default_rng(0)
+    kernel = stride + longer
+    # The result is a multiple of the stride long: (s - 1) * stride + kernel - before - after.
+    after = (longer - before) % stride
+    if before > kernel - 1 or min(sizes[:rank]) * stride + longer - before - after < 1:
+        return
+    attrs = {
+        "stride": stride,
+        "padding": (before, after),
+        "output_padding": 0,
+        "dilation": 1,
+        "groups": groups,
+    }
+    x = rng.standard_normal((1, 2 * groups, *sizes[:rank])).astype("float32")
+    weight = rng.standard_normal((2 * groups, 16, *(kernel,) * rank)).astype("float32")
+    lowered = LowerConvTranspose()(_module(x.shape, weight, **attrs))
+    expected = _reference(x, weight, **attrs)
+    np.testing.assert_allclose(_run(lowered, x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kernel", "padding", "taps"), [(4, 1, (2, 2)), (3, 1, (1, 2))])
+def test_phases_apart_have_their_own_taps(kernel, padding, taps):
+    weight = np.ones((8, 16, kernel), "float32")
+    attrs = {"padding": (padding, padding), "output_padding": kernel % 2, "dilation": 1}
+    mod = _module((1, 8, 6), weight, stride=2, groups=1, **attrs)
+    lowered = LowerConvTranspose()(mod)
+    convolutions = [
+        b.value for b in bindings(lowered["main"]) if op_name(b.value) == "relax.nn.conv1d"
+    ]
+    assert sorted(int(c.args[1].ty.shape[2]) for c in convolutions) == list(taps)
+
+
+def test_few_channels_share_one_convolution():
+    weight = np.ones((8, 3, 4), "float32")
+    attrs = {"padding": (1, 1), "output_padding": 0, "dilation": 1}
+    lowered = LowerConvTranspose()(_module((1, 8, 6), weight, stride=2, groups=1, **attrs))
+    names = [op_name(binding.value) for binding in bindings(lowered["main"])]
+    assert names.count("relax.nn.conv1d") == 1
+
+
 @pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (4, 2)])
 def test_no_multiplication_by_inserted_zeros(kernel, stride):
     """A kernel that the stride divides costs exactly kernel^2 multiply-adds an input element."""
