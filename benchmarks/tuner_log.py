@@ -23,7 +23,10 @@ from pathlib import Path
 from benchmarks import zoo
 from tilewright.compiler.layout.primitives import Layout
 from tilewright.compiler.targets import parse_target
-from tilewright.tuner import Log, MeasureOptions, Record, TuneOptions, tune
+from tilewright.frontends.onnx import import_onnx
+from tilewright.tuner import Log, Lookup, MeasureOptions, Record, TuneOptions, tune
+from tilewright.tuner.algorithms import find_convolutions, measure_algorithms
+from tilewright.tuner.lookup import ALGORITHM
 from tilewright.tuner.records import merit
 from tilewright.tuner.tune_model import model_tasks
 
@@ -44,13 +47,16 @@ _BATCH = 6
 
 def select(records: Iterable[Record]) -> list[Record]:
     """Return the records that a compile needs; see the module's docstring."""
+    algorithms: list[Record] = []
     tasks: dict[str, dict[tuple[Layout, ...], list[Record]]] = defaultdict(
         lambda: defaultdict(list)
     )
     for record in records:
-        if record.ok:
+        if record.ok and record.task["blocks"] == [ALGORITHM]:
+            algorithms.append(record)  # all of a convolution: a compile weighs their weights, too
+        elif record.ok:
             tasks[record.task_key][record.candidate.layouts].append(record)
-    kept: list[Record] = []
+    kept = algorithms
     for layouts in tasks.values():
         ranked = sorted(layouts.values(), key=lambda group: min(r.seconds for r in group))
         least = min(record.seconds for record in ranked[0])
@@ -73,10 +79,9 @@ def _winner_and_default(group: list[Record]) -> list[Record]:
 
 def tune_model(name: str, log: Path, per_task: int, measure: MeasureOptions) -> None:
     """Tune one model for `per_task` trials a task more than the log has."""
-    tasks = {
-        task.key
-        for task, _ in model_tasks(zoo.load(name), replace(parse_target("native"), cores=1))
-    }
+    target = replace(parse_target("native"), cores=1)
+    choose = Lookup([log], target).algorithm
+    tasks = {task.key for task, _ in model_tasks(zoo.load(name), target, winograd=choose)}
     known = {
         (record.task_key, record.candidate.key)
         for record in Log(log).read().records
@@ -97,6 +102,20 @@ def tune_model(name: str, log: Path, per_task: int, measure: MeasureOptions) -> 
     )
 
 
+def tune_algorithms(name: str, log: Path, measure: MeasureOptions) -> None:
+    """Measure the algorithms of a model's convolutions that the log does not know."""
+    target = replace(parse_target("native"), cores=1)
+    lookup = Lookup([log], target)
+    unknown = [
+        convolution
+        for convolution in find_convolutions(import_onnx(zoo.load(name)).module, target)
+        if not lookup.knows_algorithm(convolution)
+    ]
+    records = measure_algorithms(unknown, target, lookup, measure)
+    Log(log).append(records)
+    print(f"{name}: {len(records)} records of algorithms", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     """Tune, or select."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -105,6 +124,7 @@ def main() -> None:
     parser.add_argument("--per-task", type=int, default=12, help="trials of each new task")
     parser.add_argument("--measure-cpu", type=int)
     parser.add_argument("--lock", type=Path, help="as for 'tilewright tune'")
+    parser.add_argument("--algorithms", action="store_true", help="measure those only")
     parser.add_argument("--select", action="store_true", help="write what ships; tune nothing")
     parser.add_argument("--fresh", action="store_true", help="do not start from committed records")
     arguments = parser.parse_args()
@@ -116,7 +136,9 @@ def main() -> None:
     if not arguments.select:
         measure = MeasureOptions(cpu=arguments.measure_cpu, lock=arguments.lock)
         for name in arguments.models:
-            tune_model(name, work, arguments.per_task, measure)
+            tune_algorithms(name, work, measure)
+            if not arguments.algorithms:
+                tune_model(name, work, arguments.per_task, measure)
         return
     contents = Log(work).read()
     kept = select(contents.records)

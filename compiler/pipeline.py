@@ -13,6 +13,7 @@ from pathlib import Path
 import tvm
 from tvm.tirx import PrimFunc
 
+from tilewright.compiler.algorithms import Chooser
 from tilewright.compiler.layout.choices import operator_choices
 from tilewright.compiler.layout.propagation import (
     DECISIONS_ATTRIBUTE,
@@ -60,15 +61,16 @@ class Lowered:
 
 
 def graph_passes(
-    target: Target, winograd: bool = True, integer_only: bool = False
+    target: Target, winograd: bool | Chooser = True, integer_only: bool = False
 ) -> list[tvm.ir.transform.Pass]:
-    """Return the passes on Relax, in order; without `winograd` convolutions stay direct."""
+    """Return the passes on Relax, in order; `winograd` is as for `lower`."""
+    choose = None if isinstance(winograd, bool) else winograd
     return [
         QuantizedOperators(integer_only),
         CanonicalizeOps(),
         FoldBatchNorm(),
         LowerConvTranspose(),
-        *([LowerWinograd(target)] if winograd else []),
+        *([LowerWinograd(target, choose)] if winograd else []),
         CanonicalizeOps(),
     ]
 
@@ -80,7 +82,7 @@ def lower(
     target: Target,
     *,
     tuned: Tuned | None = None,
-    winograd: bool = True,
+    winograd: bool | Chooser = True,
     strategy: Strategy = assign_globally,
     integer_only: bool = False,
     regions: Sequence[RegionSource] = (),
@@ -94,7 +96,8 @@ def lower(
         inputs, outputs: what the caller passes and gets, parallel to main's.
         target: the processor to build for.
         tuned: decisions by key of the task, or a function that finds them.
-        winograd: let convolutions use Winograd's algorithm where it is estimated faster.
+        winograd: let convolutions use Winograd's algorithm where it is estimated faster; or says
+            itself which of them use it.
         strategy: how layouts are chosen; others than the default are for comparison.
         integer_only: no floats between the first quantize and the last dequantize operator.
         regions: control flow that the module refers to.
@@ -153,7 +156,7 @@ def fuse(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
     target: Target,
-    winograd: bool = True,
+    winograd: bool | Chooser = True,
     dump: Callable[[str, tvm.IRModule], None] = lambda _stage, _mod: None,
     progress: Progress = lambda _stage: None,
     integer_only: bool = False,

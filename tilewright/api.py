@@ -16,6 +16,7 @@ from tilewright.inspection import describe_layouts
 from tilewright.runtime.module import Module
 
 if TYPE_CHECKING:
+    from tilewright.compiler.algorithms import Chooser
     from tilewright.compiler.pipeline import Lowered
     from tilewright.compiler.program import Program
     from tilewright.compiler.targets import Target
@@ -156,6 +157,7 @@ def compile(
     lowered, digest = lower_model(
         *(model, description, shapes, constants),
         tuned=lookup,
+        winograd=True if lookup is None else lookup.algorithm,
         integer_only=integer_only,
         dump_ir=dump_ir,
         progress=progress,
@@ -200,6 +202,7 @@ def lower_model(
     constants: Mapping[str, np.ndarray] | None = None,
     *,
     tuned: Tuned | None = None,
+    winograd: bool | Chooser = True,
     integer_only: bool = False,
     dump_ir: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda _stage: None,
@@ -207,7 +210,7 @@ def lower_model(
     """Import a model and lower it; return the program with its layouts, and the model's digest.
 
     This is `compile` without code generation; arguments and errors are the same, but `tuned` are
-    the decisions themselves.
+    the decisions themselves, and `winograd` is as for `compiler.pipeline.lower`.
     """
     from tilewright.compiler.pipeline import lower
     from tilewright.compiler.program import TensorSpec
@@ -237,6 +240,7 @@ def lower_model(
             specs(imported.outputs),
             target,
             tuned=tuned,
+            winograd=winograd,
             regions=regions,
             integer_only=integer_only,
             dump_ir=None if dump_ir is None else Path(dump_ir),

@@ -17,11 +17,18 @@ from typing import Any, Literal
 
 import tvm
 
+from tilewright.compiler.algorithms import (
+    VARIANTS,
+    Convolution,
+    choose_by_estimate,
+    choose_by_time,
+)
 from tilewright.compiler.layout.primitives import Layout
 from tilewright.compiler.layout.rewrite import rewrite
 from tilewright.compiler.schedule import decisions_from_json, default_decisions, schedule
 from tilewright.compiler.targets import Target
 from tilewright.compiler.tasks import Task, TunedDecision
+from tilewright.compiler.winograd import Winograd
 from tilewright.errors import TilewrightError
 from tilewright.tuner.candidate import canonical_json
 from tilewright.tuner.layouts import layout_choices
@@ -29,6 +36,9 @@ from tilewright.tuner.log import Contents, Log
 from tilewright.tuner.records import Record, applies_to, merit, same_target
 from tilewright.tuner.space import LoopSpace
 from tilewright.tuner.workload import describe, describe_loops
+
+ALGORITHM = "algorithm"
+"""Kind of the records that say which algorithm a convolution takes."""
 
 Origin = Literal["tuned", "transferred", "default"]
 
@@ -103,6 +113,7 @@ class Lookup:
     def __post_init__(self) -> None:
         self._by_key: dict[str, list[Record]] = {}
         self._by_blocks: dict[tuple[str, ...], list[Record]] = {}
+        self._algorithms: dict[str, list[Record]] = {}
         self._foreign: set[str] = set()
         self._found: dict[str, tuple[TunedDecision, ...]] = {}
         for path in self.logs:
@@ -111,14 +122,18 @@ class Lookup:
             warning = contents.warning(path)
             if warning:
                 self.warnings.append(warning)
-            self._add(contents.records)
+            self.add(contents.records)
 
-    def _add(self, records: Iterable[Record]) -> None:
+    def add(self, records: Iterable[Record]) -> None:
+        """Take in further records."""
         for record in records:
             if not record.ok:
                 continue
             if not applies_to(record.target, self.target):
                 self._foreign.add(record.task_key)
+                continue
+            if record.task["blocks"] == [ALGORITHM]:
+                self._algorithms.setdefault(record.task_key, []).append(record)
                 continue
             cores = self.target.cores
             if record.seconds > _WORTH_THREADS_S and record.hardware.get("tasks", cores) < cores:
@@ -132,6 +147,23 @@ class Lookup:
         if task.key not in self._found:
             self._found[task.key] = self._find(task)
         return self._found[task.key]
+
+    def knows_algorithm(self, convolution: Convolution) -> bool:
+        """Say whether algorithms of a convolution were measured for this target."""
+        records = self._algorithms.get(convolution.key, [])
+        return any(same_target(record.target, self.target) for record in records)
+
+    def algorithm(self, convolution: Convolution, target: Target) -> Winograd | None:
+        """Return the fastest algorithm measured for a convolution, else the one estimated so."""
+        times: dict[str, float] = {
+            name: record.seconds
+            for record in self._algorithms.get(convolution.key, [])
+            if same_target(record.target, self.target)
+            and (name := json.loads(record.candidate.schedule or "{}").get("name")) in VARIANTS
+        }
+        if not times:
+            return choose_by_estimate(convolution, target)
+        return choose_by_time(convolution, times)
 
     def _find(self, task: Task) -> tuple[TunedDecision, ...]:
         exact = self._by_key.get(task.key, [])

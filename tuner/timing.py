@@ -58,6 +58,27 @@ class Timer(Protocol):
         """Let the device go."""
 
 
+@contextlib.contextmanager
+def exclusive(lock: Path | None) -> Iterator[None]:
+    """Hold the lock of a file, where one is named.
+
+    Raises:
+        MeasureError: it cannot be opened.
+    """
+    if lock is None:
+        yield
+        return
+    try:
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise MeasureError(f"cannot lock {lock}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class LocalTimer:
     """The timing process of this machine.
 
@@ -92,20 +113,15 @@ class LocalTimer:
         Raises:
             MeasureError: it cannot be opened.
         """
-        if self._lock is None or self._held:
+        if self._held:
             yield
             return
-        try:
-            descriptor = os.open(self._lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise MeasureError(f"cannot lock {self._lock}: {error.strerror}") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with exclusive(self._lock):
             self._held = True
-            yield
-        finally:
-            self._held = False
-            os.close(descriptor)
+            try:
+                yield
+            finally:
+                self._held = False
 
     def reference(self, made: Entry) -> dict[str, Any]:
         """Run the unscheduled kernel once."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,14 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.compiler.algorithms import Chooser
 from tilewright.compiler.pipeline import fuse
 from tilewright.compiler.program import TensorSpec
 from tilewright.compiler.targets import Target, parse_target
 from tilewright.compiler.tasks import Task, extract_tasks
-from tilewright.frontends.onnx import import_onnx
+from tilewright.compiler.toolchain import is_foreign
+from tilewright.errors import LogError
+from tilewright.frontends.onnx import ImportedModel, import_onnx
+from tilewright.tuner.algorithms import find_convolutions, measure_algorithms
 from tilewright.tuner.device.choose import open_timer
 from tilewright.tuner.log import Log
-from tilewright.tuner.lookup import user_log
+from tilewright.tuner.lookup import Lookup, user_log
 from tilewright.tuner.loop import tune_tasks
 from tilewright.tuner.measure import MeasureOptions
 from tilewright.tuner.session import Session, TuneOptions
@@ -101,7 +107,8 @@ def tune(
         threads: that kernels may use.
         seed: of the search and of the random inputs.
         options: everything else; `trials`, `time_s`, `seed` and `threads` are set in it.
-        winograd: as for `compiler.pipeline.lower`.
+        winograd: let convolutions use Winograd's algorithm where that is measured, or else
+            estimated, to be faster.
         callback: called with the session after every batch.
 
     Raises:
@@ -112,12 +119,20 @@ def tune(
     """
     description = replace(parse_target(target), cores=threads)
     path = user_log() if log is None else Path(log)
-    tasks = model_tasks(model, description, shapes, constants, winograd)
-    if trials is None and time_s is None:
-        trials = _DEFAULT_TRIALS_PER_TASK * len(tasks)
+    start = time.monotonic()
     options = options or TuneOptions()
     measure = replace(options.measure, threads=threads, seed=seed)
+    imported = import_onnx(model, shapes=shapes, constants=constants)
     timer, build_module = open_timer(options.devices, description, threads)
+    choose: bool | Chooser = winograd
+    here = timer is None and not is_foreign(description.architecture)
+    if winograd and here and threads == 1:
+        choose = _choose_algorithms(imported, description, path, measure)
+    tasks = _tasks(imported, description, choose)
+    if trials is None and time_s is None:
+        trials = _DEFAULT_TRIALS_PER_TASK * len(tasks)
+    if time_s is not None:
+        time_s = max(1.0, time_s - (time.monotonic() - start))
     if build_module is not None:
         measure = replace(measure, build_module=build_module)
     options = replace(options, trials=trials, time_s=time_s, seed=seed, measure=measure)
@@ -130,10 +145,35 @@ def model_tasks(
     target: Target,
     shapes: Mapping[str, Sequence[int]] | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
-    winograd: bool = True,
+    winograd: bool | Chooser = True,
 ) -> list[tuple[Task, int]]:
-    """Return the tasks of an ONNX model, with their number of calls."""
-    imported = import_onnx(model, shapes=shapes, constants=constants)
+    """Return the tasks of an ONNX model, with their number of calls.
+
+    Its algorithms are the estimated ones, or what `winograd` chooses.
+    """
+    return _tasks(import_onnx(model, shapes=shapes, constants=constants), target, winograd)
+
+
+def _choose_algorithms(
+    imported: ImportedModel, target: Target, log: Path, measure: MeasureOptions
+) -> Chooser:
+    """Measure the algorithms of convolutions that the log does not know; return who chooses."""
+    lookup = Lookup([log], target)
+    unknown = [
+        convolution
+        for convolution in find_convolutions(imported.module, target)
+        if not lookup.knows_algorithm(convolution)
+    ]
+    records = measure_algorithms(unknown, target, lookup, measure)
+    lookup.add(records)
+    with contextlib.suppress(LogError):  # tuning goes on, and says so at its first record
+        Log(log).append(records)
+    return lookup.algorithm
+
+
+def _tasks(
+    imported: ImportedModel, target: Target, winograd: bool | Chooser
+) -> list[tuple[Task, int]]:
     program = fuse(
         imported.module,
         [TensorSpec(s.name, s.shape, s.dtype) for s in imported.inputs],

@@ -44,8 +44,7 @@ def contraction_choices(
     operands = _operands(operator, accesses, anchor)
     logical = operator.logical()
     columns = _columns(anchor, operands)
-    is_window = _is_convolution(operator, anchor, operands, columns) and not columns
-    share = costs.PLANAR_WINDOW_SHARE if is_window else costs.PLANAR_SHARE
+    share = _planar_share(operator, anchor, operands, columns, target)
     seconds = costs.seconds(operator, logical, target, anchor.points, share)
     plain = Choice("L", tuple(logical), seconds)
     if operands.weight is None or operands.weight not in operator.constants:
@@ -59,6 +58,23 @@ def contraction_choices(
     if len(columns) == 1:
         return [plain, *_matmul(operator, anchor, operands, columns[0], target)]
     return [plain]
+
+
+def _planar_share(
+    operator: Operator,
+    anchor: BlockAccess,
+    operands: _Product,
+    columns: list[tirx.Var],
+    target: Target,
+) -> float:
+    """Return the share of peak that the kernel on planes or plain matrices reaches."""
+    if not _is_convolution(operator, anchor, operands, columns) or columns:
+        return costs.PLANAR_SHARE
+    assert operands.weight is not None
+    if operator.shapes[operands.weight][1] == 1:  # one step for each load: depthwise
+        return costs.PLANAR_WINDOW_SHARE
+    wide = operator.shapes[operator.output][-1] >= target.lanes("float32")
+    return costs.PLANAR_GROUPED_SHARE if wide else costs.PLANAR_WINDOW_SHARE
 
 
 def _columns(anchor: BlockAccess, operands: _Product) -> list[tirx.Var]:
@@ -192,7 +208,7 @@ def _integer(
     """Bytes by the dot instructions: images channels last, matrices as they are."""
     assert operands.weight is not None
     assert operands.data is not None
-    group, shape = dot_group(target), operator.shapes[operands.weight]
+    shape = operator.shapes[operands.weight]
     dim = _dim_indexed_by(operands.weight_load, column)
     is_image = _is_convolution(operator, anchor, operands, [column])
     data_shape = operator.shapes[operands.data]
@@ -200,7 +216,10 @@ def _integer(
     in_depth = variables(operands.data_load.indices[depth_dim])
     reduction = next((v for v in anchor.reduction if v in in_depth), None)
     along = None if reduction is None else _dim_indexed_by(operands.weight_load, reduction)
-    if dim is None or along is None or data_shape[depth_dim] % group:
+    if dim is None or along is None:
+        return []
+    group = dot_group(target, data_shape[depth_dim])
+    if data_shape[depth_dim] % group:
         return []
     weight = grouped_weight(shape, dim, along, target.lanes("int32"), group)
     if is_image:

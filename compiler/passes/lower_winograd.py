@@ -16,32 +16,17 @@ left direct.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 
 import tvm
 from tvm import relax, te, tirx, topi
 
+from tilewright.compiler.algorithms import Chooser, Convolution, choose_by_estimate
 from tilewright.compiler.relax_utils import constant_array, is_constant, op_name, static_shape
 from tilewright.compiler.targets import Target
-from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK, WINOGRAD, Matrix, Winograd
-
-# Estimates for one core, from benchmarks on the reference machine; only ratios matter.
-_CLOCK_HZ = 3.9e9
-_FMA_PIPES = 2
-_PRODUCT_SHARE = 0.85
-_DIRECT_SHARE = 0.95
-_CACHE_BYTES_S = 40e9
-_MEMORY_BYTES_S = 20e9
-# What a board has of those bandwidths (a Raspberry Pi 4 gets 4 GB/s from memory).
-_BOARD_BANDWIDTH = 1 / 8
-_GAIN_WANTED = 1.15
+from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK, Matrix, Winograd
 
 # What FuseOps knows as an operator whose element-wise epilogue fuses with it.
 _FUSIBLE_OUTPUT = 4
-
-Shape = tuple[int, ...]
-Chooser = Callable[[Shape, Shape, Shape, Target], Winograd | None]
-"""Says for the shapes of data, weight and output which variant to use; None for direct."""
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="LowerWinograd")
@@ -50,7 +35,7 @@ class LowerWinograd:
 
     def __init__(self, target: Target, choose: Chooser | None = None) -> None:
         self.target = target
-        self.choose = choose or choose_tile
+        self.choose = choose or choose_by_estimate
 
     def transform_module(self, mod: tvm.IRModule, _ctx: object) -> tvm.IRModule:
         lower = _Lower(mod, self.target, self.choose)
@@ -60,26 +45,6 @@ class LowerWinograd:
         mod = lower.builder_.get()
         mod["main"] = lowered
         return mod
-
-
-def choose_tile(data: Shape, weight: Shape, out: Shape, target: Target) -> Winograd | None:
-    """Return the variant that is estimated fastest for shapes NCHW, OIHW, or None for direct."""
-    peak = 2 * _FMA_PIPES * target.lanes("float32") * _CLOCK_HZ
-    share = 1.0 if target.architecture == "x86_64" else _BOARD_BANDWIDTH
-    memory, cache = share * _MEMORY_BYTES_S, share * _CACHE_BYTES_S
-    direct = 2 * prod(out) * weight[1] * 9 / (peak * _DIRECT_SHARE)
-    best, best_seconds = None, direct / _GAIN_WANTED
-    for variant in WINOGRAD.values():
-        tiles = out[0] * -(-out[2] // variant.outputs) * -(-out[3] // variant.outputs)
-        points = variant.tile**2
-        product = 2 * points * tiles * weight[0] * weight[1] / (peak * _PRODUCT_SHARE)
-        moved = 8 * points * tiles * (weight[0] + weight[1])
-        weights = 4 * points * weight[0] * weight[1]
-        seconds = product + moved / cache + weights / memory
-        seconds += 4 * (prod(data) + prod(out)) / cache
-        if seconds < best_seconds:
-            best, best_seconds = variant, seconds
-    return best
 
 
 @relax.expr_functor.mutator
@@ -95,7 +60,8 @@ class _Lower(relax.expr_functor.PyExprMutator):
         call = self.builder_.normalize(call)
         data, weight = call.args
         out = static_shape(call)
-        variant = self.choose(static_shape(data), static_shape(weight), out, self.target)
+        shapes = Convolution(static_shape(data), static_shape(weight), out)
+        variant = self.choose(shapes, self.target)
         return call if variant is None else self._lower(call, variant, out)
 
     def _lower(self, call: relax.Call, variant: Winograd, out: tuple[int, ...]) -> relax.Expr:

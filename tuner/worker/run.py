@@ -46,6 +46,19 @@ def _aligned(nbytes: int, guard: int = 0) -> np.ndarray:
     return raw[start : start + nbytes + 2 * guard]
 
 
+def claim_processor(config: Mapping[str, Any]) -> None:
+    """Stay on the processor "cpu", and above all that others run there, as far as one may."""
+    cpu = config.get("cpu")
+    if cpu is not None:
+        os.sched_setaffinity(0, {cpu})
+    with contextlib.suppress(PermissionError):  # only root may
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
+        if cpu is not None and int(config["threads"]) == 1:
+            # Linux shares a processor out between sessions whatever their priorities are
+            # (autogroup): only the real-time class keeps other programs away from a timing.
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+
+
 class Arguments:
     """Buffers of one kernel call: inputs from files, outputs full of garbage between guards."""
 
@@ -106,14 +119,7 @@ class Runner:
     """State of the timing process: the harness and the buffers of recent tasks."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        if config.get("cpu") is not None:
-            os.sched_setaffinity(0, {config["cpu"]})
-        with contextlib.suppress(PermissionError):  # only root may
-            os.setpriority(os.PRIO_PROCESS, 0, -20)
-            if config.get("cpu") is not None and int(config["threads"]) == 1:
-                # Linux shares a processor out between sessions whatever their priorities are
-                # (autogroup): only the real-time class keeps other programs away from a timing.
-                os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        claim_processor(config)
         self.harness = ctypes.CDLL(config["harness"])
         self.harness.harness_error.restype = ctypes.c_char_p
         self.harness.harness_peak.restype = ctypes.c_double

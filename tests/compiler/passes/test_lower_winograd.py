@@ -9,11 +9,12 @@ from tvm import relax
 from tvm.relax import op
 
 from tests.relax_models import constant, module, run
+from tilewright.compiler.algorithms import Convolution, choose_by_estimate
 from tilewright.compiler.layout.propagation import apply_layouts, choose_layouts
 from tilewright.compiler.layout.strategies import fixed
 from tilewright.compiler.lower import legalize_and_fuse, read_program
 from tilewright.compiler.package import package
-from tilewright.compiler.passes.lower_winograd import LowerWinograd, choose_tile
+from tilewright.compiler.passes.lower_winograd import LowerWinograd
 from tilewright.compiler.pipeline import schedule_kernels
 from tilewright.compiler.program import TensorSpec
 from tilewright.compiler.relax_utils import bindings, op_name
@@ -137,8 +138,13 @@ def test_run_time_weights_are_left_alone():
 def test_weights_that_leave_the_cache_stay_direct():
     """A 512-channel layer on 7 x 7 pixels would read four times its weights for 49 pixels."""
     native = parse_target("x86-64-v4")
-    assert choose_tile((1, 512, 7, 7), (512, 512, 3, 3), (1, 512, 7, 7), native) is None
-    chosen = choose_tile((1, 64, 56, 56), (64, 64, 3, 3), (1, 64, 56, 56), native)
+    assert (
+        choose_by_estimate(Convolution((1, 512, 7, 7), (512, 512, 3, 3), (1, 512, 7, 7)), native)
+        is None
+    )
+    chosen = choose_by_estimate(
+        Convolution((1, 64, 56, 56), (64, 64, 3, 3), (1, 64, 56, 56)), native
+    )
     assert chosen is WINOGRAD[4]
 
 

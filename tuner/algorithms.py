@@ -1,0 +1,199 @@
+"""Measure which algorithm computes a convolution fastest: direct, or a variant of Winograd's.
+
+The algorithm is part of a task's choice, but it decides which tasks there are: three instead of one
+for Winograd's. So it is measured first, on modules of one convolution with bias and ReLU, whose
+kernels take what logs know of their loops and else the compiler's decisions. Alternatives that are
+estimated much slower are left out, and one whose results are too far from the direct ones never
+wins.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tilewright.compiler.algorithms import VARIANTS, Convolution, estimate_seconds
+from tilewright.compiler.package import package
+from tilewright.compiler.pipeline import graph_passes, lower
+from tilewright.compiler.program import TensorSpec
+from tilewright.compiler.targets import Target
+from tilewright.compiler.tasks import Lookup
+from tilewright.compiler.winograd import Winograd
+from tilewright.errors import MeasureError
+from tilewright.frontends.onnx import import_onnx
+from tilewright.tuner.candidate import Candidate, canonical_json
+from tilewright.tuner.lookup import ALGORITHM
+from tilewright.tuner.measure import MeasureOptions
+from tilewright.tuner.operators import operator_model
+from tilewright.tuner.records import Record, now, processor_name, target_data, versions
+from tilewright.tuner.timing import exclusive
+from tilewright.tuner.worker.process import WorkerProcess
+
+# An alternative estimated slower than the best by more than this factor is not measured.
+_IMPLAUSIBLE = 1.6
+_ROUNDS = 15
+_TIMEOUT_S = 60.0
+# Largest error in standard deviations of the output: F(4x4) reaches 1e-5 with 512 channels.
+_TOLERANCE = 1e-3
+
+
+def find_convolutions(module: Any, target: Target) -> Counter[Convolution]:
+    """Return the convolutions of an imported Relax module that have a choice, with their calls."""
+    found: Counter[Convolution] = Counter()
+
+    def note(convolution: Convolution, _target: Target) -> Winograd | None:
+        found[convolution] += 1
+        return None
+
+    for each in graph_passes(target, winograd=note):
+        module = each(module)
+    return found
+
+
+def plausible(convolution: Convolution, target: Target) -> list[str]:
+    """Return the algorithms worth measuring, direct first."""
+    seconds = estimate_seconds(convolution, target)
+    least = min(seconds.values())
+    return [name for name in VARIANTS if seconds[name] <= _IMPLAUSIBLE * least]
+
+
+def candidate(name: str) -> Candidate:
+    """Return the candidate that stands for an algorithm."""
+    return Candidate((), canonical_json({"kind": ALGORITHM, "name": name}))
+
+
+def measure_algorithms(
+    convolutions: Sequence[Convolution],
+    target: Target,
+    tuned: Lookup,
+    options: MeasureOptions,
+    progress: Callable[[str], None] = lambda _text: None,
+) -> list[Record]:
+    """Return one record for each plausible algorithm of each convolution.
+
+    Those with one plausible algorithm, or with padding that is not the same on both sides, are left
+    to the estimate.
+
+    Args:
+        convolutions: distinct ones.
+        target: what for; it must run here, on one thread.
+        tuned: decisions for their kernels.
+        options: processor, lock and seed.
+        progress: called with a line before each.
+
+    Raises:
+        MeasureError: the timing process failed.
+    """
+    records = []
+    environment = {"OMP_NUM_THREADS": "1"}
+    config = {"cpu": options.cpu, "threads": options.threads}
+    worker = WorkerProcess(
+        "tilewright.tuner.worker.modules", config, options.memory_bytes, environment
+    )
+    try:
+        for convolution in convolutions:
+            names = plausible(convolution, target)
+            if len(names) < 2 or _padding(convolution) is None:
+                continue
+            progress(f"algorithms of {convolution.data} x {convolution.weight}")
+            with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
+                paths = [
+                    _build(convolution, name, target, tuned, Path(folder, f"{name}.so"))
+                    for name in names
+                ]
+                with exclusive(options.lock):
+                    answer = worker.call(
+                        *("race", _TIMEOUT_S),
+                        paths=[str(path) for path in paths],
+                        rounds=_ROUNDS,
+                        seed=options.seed,
+                    )
+            if "error" in answer:
+                raise MeasureError(f"timing algorithms failed: {answer['error']}")
+            records += _records(convolution, names, answer, target, options)
+    finally:
+        worker.close()
+    return records
+
+
+def _padding(convolution: Convolution) -> int | None:
+    """Return the padding on each side, or None where the sides differ."""
+    (_, _, *extents), (_, _, *wide) = convolution.out, convolution.data
+    around = {out + 2 - data for out, data in zip(extents, wide, strict=True)}
+    total = around.pop()
+    return total // 2 if not around and total % 2 == 0 and total >= 0 else None
+
+
+def _build(convolution: Convolution, name: str, target: Target, tuned: Lookup, path: Path) -> Path:
+    """Compile one convolution with bias and ReLU by one algorithm."""
+    pad = _padding(convolution)
+    assert pad is not None
+    imported = import_onnx(operator_model("conv2d", convolution.data, convolution.weight, pad=pad))
+    inputs, outputs = (
+        [TensorSpec(spec.name, spec.shape, spec.dtype) for spec in specs]
+        for specs in (imported.inputs, imported.outputs)
+    )
+    lowered = lower(
+        *(imported.module, inputs, outputs, target),
+        tuned=tuned,
+        winograd=lambda *_: VARIANTS[name],
+    )
+    package(lowered.program, target, path)
+    return path
+
+
+def describe_convolution(convolution: Convolution) -> dict[str, Any]:
+    """Return what a record says of its task, as `workload.describe` does."""
+    return {
+        "name": "algorithm of a convolution",
+        "blocks": [ALGORITHM],
+        "shapes": [list(convolution.data), list(convolution.weight), list(convolution.out)],
+        "dtypes": ["float32"] * 3,
+        "constants": [1],
+        "images": [0, 2],
+        "outputs": 1,
+        "macs": convolution.multiplications,
+        "axes": [],
+    }
+
+
+def _records(
+    convolution: Convolution,
+    names: Sequence[str],
+    answer: Mapping[str, Any],
+    target: Target,
+    options: MeasureOptions,
+) -> list[Record]:
+    hardware = {"processor": processor_name(), "threads": options.threads, "cold": options.cold}
+    found = []
+    for name, seconds, error in zip(names, answer["seconds"], answer["errors"], strict=True):
+        sound = error <= _TOLERANCE
+        found.append(
+            Record(
+                task_key=convolution.key,
+                task=describe_convolution(convolution),
+                target=target_data(target),
+                candidate=candidate(name),
+                status="ok" if sound else "wrong_output",
+                error="" if sound else f"differs by {error:.1e} standard deviations from direct",
+                run_times_s=(median(seconds),) if sound else (),
+                hardware=hardware,
+                seed=options.seed,
+                versions=versions(),
+                created_at=now(),
+            )
+        )
+    return found
+
+
+__all__ = [
+    "candidate",
+    "describe_convolution",
+    "find_convolutions",
+    "measure_algorithms",
+    "plausible",
+]
