@@ -7,7 +7,9 @@ All variants choose among the same tables of layouts (`compiler/layout/strategie
 micro-kernels, packed weights, algorithms and untuned schedules; only the strategy differs. NCHWc is
 the fixed blocked format with blocks of one vector, the processor's natural one: NCHW8c with AVX2,
 NCHW16c with AVX-512. Rows named "Winograd" let all variants use it where it is estimated faster,
-as a compile does; the others compute every convolution directly. Variants take turns in one process
+as a compile does; the others compute every convolution directly. Rows named "tuned" take decisions
+and costs of layouts from the shipped tuning logs, where these have them; the others are untuned, so
+that all variants had the same effort. Variants take turns in one process
 on one thread; ratios are of ours to the variant, round by round, with 95% bootstrap intervals.
 "same": the strategy chose what ours did. In brackets after a time: conversions executed. "of peak":
 multiply-adds of the best fixed format against the processor's peak in the same minutes; what is
@@ -48,6 +50,7 @@ from tilewright.compiler.work import describe_work
 from tilewright.frontends.onnx import import_onnx
 from tilewright.runtime.benchmark import compare, interleave, summarize
 from tilewright.runtime.module import Module
+from tilewright.tuning import find_tuned
 
 OURS = "global"
 MODELS = ("resnet18", "resnet50", "mobilenetv2", "densenet121", "unet", "bert_base")
@@ -73,18 +76,20 @@ class Job:
     Attributes:
         folder: where the modules are.
         winograd: convolutions use Winograd's algorithm where it is estimated faster.
+        tuned: decisions and costs come from the shipped tuning logs.
         rounds: samples of each variant.
         strategies: of `STRATEGIES`, ours first.
     """
 
     folder: Path
     winograd: bool
+    tuned: bool
     rounds: int
     strategies: tuple[str, ...] = tuple(STRATEGIES)
 
     def row(self, name: str) -> str:
         """Return the name of a row, which is also that of its folder."""
-        return f"{name}, Winograd" if self.winograd else name
+        return name + ", Winograd" * self.winograd + ", tuned" * self.tuned
 
 
 def operator_model(
@@ -135,11 +140,17 @@ def build(name: str, model: Path | onnx.ModelProto, target: Target, job: Job) ->
         [TensorSpec(spec.name, spec.shape, spec.dtype) for spec in side]
         for side in (imported.inputs, imported.outputs)
     ]
+    tuned = find_tuned(target) if job.tuned else None
     decided: dict[str, dict] = {}
     plans: dict[str, LayoutPlan] = {}
     for strategy in job.strategies:
         lowered = lower(
-            imported.module, *specs, target, winograd=job.winograd, strategy=STRATEGIES[strategy]
+            imported.module,
+            *specs,
+            target,
+            tuned=tuned,
+            winograd=job.winograd,
+            strategy=STRATEGIES[strategy],
         )
         facts = {
             "proven": lowered.plan.proven,
@@ -211,7 +222,8 @@ def render(rows: list[dict]) -> str:
         table.append(cells)
     text = f"# Layout strategies\n\n{__doc__.split(chr(10), 4)[4].strip()}\n\n"
     text += markdown_table(header, table)
-    text += f"\nBest fixed layout over ours, geometric mean: {best_fixed(rows)}\n\n"
+    text += f"\nBest fixed layout over ours, geometric mean: {best_fixed(rows)}\n"
+    text += f"\nThe same, tuned: {best_fixed(rows, ', tuned')}\n\n"
     return text + markdown_machine(describe())
 
 
@@ -223,9 +235,9 @@ def share_of_peak(row: dict) -> float:
     return useful / best["median_s"] / (row["peak_gflops"] * 1e9)
 
 
-def best_fixed(rows: list[dict]) -> str:
-    """Return the gain over the best fixed format per model of the issue's four, as text."""
-    wanted = ("mobilenetv2", "densenet121", "unet", "bert_base")
+def best_fixed(rows: list[dict], suffix: str = "") -> str:
+    """Return the gain over the best fixed format for each of four networks, as text."""
+    wanted = [name + suffix for name in ("mobilenetv2", "densenet121", "unet", "bert_base")]
     gains = {
         row["name"]: 1 / max(row["strategies"][name]["ratio"] for name in FIXED)
         for row in rows
@@ -245,13 +257,16 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--operators", action="store_true", help="the single operators too")
     parser.add_argument("--winograd", action="store_true", help="with Winograd's algorithm")
+    parser.add_argument("--tuned", action="store_true", help="by the shipped tuning logs")
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--target", default="native")
     parser.add_argument("--note", default="", help="said beside the rows: how they were disturbed")
     parser.add_argument("--out", type=Path, default=RESULTS / "layouts.json")
     args = parser.parse_args()
-    job = Job(args.folder, args.winograd, args.rounds, tuple(args.strategies.split(",")))
+    job = Job(
+        args.folder, args.winograd, args.tuned, args.rounds, tuple(args.strategies.split(","))
+    )
     jobs = [(name, zoo.load(name), zoo.inputs(name, 0)) for name in args.models.split(",") if name]
     if args.operators:
         rng = np.random.default_rng(0)
