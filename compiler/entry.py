@@ -21,10 +21,10 @@ def generate_entry(program: Program, plan: MemoryPlan, cpu_features: tuple[str, 
         _declarations(program),
         *region_functions(program, plan),
         _run_function(program, plan),
-        _string_table("cpu_features", (*cpu_features, None)),
-        _string_table("call_labels", tuple(call.label for call in program.calls) or (None,)),
-        _tensor_table("inputs", program.input_specs),
-        _tensor_table("outputs", program.output_specs),
+        string_table("cpu_features", (*cpu_features, None)),
+        string_table("call_labels", tuple(call.label for call in program.calls) or (None,)),
+        tensor_table("inputs", program.input_specs),
+        tensor_table("outputs", program.output_specs),
         _program_table(program, plan),
     ]
     return "\n".join(parts)
@@ -62,7 +62,7 @@ def _run_function(program: Program, plan: MemoryPlan) -> str:
     return "\n".join(lines)
 
 
-def _c_string(text: str | None) -> str:
+def c_string(text: str | None) -> str:
     """Return a C literal; all but plain ASCII is written as octal escapes of its UTF-8 bytes."""
     if text is None:
         return "NULL"
@@ -71,12 +71,14 @@ def _c_string(text: str | None) -> str:
     return f'"{body}"'
 
 
-def _string_table(name: str, texts: tuple[str | None, ...]) -> str:
-    items = ",\n".join(f"    {_c_string(text)}" for text in texts)
+def string_table(name: str, texts: tuple[str | None, ...]) -> str:
+    """Return a C table of strings."""
+    items = ",\n".join(f"    {c_string(text)}" for text in texts)
     return f"static const char *const {name}[] = {{\n{items},\n}};\n"
 
 
-def _tensor_table(name: str, specs: tuple[TensorSpec, ...]) -> str:
+def tensor_table(name: str, specs: tuple[TensorSpec, ...]) -> str:
+    """Return the C table of a program's inputs or outputs, `<name>_table`."""
     shapes = []
     rows = []
     for index, spec in enumerate(specs):
@@ -86,7 +88,7 @@ def _tensor_table(name: str, specs: tuple[TensorSpec, ...]) -> str:
         extents = ", ".join(str(extent) for extent in spec.shape) or "0"
         shapes.append(f"static const int64_t {name}_shape_{index}[] = {{{extents}}};\n")
         rows.append(
-            f"    {{{_c_string(spec.name)}, {_c_string(spec.dtype)}, {name}_shape_{index}, "
+            f"    {{{c_string(spec.name)}, {c_string(spec.dtype)}, {name}_shape_{index}, "
             f"{len(spec.shape)}u, {size_bytes}u}},\n"
         )
     if not rows:

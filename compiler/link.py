@@ -41,6 +41,7 @@ def link(
     entry: str,
     extra_flags: Sequence[str] = (),
     architecture: str | None = None,
+    device_sources: tuple[str, ...] = (),
 ) -> bytes:
     """Compile the entry and the C runtime, link them with the kernels, return the shared object.
 
@@ -49,6 +50,7 @@ def link(
         entry: C source from `generate_entry`, with its `TW_CODE_ID`.
         extra_flags: for both compiling and linking, for instance a sanitizer.
         architecture: as in `Target.architecture`; by default that of this machine.
+        device_sources: further files of the C runtime, for programs that a GPU runs.
     """
     flags = (*_COMPILE_FLAGS_OF.get(architecture or "", ()), *extra_flags)
     sources = resources.files("tilewright.runtime") / "c"
@@ -58,7 +60,7 @@ def link(
     ):
         work = Path(folder)
         (work / "exports.map").write_text(_EXPORTS)
-        objects = _write_objects(work, kernels, entry, flags, architecture)
+        objects = _write_objects(work, kernels, entry, flags, architecture, device_sources)
         run_c_compiler(
             [
                 *_COMPILE_FLAGS,
@@ -69,6 +71,7 @@ def link(
                 work / "entry.c",
                 *objects,
                 "-lm",
+                *(["-ldl"] if device_sources else []),
                 "-o",
                 work / "module.so",
             ],
@@ -125,10 +128,14 @@ def _write_objects(
     entry: str,
     flags: tuple[str, ...],
     architecture: str | None,
+    device_sources: tuple[str, ...] = (),
 ) -> list[Path]:
     """Write the entry and all objects to a folder; return the paths of the objects."""
     (work / "entry.c").write_text(entry)
-    objects = dict(_runtime_objects((*find_c_compiler(architecture),), flags, architecture))
+    compiler = (*find_c_compiler(architecture),)
+    objects = dict(_runtime_objects(compiler, flags, architecture))
+    if device_sources:
+        objects |= dict(_runtime_objects(compiler, flags, architecture, device_sources))
     if kernels is not None:
         objects["kernels.o"] = kernels
     for name, content in objects.items():
@@ -143,13 +150,17 @@ def prepare_runtime() -> None:
 
 @cache
 def _runtime_objects(
-    compiler: tuple[str, ...], extra_flags: tuple[str, ...], architecture: str | None
+    compiler: tuple[str, ...],
+    extra_flags: tuple[str, ...],
+    architecture: str | None,
+    names: tuple[str, ...] = _SOURCES,
 ) -> tuple[tuple[str, bytes], ...]:
     """Compile the C runtime: once per process, as it is the same in every module.
 
     Args:
         compiler: the command that `run_c_compiler` calls; here so that another one is not mixed up.
         extra_flags, architecture: as for `link`.
+        names: files of the C runtime.
 
     Returns:
         Pairs of file name and ELF object.
@@ -160,7 +171,7 @@ def _runtime_objects(
         tempfile.TemporaryDirectory(prefix="tilewright-") as folder,
     ):
         objects = []
-        for name in _SOURCES:
+        for name in names:
             out = Path(folder, name).with_suffix(".o")
             run_c_compiler(
                 [

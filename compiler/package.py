@@ -74,7 +74,7 @@ def package(
     parts = _build(program, target, meta or {})
     if form == "so":
         code = link(parts.kernels, parts.entry, architecture=target.architecture)
-        _write_file(path, code, parts)
+        write_module(path, code, parts)
         return
     if form == "static":
         code = link_relocatable(parts.kernels, parts.entry, target.architecture)
@@ -84,7 +84,7 @@ def package(
             raise CompileError(f"cannot write '{path}': {error.strerror}") from error
     else:
         write_sources(path, parts.kernels, parts.entry)
-    _write_file(weights_path(path, form), b"", parts)
+    write_module(weights_path(path, form), b"", parts)
 
 
 def weights_path(path: Path, form: str) -> Path:
@@ -93,7 +93,7 @@ def weights_path(path: Path, form: str) -> Path:
 
 
 @dataclass(frozen=True)
-class _Parts:
+class Parts:
     """What a module is made of: an ELF object of kernels, C source, and what is not code."""
 
     kernels: bytes | None
@@ -103,16 +103,16 @@ class _Parts:
     description: str
 
 
-def _build(program: Program, target: Target, meta: Mapping[str, object]) -> _Parts:
+def _build(program: Program, target: Target, meta: Mapping[str, object]) -> Parts:
     plan = plan_memory(program)
     features = required_features(target)
     kernels = program.used_kernels()
     objects = build_object(kernels, target) if kernels else None
     entry = generate_entry(program, plan, features)
     code_id = zlib.crc32(entry.encode(), zlib.crc32(objects or b""))
-    info = {"versions": _versions(), **meta}
+    info = {"versions": versions(), **meta}
     description = describe(program, plan, json.loads(target.to_json()), features, info)
-    return _Parts(objects, f"#define TW_CODE_ID {code_id}u\n{entry}", code_id, plan, description)
+    return Parts(objects, f"#define TW_CODE_ID {code_id}u\n{entry}", code_id, plan, description)
 
 
 def _make_folder(path: Path) -> None:
@@ -138,7 +138,8 @@ def check_writable(path: Path) -> None:
         raise CompileError(f"cannot write '{path}': {error.strerror}") from error
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions that a module's description names."""
     names = ("tilewright", "apache-tvm", "apache-tvm-ffi")
     return {name: metadata.version(name) for name in names}
 
@@ -147,7 +148,7 @@ def _temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
-def _write_file(path: Path, code: bytes, parts: _Parts) -> None:
+def write_module(path: Path, code: bytes, parts: Parts) -> None:
     """Write all parts to a temporary file in the same directory, then rename it."""
     temporary = _temporary_beside(path)
     try:

@@ -218,7 +218,7 @@ _NAMED = {
         _arm("aarch64:cortex-a72", "cortex-a72", ("asimd",), 32, 1024, 2048, 4),
         _arm("aarch64:cortex-a76", "cortex-a76", _DOT, 64, 512, 2048, 4),  # Raspberry Pi 5
         _arm("aarch64:neoverse-n1", "neoverse-n1", _DOT, 64, 1024, 32768, 8),
-        # LLVM's SVE code for fixed 128-bit vectors gains nothing over NEON: it is not asked for.
+        # SVE computes no more products in a cycle than NEON here (benchmarks/arm_mca.py).
         _arm("aarch64:neoverse-v1", "neoverse-v1", (*_DOT, "i8mm", "bf16"), 64, 1024, 32768, 8),
         _arm("armv7:cortex-a7", "cortex-a7", ("neon", "vfpv4"), 32, 512, 1024, 4),
     )
@@ -239,6 +239,8 @@ def parse_target(name: str) -> Target:
     """
     if name == "native":
         return _native()
+    if name.startswith("cuda"):
+        raise TargetError(f"{name!r} is not a processor, which is what this needs; see 'compile'")
     if name not in _NAMED:
         raise TargetError(f"unknown target {name!r}; known targets: {', '.join(list_targets())}")
     return _NAMED[name]

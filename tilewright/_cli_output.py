@@ -120,6 +120,10 @@ def print_targets(targets: Sequence[Mapping[str, Any]]) -> None:
         if "unavailable" in target:
             _row(table, target["name"], target["unavailable"])
             continue
+        if "chip" in target:
+            shared = _size(target["shared_bytes"])
+            _row(table, target["name"], target["chip"], "", shared, "", "", str(target["sms"]), "")
+            continue
         _row(
             table,
             target["name"],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tilewright.errors import CompileError
+from tilewright.errors import CompileError, TargetError
 from tilewright.inspection import describe_layouts
 from tilewright.runtime.module import Module
 
@@ -123,6 +123,7 @@ def compile(
     integer_only: bool = False,
     dump_ir: str | os.PathLike[str] | None = None,
     format: str = "so",
+    precision: str = "fp32",
     progress: Callable[[str], None] = lambda _stage: None,
 ) -> CompiledModule:
     """Compile an ONNX model into one deployable file.
@@ -139,6 +140,8 @@ def compile(
         dump_ir: folder for the stages of the compile as text.
         format: "so", one file to be loaded; "static", an object file with the runtime inside, and
             the weights beside it; "c", a folder for one's own build.
+        precision: of products of floats on a GPU: "fp32", or by tensor cores "tf32", "fp16" or
+            "bf16"; "int8" asks for a quantized model. Processors have "fp32" only.
         progress: called with the name of each stage.
 
     Raises:
@@ -147,11 +150,19 @@ def compile(
         CompileError: a pass or the linker failed, or too little is tuned.
         LogError: a log that was named cannot be read.
     """
+    from tilewright.compiler.cuda.targets import is_cuda
     from tilewright.compiler.package import package
     from tilewright.compiler.targets import parse_target
     from tilewright.compiler.work import describe_work
     from tilewright.tuning import check_required, describe_tuning, find_tuned
 
+    if is_cuda(target):
+        from tilewright.gpu import CudaOptions, compile_for_gpu
+
+        options = CudaOptions(target, precision, require_tuned, integer_only, dump_ir, format)
+        return compile_for_gpu(model, options, shapes, constants, progress)
+    if precision != "fp32":
+        raise TargetError(f"precision {precision!r} is for CUDA targets; {target} computes in fp32")
     description = parse_target(target)
     lookup = find_tuned(description, logs)
     lowered, digest = lower_model(
@@ -212,7 +223,34 @@ def lower_model(
     This is `compile` without code generation; arguments and errors are the same, but `tuned` are
     the decisions themselves, and `winograd` is as for `compiler.pipeline.lower`.
     """
+    from functools import partial
+
     from tilewright.compiler.pipeline import lower
+
+    lowering = partial(
+        lower,
+        target=target,
+        tuned=tuned,
+        winograd=winograd,
+        integer_only=integer_only,
+        dump_ir=None if dump_ir is None else Path(dump_ir),
+    )
+    return lower_by(lowering, model, shapes, constants, progress)
+
+
+def lower_by(
+    lowering: Callable[..., Any],
+    model: str | os.PathLike[str] | Any,
+    shapes: Shapes | None,
+    constants: Mapping[str, np.ndarray] | None,
+    progress: Callable[[str], None],
+) -> tuple[Any, str]:
+    """Import a model and give it to `lowering`; return what that gives, and the model's digest.
+
+    Args:
+        lowering: takes a Relax module, inputs, outputs, and by name `regions` and `progress`.
+        model, shapes, constants, progress: as for `compile`.
+    """
     from tilewright.compiler.program import TensorSpec
     from tilewright.compiler.regions import BodySource, RegionSource
     from tilewright.frontends.onnx import import_onnx
@@ -234,16 +272,11 @@ def lower_model(
         bodies = [BodySource(b.module, specs(b.inputs), specs(b.outputs)) for b in region.bodies]
         regions.append(RegionSource(region.kind, bodies, region.carried, region.takes))
     try:
-        lowered = lower(
+        lowered = lowering(
             imported.module,
             specs(imported.inputs),
             specs(imported.outputs),
-            target,
-            tuned=tuned,
-            winograd=winograd,
             regions=regions,
-            integer_only=integer_only,
-            dump_ir=None if dump_ir is None else Path(dump_ir),
             progress=note,
         )
     except _FAULTS as error:
@@ -261,9 +294,10 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Module:
 
 
 def targets() -> list[dict[str, Any]]:
-    """Return the known targets, "native" first, as plain data."""
+    """Return the known targets, "native" first and GPUs last, as plain data."""
     from dataclasses import asdict
 
+    from tilewright.compiler.cuda.targets import list_cuda_targets, parse_cuda_target
     from tilewright.compiler.targets import list_targets, parse_target
     from tilewright.errors import TargetError
 
@@ -273,4 +307,4 @@ def targets() -> list[dict[str, Any]]:
             described.append({**asdict(parse_target(name)), "name": name})
         except TargetError as error:  # "native", on a machine that cannot be built for
             described.append({"name": name, "unavailable": str(error)})
-    return described
+    return described + [asdict(parse_cuda_target(name)) for name in list_cuda_targets()]

@@ -103,6 +103,13 @@ def compile_command(
             "'c': a folder for one's own build.",
         ),
     ] = "so",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Of products on a GPU: fp32, or by tensor cores tf32, fp16, bf16; int8 for a "
+            "quantized model."
+        ),
+    ] = "fp32",
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Say for each operator whether it is tuned.")
     ] = False,
@@ -122,6 +129,7 @@ def compile_command(
             integer_only=integer_only,
             dump_ir=dump_ir,
             format=format_,
+            precision=precision,
             progress=progress,
         )
         module.save(out)

@@ -250,7 +250,7 @@ def find_anchor(stages: tuple[Stage, ...], max_lanes: int) -> Anchor | None:
     reductions = [stage for stage in stages if stage.reduction]
     if len(reductions) != 1:
         return None
-    stage = _split_grouped_axes(reductions[0])
+    stage = split_grouped_axes(reductions[0])
     update = split_update(stage)
     if update is None or not stage.spatial or not _is_product(update[1]):
         return None
@@ -266,12 +266,12 @@ def find_anchor(stages: tuple[Stage, ...], max_lanes: int) -> Anchor | None:
     return _assign_roles(stage, update, tuple(accesses), lanes)
 
 
-def _split_grouped_axes(stage: Stage) -> Stage:
+def split_grouped_axes(stage: Stage, include_last: bool = False) -> Stage:
     """Split spatial axes v that loads use as v // c (groups), so that all offsets are linear.
 
-    The vector axis stays whole; it is cut into vectors anyway.
+    The vector axis, which is the last, stays whole unless asked for; it is cut into vectors anyway.
     """
-    for position, axis in enumerate(stage.spatial[:-1]):
+    for position, axis in enumerate(stage.spatial if include_last else stage.spatial[:-1]):
         group = _divisor(stage.value, axis.var)
         if group is None or axis.extent % group or not 1 < group < axis.extent:
             continue
@@ -285,7 +285,7 @@ def _split_grouped_axes(stage: Stage) -> Stage:
         def simpler(expr: Expr, at: dict = at, analyzer: sym.Analyzer = analyzer) -> Expr:
             return _simplify_indices(substitute(expr, at), analyzer)
 
-        return _split_grouped_axes(
+        return split_grouped_axes(
             Stage(
                 stage.name,
                 (*stage.spatial[:position], outer, inner, *stage.spatial[position + 1 :]),
@@ -294,7 +294,8 @@ def _split_grouped_axes(stage: Stage) -> Stage:
                 tuple(simpler(index) for index in stage.indices),
                 simpler(stage.value),
                 stage.init,
-            )
+            ),
+            include_last,
         )
     return stage
 

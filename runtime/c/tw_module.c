@@ -24,11 +24,13 @@ typedef struct tw_model {
   char *description;
   char *weights;
   uint64_t weights_bytes;
+  void *device; /* NULL where the program runs on this processor */
   atomic_int contexts;
 } tw_model;
 
 struct tilewright_context {
   tw_model *model;
+  void *device_context; /* NULL as the model's device */
   tw_pool *pool;
   char *arena;
   size_t arena_bytes;
@@ -119,7 +121,15 @@ static int load_weights(tw_model *model, int fd, const tilewright_trailer *trail
   return 0;
 }
 
+static int open_device(tw_model *model) {
+  const tw_device *device = model->program->device;
+  if (!device) return 0;
+  model->device = device->open(model->program, model->weights);
+  return model->device ? 0 : -1;
+}
+
 static void free_model(tw_model *model) {
+  if (model->device) model->program->device->close(model->device);
   if (model->weights) munmap(model->weights, model->weights_bytes);
   free(model->description);
   free(model);
@@ -149,7 +159,8 @@ static void *open_model(const char *path, uint32_t flags) {
   int fd = open(path, O_RDONLY | O_CLOEXEC);
   int failed = fd < 0 ? tw_fail("cannot open the file: %s", strerror(errno)) : 0;
   failed = failed || read_trailer(fd, program, &trailer) ||
-           load_description(model, fd, &trailer) || load_weights(model, fd, &trailer, flags);
+           load_description(model, fd, &trailer) || load_weights(model, fd, &trailer, flags) ||
+           open_device(model);
   if (fd >= 0) close(fd);
   if (!failed) return model;
   free_model(model);
@@ -195,6 +206,7 @@ static void free_copies(void **copies, uint32_t count) {
 static void free_context(tilewright_context *context) {
   const tw_program *program = context->model->program;
   if (context->pool) tw_pool_destroy(context->pool);
+  if (context->device_context) program->device->context_destroy(context->device_context);
   tw_unmap(context->arena, context->arena_bytes);
   free_copies(context->input_copies, program->num_inputs);
   free_copies(context->output_copies, program->num_outputs);
@@ -223,8 +235,10 @@ static tilewright_context *context_create(void *handle, int threads) {
   if (!context->inputs || !context->outputs || !context->input_copies ||
       !context->output_copies || (program->arena_bytes && !context->arena)) {
     tw_fail("out of memory: a context needs %llu bytes", (unsigned long long)program->arena_bytes);
-  } else {
+  } else if (!program->device) {
     context->pool = tw_pool_create(threads > 0 ? threads : tw_usable_processors());
+  } else if ((context->device_context = program->device->context_create(model->device))) {
+    context->pool = tw_pool_create(1);
   }
   if (context->pool) {
     atomic_fetch_add(&model->contexts, 1);
@@ -302,6 +316,11 @@ static int run_timed(tilewright_context *context, const void *const *inputs,
   const tw_program *program = context->model->program;
   if (atomic_flag_test_and_set(&context->busy))
     return tw_fail("the context is in use by another thread; each thread needs its own");
+  if (program->device) {
+    int status = program->device->run(context->device_context, inputs, outputs, seconds);
+    atomic_flag_clear(&context->busy);
+    return status ? -1 : 0;
+  }
   int failed = bind_buffers(context, inputs, outputs) || run_program(context, seconds);
   for (uint32_t i = 0; !failed && i < program->num_outputs; ++i)
     if (context->outputs[i] != outputs[i])

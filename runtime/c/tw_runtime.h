@@ -88,6 +88,17 @@ typedef struct tw_frame {
 
 double tw_now(void);
 
+struct tw_program;
+
+/* What runs a program whose kernels are not of this processor. All set the error text. */
+typedef struct tw_device {
+  void *(*open)(const struct tw_program *program, const char *weights); /* NULL on failure */
+  void (*close)(void *device);
+  void *(*context_create)(void *device); /* NULL on failure */
+  void (*context_destroy)(void *context);
+  int (*run)(void *context, const void *const *inputs, void *const *outputs, double *seconds);
+} tw_device;
+
 typedef struct tw_program {
   const char *const *cpu_features; /* NULL-terminated */
   uint32_t code_id;                /* the trailer of the file must have the same */
@@ -100,6 +111,8 @@ typedef struct tw_program {
   uint64_t arena_bytes;
   uint64_t payload_bytes;
   int (*run)(const tw_frame *frame); /* 0, or 1 + index of the call that failed */
+  const tw_device *device;           /* NULL where `run` is what runs the program */
+  const void *device_program;        /* what the device needs to know of it */
 } tw_program;
 
 extern const tw_program tw_main_program;

@@ -1,0 +1,123 @@
+"""Estimate how long a product takes in a tile, and choose the best: where nothing was measured.
+
+A wave is as many blocks as run at once. A block takes the longer of its arithmetic at the rate that
+it gets of a multiprocessor, and of its traffic from the second-level cache; the chip takes at least
+the traffic with device memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import ceil
+
+from tilewright.compiler.cuda.product import Product
+from tilewright.compiler.cuda.targets import CudaTarget
+from tilewright.compiler.cuda.tile import (
+    GemmTile,
+    check_tile,
+    resident_blocks,
+    tile_dtypes,
+    uses_matrix_units,
+)
+from tilewright.compiler.program import item_bytes
+from tilewright.errors import InvalidScheduleError
+
+_LAUNCH_S = 3e-6
+# What a schedule of this kind is taken to reach of the peak, before its tile's own losses.
+_REACHED = 0.7
+# Cache traffic of one multiprocessor and clock, bytes.
+_CACHE_BYTES_PER_CLOCK = 48
+# Fewer warps than this on a multiprocessor leave its pipelines waiting.
+_FULL_WARPS = 8
+# Steps that pass before the first arithmetic, and after the last.
+_OVERHEAD_STEPS = 3
+
+
+def estimate_seconds(tile: GemmTile, product: Product, precision: str, target: CudaTarget) -> float:
+    """Return the estimated time of a product on the target's chip."""
+    batch, rows, columns, depth = product.sizes
+    on_tensor_cores = uses_matrix_units(product, precision)
+    element = item_bytes(tile_dtypes(product, precision)[0])
+    rate_name = precision if on_tensor_cores else "fp32"
+    if product.is_integer:
+        rate_name = "int8"
+    elif on_tensor_cores and precision == "fp32":
+        rate_name = "fp16"
+    rate = target.macs_per_second(rate_name) / target.sms * _REACHED
+    blocks = ceil(rows / tile.rows) * ceil(columns / tile.columns) * batch * tile.split
+    resident = max(1, resident_blocks(tile, product, precision, target))
+    together = min(resident, ceil(blocks / target.sms))
+    waves = ceil(blocks / (target.sms * together))
+    busy = min(1.0, together * tile.threads / 32 / _FULL_WARPS)
+    steps = ceil(ceil(depth / tile.depth) / tile.split)
+    macs = tile.rows * tile.columns * tile.depth
+    loaded = (tile.rows + tile.columns) * tile.depth * element
+    arithmetic = macs * together / (rate * busy)
+    traffic = loaded * together / (_CACHE_BYTES_PER_CLOCK * target.clock_hz)
+    seconds = waves * (steps + _OVERHEAD_STEPS) * max(arithmetic, traffic) + _LAUNCH_S
+    moved = batch * (rows * depth + columns * depth) * element + batch * rows * columns * 4
+    if tile.split > 1:
+        partial = 4 * batch * rows * columns * tile.split
+        seconds += _LAUNCH_S + 2 * partial / target.bandwidth_bytes_s
+    return max(seconds, moved / target.bandwidth_bytes_s + _LAUNCH_S)
+
+
+def tiles(product: Product, precision: str, target: CudaTarget) -> Iterator[GemmTile]:
+    """Yield the tiles that are allowed for a product."""
+    on_tensor_cores = uses_matrix_units(product, precision)
+    element = item_bytes(tile_dtypes(product, precision)[0])
+    for rows, columns, warps in _SHAPES:
+        for depth_bytes in (64, 128):
+            for stages in (2, 3, 4):
+                for split in (1, 2, 3, 4, 6, 8, 12, 16):
+                    warp_rows, warp_columns = warps
+                    if not on_tensor_cores and depth_bytes == 128:
+                        continue
+                    tile = GemmTile(
+                        rows,
+                        columns,
+                        depth_bytes // element,
+                        warp_rows,
+                        warp_columns,
+                        stages,
+                        split,
+                    )
+                    try:
+                        check_tile(tile, product, precision, target)
+                    except InvalidScheduleError:
+                        continue
+                    yield tile
+
+
+# Rows, columns, warps along both.
+_SHAPES = (
+    (16, 64, (1, 2)),
+    (16, 128, (1, 4)),
+    (32, 32, (1, 2)),
+    (32, 64, (2, 2)),
+    (32, 128, (1, 4)),
+    (64, 32, (2, 2)),
+    (64, 64, (2, 2)),
+    (64, 128, (2, 2)),
+    (64, 128, (2, 4)),
+    (128, 32, (4, 1)),
+    (128, 64, (2, 2)),
+    (128, 64, (4, 2)),
+    (128, 128, (2, 2)),
+    (128, 128, (2, 4)),
+    (128, 128, (4, 2)),
+    (256, 64, (4, 2)),
+    (256, 128, (4, 2)),
+)
+
+
+def choose_tile(product: Product, precision: str, target: CudaTarget) -> GemmTile:
+    """Return the tile with the least estimated time.
+
+    Raises:
+        InvalidScheduleError: none is allowed.
+    """
+    found = list(tiles(product, precision, target))
+    if not found:
+        raise InvalidScheduleError(f"no tile fits a product of {product.sizes} on {target.name}")
+    return min(found, key=lambda tile: (estimate_seconds(tile, product, precision, target), tile))

@@ -1,0 +1,191 @@
+"""From an imported model to a program of kernel launches for a GPU.
+
+    Relax -> canonical Relax -> fused PrimFuncs -> layouts -> launches
+
+The graph passes, the fusion and the assignment of layouts are those of processors; what differs is
+which layouts an operator can have, and how it becomes code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import tvm
+from tvm import tirx
+
+from tilewright.compiler.cuda.build import Launches, build_launches
+from tilewright.compiler.cuda.kernel import Kernel
+from tilewright.compiler.cuda.layouts import cuda_choices
+from tilewright.compiler.cuda.storage import STORED_AS, store_in_16_bits
+from tilewright.compiler.cuda.targets import CudaTarget, check_precision
+from tilewright.compiler.cuda.tile import GemmTile
+from tilewright.compiler.layout.propagation import apply_layouts, choose_layouts
+from tilewright.compiler.pipeline import Lowered, fuse
+from tilewright.compiler.program import Call, Program, Tensor, TensorSpec
+from tilewright.compiler.regions import RegionSource
+from tilewright.compiler.schedule.expressions import shape_of
+from tilewright.compiler.targets import parse_target
+from tilewright.compiler.work import operations_by_label
+from tilewright.errors import CompileError, InvalidScheduleError, TilewrightError
+
+HOST = "x86-64-v3"
+"""The processor that starts the kernels; also the one whose image formats are used."""
+
+TileOf = Callable[[str, tirx.PrimFunc], GemmTile | None]
+
+
+@dataclass(frozen=True)
+class CudaLowered:
+    """A program for a GPU.
+
+    Attributes:
+        program: one call per launch; its PrimFuncs are empty and only say the parameters.
+        kernels: by the name that calls give.
+        schedules: of each operator, by its label: what its launches are.
+        operators: the program before it was cut into launches, and its layouts.
+    """
+
+    program: Program
+    kernels: Mapping[str, Kernel]
+    schedules: Mapping[str, tuple[str, ...]]
+    operators: Lowered
+
+
+def lower_for_cuda(
+    mod: tvm.IRModule,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    target: CudaTarget,
+    precision: str = "fp32",
+    *,
+    regions: Sequence[RegionSource] = (),
+    tile_of: TileOf = lambda _name, _func: None,
+    progress: Callable[[str], None] = lambda _stage: None,
+) -> CudaLowered:
+    """Turn an imported Relax module into launches.
+
+    Args:
+        mod, inputs, outputs: as for `compiler.pipeline.lower`.
+        target: the GPU.
+        precision: of products of floats.
+        regions: control flow of the module, which GPUs do not run.
+        tile_of: tuned tiles by kernel; None leaves the choice to the estimate.
+        progress: called with the name of each stage.
+
+    Raises:
+        CompileError: an operator has no schedule for GPUs; the message names it.
+    """
+    check_precision(precision)
+    if regions:
+        raise CompileError(
+            "the model has If or Loop with a condition that depends on data, which CUDA targets "
+            "do not run; fix the condition with --constant, or compile for a processor"
+        )
+    host = parse_target(HOST)
+    program = fuse(mod, inputs, outputs, host, winograd=False, progress=progress)
+    _check_quantized(program, precision)
+    progress("layouts")
+    plan = choose_layouts(program, host, cuda_choices)
+    program, conversions = apply_layouts(program, plan)
+    operators = Lowered(program, plan, conversions, (), operations_by_label(program))
+    progress("schedules")
+    if precision in STORED_AS:
+        tensors = store_in_16_bits(program, STORED_AS[precision])
+    else:
+        tensors = program.tensors
+    builder = _Builder(program, tensors, target, precision, tile_of)
+    return CudaLowered(builder.program(), builder.kernels, builder.schedules, operators)
+
+
+def _check_quantized(program: Program, precision: str) -> None:
+    """int8 is not a way to compute floats: the model must say its scales."""
+    if precision != "int8":
+        return
+    bytes_used = any(tensor.dtype in ("int8", "uint8") for tensor in program.tensors)
+    if not bytes_used:
+        raise CompileError(
+            "precision int8 needs a quantized model, and this one has no 8-bit tensor; write one "
+            "with: tilewright quantize"
+        )
+
+
+class _Builder:
+    def __init__(
+        self,
+        program: Program,
+        tensors: Sequence[Tensor],
+        target: CudaTarget,
+        precision: str,
+        tile_of: TileOf,
+    ) -> None:
+        self.source, self.target, self.precision = program, target, precision
+        self.tile_of = tile_of
+        self.tensors = list(tensors)
+        self.calls: list[Call] = []
+        self.kernels: dict[str, Kernel] = {}
+        self.signatures: dict[str, tirx.PrimFunc] = {}
+        self.schedules: dict[str, tuple[str, ...]] = {}
+        self.built: dict[tuple[str, tuple[tuple[int, str], ...]], Launches] = {}
+
+    def program(self) -> Program:
+        for call in self.source.calls:
+            self._call(call)
+        return replace(
+            self.source,
+            tensors=tuple(self.tensors),
+            calls=tuple(self.calls),
+            kernels=self.signatures,
+        )
+
+    def _call(self, call: Call) -> None:
+        func = self.source.kernels[call.kernel]
+        storage = {
+            position: self.tensors[index].dtype
+            for position, (param, index) in enumerate(zip(func.params, call.args, strict=True))
+            if str(param.dtype) != self.tensors[index].dtype
+        }
+        key = (call.kernel, tuple(sorted(storage.items())))
+        if key not in self.built:
+            variants = sum(1 for name, _ in self.built if name == call.kernel)
+            name = f"{call.kernel}_s{variants}" if variants else call.kernel
+            self.built[key] = self._build(name, call, func, storage)
+        launches = self.built[key]
+        places: list[tuple[Any, int]] = list(zip(launches.params, call.args, strict=True))
+        for buffer in launches.temporaries:
+            shape, dtype = shape_of(buffer), str(buffer.dtype)
+            self.tensors.append(Tensor(f"{call.label}.{buffer.name}", shape, dtype, "intermediate"))
+            places.append((buffer, len(self.tensors) - 1))
+        for number, launch in enumerate(launches.launches):
+            arguments = tuple(
+                next(index for known, index in places if known.same_as(buffer))
+                for buffer in launch.buffers
+            )
+            label = call.label if number == 0 else f"{call.label}.{number}"
+            self.calls.append(Call(launch.kernel.name, arguments, label, launch.n_outputs))
+        self.schedules[call.label] = tuple(x.kernel.schedule for x in launches.launches)
+
+    def _build(
+        self, name: str, call: Call, func: tirx.PrimFunc, storage: Mapping[int, str]
+    ) -> Launches:
+        try:
+            tile = self.tile_of(call.kernel, func)
+            launches = build_launches(func, name, self.target, self.precision, tile, storage)
+        except InvalidScheduleError as error:
+            raise CompileError(f"operator '{call.label}': {error}") from error
+        except TilewrightError as error:
+            raise CompileError(
+                f"operator '{call.label}' (kernel '{call.kernel}') has no schedule for "
+                f"{self.target.name}: {error}"
+            ) from error
+        for launch in launches.launches:
+            self.kernels[launch.kernel.name] = launch.kernel
+            self.signatures[launch.kernel.name] = _signature(launch.buffers)
+        return launches
+
+
+def _signature(buffers: Sequence[Any]) -> tirx.PrimFunc:
+    """Return a function without a body that has the parameters of a launch."""
+    params = [tirx.decl_buffer(shape_of(b), str(b.dtype), b.name) for b in buffers]
+    return tirx.PrimFunc(params, tirx.Evaluate(tirx.IntImm("int32", 0)))

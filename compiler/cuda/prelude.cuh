@@ -1,0 +1,152 @@
+/* What generated kernels use. With TW_EMULATE the instructions of the GPU come from an emulation. */
+#if defined(TW_EMULATE)
+#include "tw_emulate.h"
+#else
+#define TW_SHARED extern __shared__ __align__(128) unsigned char tw_shared[]
+#define TW_GLOBAL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#define TW_BARRIER() __syncthreads()
+#define TW_SHUFFLE_XOR(value, mask) __shfl_xor_sync(0xffffffffu, value, mask)
+
+static __device__ __forceinline__ float tw_from_half(unsigned short bits) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return value;
+}
+static __device__ __forceinline__ unsigned short tw_to_half(float value) {
+  unsigned short bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+}
+static __device__ __forceinline__ unsigned tw_to_tf32(float value) {
+  unsigned bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
+}
+/* Copy 16 bytes from device to shared memory in the background, or zeros where not `valid`. */
+static __device__ __forceinline__ void tw_copy16(void *to, const void *from, bool valid) {
+  unsigned address = (unsigned)__cvta_generic_to_shared(to);
+  int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes)
+               : "memory");
+}
+static __device__ __forceinline__ void tw_copy_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int pending>
+static __device__ __forceinline__ void tw_copy_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+/* Four 8x8 matrices of 16-bit elements; thread t gives the address of row t % 8 of matrix t / 8. */
+static __device__ __forceinline__ void tw_load_matrix4(unsigned (&r)[4], const void *row) {
+  unsigned address = (unsigned)__cvta_generic_to_shared(row);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+#define TW_MMA_FLOAT(name, shape)                                                              \
+  static __device__ __forceinline__ void name(float (&c)[4], const unsigned (&a)[4],           \
+                                              unsigned b0, unsigned b1) {                      \
+    asm volatile("mma.sync.aligned." shape                                                     \
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"            \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                              \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));              \
+  }
+#define TW_MMA_INT(name, shape)                                                                \
+  static __device__ __forceinline__ void name(int (&c)[4], const unsigned (&a)[4],             \
+                                              unsigned b0, unsigned b1) {                      \
+    asm volatile("mma.sync.aligned." shape                                                     \
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"            \
+                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])                              \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));              \
+  }
+TW_MMA_FLOAT(tw_mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
+TW_MMA_FLOAT(tw_mma_half, "m16n8k16.row.col.f32.f16.f16.f32")
+TW_MMA_FLOAT(tw_mma_bfloat, "m16n8k16.row.col.f32.bf16.bf16.f32")
+TW_MMA_INT(tw_mma_s8s8, "m16n8k32.row.col.s32.s8.s8.s32")
+TW_MMA_INT(tw_mma_u8s8, "m16n8k32.row.col.s32.u8.s8.s32")
+TW_MMA_INT(tw_mma_s8u8, "m16n8k32.row.col.s32.s8.u8.s32")
+TW_MMA_INT(tw_mma_u8u8, "m16n8k32.row.col.s32.u8.u8.s32")
+#endif
+
+template <typename To, typename From>
+static __device__ __forceinline__ To tw_bits(From value) {
+  static_assert(sizeof(To) == sizeof(From), "only the type changes");
+  To result;
+  memcpy(&result, &value, sizeof result);
+  return result;
+}
+static __device__ __forceinline__ float tw_from_bfloat(unsigned short bits) {
+  return tw_bits<float>((unsigned)bits << 16);
+}
+/* Round to nearest, ties to even. */
+static __device__ __forceinline__ unsigned short tw_to_bfloat(float value) {
+  unsigned bits = tw_bits<unsigned>(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return (unsigned short)((bits >> 16) | 64u);
+  return (unsigned short)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+static __device__ __forceinline__ float tw_nan() { return tw_bits<float>(0x7fc00000u); }
+static __device__ __forceinline__ float tw_infinity() { return tw_bits<float>(0x7f800000u); }
+template <typename T>
+static __device__ __forceinline__ T tw_min(T a, T b) {
+  return a < b ? a : b;
+}
+template <typename T>
+static __device__ __forceinline__ T tw_max(T a, T b) {
+  return a > b ? a : b;
+}
+template <typename T>
+static __device__ __forceinline__ T tw_abs(T a) {
+  return a < 0 ? -a : a;
+}
+template <typename T>
+static __device__ __forceinline__ T tw_floor_div(T a, T b) {
+  T quotient = a / b;
+  return quotient - (a % b != 0 && (a % b < 0) != (b < 0));
+}
+template <typename T>
+static __device__ __forceinline__ T tw_floor_mod(T a, T b) {
+  return a - b * tw_floor_div(a, b);
+}
+template <>
+__device__ __forceinline__ float tw_floor_mod(float a, float b) {
+  return a - b * floorf(a / b);
+}
+/* Place of 16-byte chunk `chunk` of a row in a tile of rows of `chunks` chunks: neighbouring rows
+ * have it in different banks, so that eight rows are read at once. */
+template <int chunks>
+static __device__ __forceinline__ int tw_swizzle(int row, int chunk) {
+  constexpr int rows_per_line = chunks >= 8 ? 1 : 8 / chunks;
+  constexpr int mask = chunks >= 8 ? 7 : chunks - 1;
+  return row * chunks + (chunk ^ ((row / rows_per_line) & mask));
+}
+/* Read or write neighbouring elements in one access; both sides are aligned to their size. */
+template <int bytes>
+struct tw_vector;
+template <>
+struct tw_vector<2> { typedef unsigned short type; };
+template <>
+struct tw_vector<4> { typedef unsigned int type; };
+template <>
+struct tw_vector<8> { typedef uint2 type; };
+template <>
+struct tw_vector<16> { typedef uint4 type; };
+template <int lanes, typename T>
+static __device__ __forceinline__ void tw_read(T *to, const T *from) {
+  typedef typename tw_vector<lanes * sizeof(T)>::type vector;
+  *reinterpret_cast<vector *>(to) = *reinterpret_cast<const vector *>(from);
+}
+template <int lanes, typename T>
+static __device__ __forceinline__ void tw_write(T *to, const T *from) {
+  typedef typename tw_vector<lanes * sizeof(T)>::type vector;
+  *reinterpret_cast<vector *>(to) = *reinterpret_cast<const vector *>(from);
+}
+/* The ends of the range of an integer type. */
+template <typename T>
+static __device__ __forceinline__ T tw_lowest() {
+  return T(-1) < T(0) ? T(T(1) << (8 * sizeof(T) - 1)) : T(0);
+}
+template <typename T>
+static __device__ __forceinline__ T tw_highest() {
+  return T(~tw_lowest<T>());
+}

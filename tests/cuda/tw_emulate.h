@@ -1,0 +1,140 @@
+/* tw_emulate.h - runs generated CUDA kernels on the CPU, thread by thread.
+ *
+ * Every thread of a block is a coroutine. Barriers, shuffles and matrix instructions hand over to
+ * the next one, so that what is read before it was written shows: copies in the background poison
+ * their target until they are waited for, and threads run forwards or backwards (tw_backwards).
+ * Fragments of matrix instructions are laid out as in the PTX ISA.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define __device__
+#define __forceinline__ inline
+#define __align__(n) alignas(n)
+#define TW_SHARED unsigned char *const tw_shared = tw_now.shared
+#define TW_GLOBAL(threads) extern "C" void
+#define TW_BARRIER() tw_wait(TW_AT_BARRIER)
+#define threadIdx (tw_now.thread)
+#define blockIdx (tw_now.block)
+
+struct uint2 { unsigned x, y; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct tw_dim3 { int x, y, z; };
+
+enum tw_state { TW_READY, TW_AT_BARRIER, TW_AT_WARP, TW_DONE };
+struct tw_slot { unsigned word[6]; const void *row; double value; };
+
+/* What the thread that runs now can see. */
+struct tw_view {
+  tw_dim3 thread, block;
+  unsigned char *shared;
+};
+extern tw_view tw_now;
+
+/* Hand over to the next thread until all of the block, or the warp, have come here. */
+void tw_wait(tw_state state);
+/* Give the other lanes of the warp a slot; returns the slots of the warp when all have given. */
+const tw_slot *tw_exchange(const tw_slot &mine);
+/* A background copy, of zeros where from is NULL; the target is poisoned until it is waited for. */
+void tw_start_copy(void *to, const void *from);
+void tw_end_group(void);
+void tw_wait_groups(int pending);
+
+template <typename T>
+static T tw_shuffle_xor(T value, int mask) {
+  tw_slot mine = {};
+  memcpy(&mine.value, &value, sizeof value);
+  const tw_slot *warp = tw_exchange(mine);
+  T other;
+  memcpy(&other, &warp[(threadIdx.x % 32) ^ mask].value, sizeof other);
+  return other;
+}
+#define TW_SHUFFLE_XOR(value, mask) tw_shuffle_xor(value, mask)
+
+static float tw_from_half(unsigned short bits) {
+  _Float16 half;
+  memcpy(&half, &bits, 2);
+  return (float)half;
+}
+static unsigned short tw_to_half(float value) {
+  _Float16 half = (_Float16)value;
+  unsigned short bits;
+  memcpy(&bits, &half, 2);
+  return bits;
+}
+/* Round to nearest, ties away from zero, to 10 bits. */
+static unsigned tw_to_tf32(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, 4);
+  return (bits + 0x1000u) & ~0x1fffu;
+}
+
+static void tw_copy16(void *to, const void *from, bool valid) {
+  if ((uintptr_t)to % 16 || (valid && (uintptr_t)from % 16)) {
+    fprintf(stderr, "a copy of 16 bytes is not aligned\n");
+    abort();
+  }
+  tw_start_copy(to, valid ? from : NULL);
+}
+static void tw_copy_commit() { tw_end_group(); }
+template <int pending>
+static void tw_copy_wait() {
+  tw_wait_groups(pending);
+}
+
+static void tw_load_matrix4(unsigned (&r)[4], const void *row) {
+  tw_slot mine = {};
+  mine.row = row;
+  const tw_slot *warp = tw_exchange(mine);
+  int lane = threadIdx.x % 32;
+  for (int i = 0; i < 4; ++i)
+    memcpy(&r[i], (const char *)warp[i * 8 + lane / 4].row + lane % 4 * 4, 4);
+}
+
+static tw_slot tw_fragments(const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  return {{a[0], a[1], a[2], a[3], b0, b1}, NULL, 0};
+}
+static float tw_word_float(unsigned word) {
+  float value;
+  memcpy(&value, &word, 4);
+  return value;
+}
+/* Element k of row `row` of A, or of column `row` of B; an instruction has `per` in a word. */
+template <int per, typename Decode>
+static auto tw_element(const tw_slot *warp, bool is_b, int row, int k, Decode decode) {
+  int chunk = k / (4 * per), lane = row % 8 * 4 + k % (4 * per) / per;
+  unsigned word = is_b ? warp[lane].word[4 + chunk] : warp[lane].word[row / 8 + 2 * chunk];
+  return decode(word, k % per);
+}
+template <int per, typename Sum, typename Left, typename Right>
+static void tw_mma(Sum (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, Left left,
+                   Right right) {
+  const tw_slot *warp = tw_exchange(tw_fragments(a, b0, b1));
+  int lane = threadIdx.x % 32;
+  for (int e = 0; e < 4; ++e)
+    for (int k = 0; k < 8 * per; ++k)
+      c[e] += tw_element<per>(warp, false, lane / 4 + e / 2 * 8, k, left) *
+              tw_element<per>(warp, true, lane % 4 * 2 + e % 2, k, right);
+}
+static float tw_tf32(unsigned word, int) { return tw_word_float(word & ~0x1fffu); }
+static float tw_half(unsigned word, int i) { return tw_from_half((unsigned short)(word >> 16 * i)); }
+static float tw_bfloat(unsigned word, int i) { return tw_word_float((word >> 16 * i) << 16); }
+static int tw_s8(unsigned word, int i) { return (signed char)(word >> 8 * i); }
+static int tw_u8(unsigned word, int i) { return (unsigned char)(word >> 8 * i); }
+#define TW_MMA(name, sum, per, left, right)                                                     \
+  static void name(sum(&c)[4], const unsigned(&a)[4], unsigned b0, unsigned b1) {               \
+    tw_mma<per>(c, a, b0, b1, left, right);                                                     \
+  }
+TW_MMA(tw_mma_tf32, float, 1, tw_tf32, tw_tf32)
+TW_MMA(tw_mma_half, float, 2, tw_half, tw_half)
+TW_MMA(tw_mma_bfloat, float, 2, tw_bfloat, tw_bfloat)
+TW_MMA(tw_mma_s8s8, int, 4, tw_s8, tw_s8)
+TW_MMA(tw_mma_u8s8, int, 4, tw_u8, tw_s8)
+TW_MMA(tw_mma_s8u8, int, 4, tw_s8, tw_u8)
+TW_MMA(tw_mma_u8u8, int, 4, tw_u8, tw_u8)
+static int __popcll(unsigned long long value) { return __builtin_popcountll(value); }
+static float rsqrtf(float value) { return 1.0f / sqrtf(value); }
+static double rsqrt(double value) { return 1.0 / sqrt(value); }
