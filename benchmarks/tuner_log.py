@@ -77,8 +77,8 @@ def _winner_and_default(group: list[Record]) -> list[Record]:
     return [winner] if default.candidate == winner.candidate else [winner, default]
 
 
-def tune_model(name: str, log: Path, per_task: int, measure: MeasureOptions) -> None:
-    """Tune one model for `per_task` trials a task more than the log has."""
+def tune_model(name: str, log: Path, per_task: int, measure: MeasureOptions) -> bool:
+    """Tune one model for `per_task` trials of each task that the log lacks; say if to go on."""
     target = replace(parse_target("native"), cores=1)
     choose = Lookup([log], target).algorithm
     tasks = {task.key for task, _ in model_tasks(zoo.load(name), target, winograd=choose)}
@@ -91,7 +91,7 @@ def tune_model(name: str, log: Path, per_task: int, measure: MeasureOptions) -> 
     trials = len(known) + per_task * len(fresh)
     print(f"{name}: {len(tasks)} tasks, {len(fresh)} of them new", file=sys.stderr, flush=True)
     if not fresh:
-        return
+        return True
     options = TuneOptions(batch=_BATCH, measure=measure)
     result = tune(zoo.load(name), log=log, trials=trials, options=options)
     gain = result.before_s / max(1e-12, result.after_s)
@@ -100,6 +100,7 @@ def tune_model(name: str, log: Path, per_task: int, measure: MeasureOptions) -> 
         file=sys.stderr,
         flush=True,
     )
+    return result.stopped != "interrupted"
 
 
 def tune_algorithms(name: str, log: Path, measure: MeasureOptions) -> None:
@@ -137,8 +138,10 @@ def main() -> None:
         measure = MeasureOptions(cpu=arguments.measure_cpu, lock=arguments.lock)
         for name in arguments.models:
             tune_algorithms(name, work, measure)
-            if not arguments.algorithms:
-                tune_model(name, work, arguments.per_task, measure)
+            if arguments.algorithms:
+                continue
+            if not tune_model(name, work, arguments.per_task, measure):
+                break
         return
     contents = Log(work).read()
     kept = select(contents.records)

@@ -27,6 +27,8 @@ _POOL = 192
 _PARENTS = 6
 _RANDOM_SHARE = 0.2
 _MOST_ATTEMPTS = 6
+# Layouts that are estimated slower than the best by more than this factor are not judged.
+_IMPLAUSIBLE = 2.0
 
 
 class History:
@@ -202,7 +204,9 @@ class CrossExploration:
     """ALT's two stages.
 
     Joint stage: each layout is judged by a brief exploration of its loops, and the worse half is
-    given up again and again. Loop-only stage: the rest of the budget for the best layouts.
+    given up again and again. Loop-only stage: the rest of the budget for the best layouts. Layouts
+    that are judged differ in kind first and in block sizes then: a third of the joint stage goes
+    into judging each for the first time.
 
     Attributes:
         explorer: proposes loop decisions.
@@ -216,19 +220,17 @@ class CrossExploration:
 
     def propose(self, history: History, count: int, rng: np.random.Generator) -> list[Candidate]:
         """Return new candidates of the layouts that are still in the race."""
-        untried = [
-            choice
-            for choice in rank_layouts(history)
-            if not any(c.layouts == choice.layouts for c in [*history.results, *history.proposed])
-        ]
+        known = {candidate.layouts for candidate in [*history.results, *history.proposed]}
+        judged = _by_kind(history.space)[: max(self.layouts_kept, self.joint_trials // 3)]
+        untried = [choice for choice in judged if choice.layouts not in known]
         found = [_default(history, choice) for choice in untried[:count]]
-        ranked = rank_layouts(history)
-        if history.trials < self.joint_trials:
-            judged = max(1, history.trials // max(1, len(ranked)))
-            kept = max(self.layouts_kept, len(ranked) >> judged)
-        else:
-            kept = self.layouts_kept
+        racing = {choice.layouts for choice in judged} | known
+        ranked = [choice for choice in rank_layouts(history) if choice.layouts in racing]
         joint = history.trials < self.joint_trials
+        kept = self.layouts_kept
+        if joint:
+            rounds = max(1, history.trials // max(1, len(ranked)))
+            kept = max(kept, len(ranked) >> rounds)
         shares: Counter[int] = Counter()
         for turn in range(count - len(found)):
             # In the loop-only stage the best layout gets every second turn.
@@ -236,12 +238,28 @@ class CrossExploration:
             shares[min(index, len(ranked) - 1)] += 1
         for index, share in sorted(shares.items()):
             found += self.explorer.explore(history, ranked[index], share, rng)
-        if not found and ranked:  # the kept layouts are exhausted
-            for choice in ranked:
+        if not found:  # the kept layouts are exhausted
+            for choice in rank_layouts(history):
                 found += self.explorer.explore(history, choice, count - len(found), rng)
                 if len(found) >= count:
                     break
         return found
+
+
+def _by_kind(space: TaskSpace) -> list[LayoutChoice]:
+    """Return the plausible layouts: the best of each kind first, then those of other block sizes.
+
+    A kind is a name up to its block size, as in "B -> B /32".
+    """
+    best = min((choice.estimate_s for choice in space.choices), default=0.0)
+    kinds: Counter[str] = Counter()
+    places = []
+    for choice in sorted(space.choices, key=lambda choice: choice.estimate_s):
+        kind = choice.name.partition(" /")[0]
+        if choice.estimate_s <= _IMPLAUSIBLE * best:
+            places.append((kinds[kind], len(places), choice))
+        kinds[kind] += 1
+    return [choice for _, _, choice in sorted(places, key=lambda place: place[:2])]
 
 
 @dataclass
