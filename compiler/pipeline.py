@@ -30,6 +30,7 @@ from tilewright.compiler.passes.join_winograd import join_winograd
 from tilewright.compiler.passes.lower_conv_transpose import LowerConvTranspose
 from tilewright.compiler.passes.lower_winograd import LowerWinograd
 from tilewright.compiler.program import Program, TensorSpec
+from tilewright.compiler.quantize.explain import Explained, explain_quantized
 from tilewright.compiler.quantize.qdq import QuantizedOperators, check_integer_only
 from tilewright.compiler.regions import RegionSource, lower_region, region_of
 from tilewright.compiler.schedule import decisions_from_json, schedule
@@ -51,6 +52,7 @@ class Lowered:
         conversions: layout conversions that are executed.
         stale: kernels whose tuned decisions no longer fit; they got the default ones.
         operations: of each call, by its label; see `compiler.work`.
+        quantized: of a quantized model, which operators run on integers, and why others do not.
     """
 
     program: Program
@@ -58,6 +60,7 @@ class Lowered:
     conversions: tuple[Conversion, ...]
     stale: tuple[str, ...] = ()
     operations: Mapping[str, int] = field(default_factory=dict)
+    quantized: tuple[Explained, ...] = ()
 
 
 def graph_passes(
@@ -108,6 +111,7 @@ def lower(
         CompileError: an operator cannot be lowered, or not in integers only; the message names it.
     """
     dump = _Dumper(dump_ir)
+    quantized = explain_quantized(mod)
     program = fuse(mod, inputs, outputs, target, winograd, dump, progress, integer_only)
 
     progress("layouts")
@@ -148,7 +152,7 @@ def lower(
         regions={name: lower_region(regions[mark], mark, inner) for name, mark in places.items()},
     )
     dump("scheduled", tvm.IRModule(_named(program.kernels)))
-    return Lowered(program, plan, conversions, stale, operations)
+    return Lowered(program, plan, conversions, stale, operations, quantized)
 
 
 def fuse(

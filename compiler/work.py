@@ -8,8 +8,9 @@ take. Bytes are those of the arguments, each once: what a perfect cache would le
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Any
 
 from tvm import tirx
 from tvm.ir import Call as CallExpr
@@ -38,12 +39,24 @@ def operations_by_label(program: Program) -> dict[str, int]:
     return {call.label: counts[call.kernel] for call in program.calls}
 
 
-def describe_work(program: Program, operations: Mapping[str, int]) -> list[dict[str, int]]:
-    """Return the operations and bytes of each call, in order, for a module's description."""
+def describe_work(program: Program, operations: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return what each call computes and moves, in order, for a module's description.
+
+    Keys: operations; bytes; dtypes of all arguments; reads and writes, numbers of the tensors that
+    are no constants, so that calls can be drawn as a graph.
+    """
+    tensors = program.tensors
+
+    def moving(arguments: Sequence[int]) -> list[int]:
+        return [program.storage_of(t) for t in arguments if tensors[t].kind != "constant"]
+
     return [
         {
             "operations": operations.get(call.label, 0),
-            "bytes": sum(program.tensors[tensor].size_bytes for tensor in dict.fromkeys(call.args)),
+            "bytes": sum(tensors[tensor].size_bytes for tensor in dict.fromkeys(call.args)),
+            "dtypes": sorted({tensors[tensor].dtype for tensor in call.args}),
+            "reads": moving(call.reads),
+            "writes": moving(call.writes),
         }
         for call in program.calls
     ]

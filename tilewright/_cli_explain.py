@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +11,9 @@ import typer
 
 from tilewright import _cli_arguments as arguments
 from tilewright import _cli_output as output
-from tilewright._cli_arguments import Errors
+from tilewright._cli_arguments import AsJson, Debug, Errors
+
+_NAMED = 3
 
 
 def mount(app: typer.Typer, errors: Errors) -> None:
@@ -39,8 +41,8 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         threads: Annotated[int, typer.Option(min=1, help="Threads of the module.")] = 1,
         rounds: Annotated[int, typer.Option(min=1, help="Runs; the fastest counts.")] = 20,
         top: Annotated[int, typer.Option(min=1, help="Operators shown; JSON has all.")] = 15,
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback.")] = False,
+        as_json: AsJson = False,
+        debug: Debug = False,
     ) -> None:
         """Say where the time goes and why: limit, layout and tuning of each operator."""
         import tilewright
@@ -54,9 +56,15 @@ def mount(app: typer.Typer, errors: Errors) -> None:
             if not is_module(path):
                 compiled = tilewright.compile(path, shapes=shapes, progress=progress)
                 module = compiled.path
-            progress("measuring")
             feed = None if input_ is None else load_npz(input_)
-            found = explain(module, against=against, inputs=feed, threads=threads, rounds=rounds)
+            found = explain(
+                module,
+                against=against,
+                inputs=feed,
+                threads=threads,
+                rounds=rounds,
+                progress=progress,
+            )
             found["module"] = str(path)
         if as_json:
             typer.echo(json.dumps(found, indent=2))
@@ -79,13 +87,24 @@ def _print(found: Mapping[str, Any], top: int) -> None:
             f"{row['to_win_s'] * 1e3:.3f} ms",
             row["waits_for"],
             row["tuning"],
+            _types(row["dtypes"]),
             " | ".join(row["layouts"][-1:]),
             row["instructions"] or "",
         )
         for row in found["operators"][:top]
     ]
     output.print_rows(
-        ("operator", "time", "share", "to win", "waits for", "tuning", "writes", "inner loop"),
+        (
+            "operator",
+            "time",
+            "share",
+            "to win",
+            "waits for",
+            "tuning",
+            "types",
+            "writes",
+            "inner loop",
+        ),
         rows,
     )
     conversions = found["conversions"]
@@ -93,11 +112,31 @@ def _print(found: Mapping[str, Any], top: int) -> None:
         f"{conversions['count']} layout conversions take {conversions['seconds'] * 1e3:.3f} ms; "
         + (", ".join(f"{share:.0%} {kind}" for kind, share in found["tuned"].items()) or "no tasks")
     )
+    if found["quantized"]:
+        _print_quantized(found["quantized"], top)
     advised = [row for row in found["operators"] if row["advice"]]
     for row in advised[:top]:
         _say(f"up to {row['to_win_s'] * 1e3:.3f} ms: {row['label']}: {row['advice']}")
     if "against" in found:
         _print_beside(found, top)
+
+
+def _types(dtypes: Sequence[str]) -> str:
+    """Return the types of an operator in short: float32 is what everything is otherwise."""
+    short = {"float32": "f32", "uint8": "u8", "int8": "s8", "int32": "s32"}
+    return " ".join(short.get(dtype, dtype) for dtype in dtypes)
+
+
+def _print_quantized(operators: Sequence[Mapping[str, Any]], top: int) -> None:
+    """Say which operators of a quantized model run in floats; the commonest reason first."""
+    floats = [row for row in operators if not row["integer"]]
+    _say(f"{len(operators) - len(floats)} of {len(operators)} operators run on integers")
+    reasons: dict[str, list[str]] = {}
+    for row in floats:
+        reasons.setdefault(row["reason"], []).append(f"{row['operator']} {row['name']}")
+    for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1]))[:top]:
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        _say(f"in floats: {', '.join(names[:_NAMED])}{more}: {reason}")
 
 
 def _print_beside(found: Mapping[str, Any], top: int) -> None:

@@ -150,6 +150,8 @@ def compile(
         CompileError: a pass or the linker failed, or too little is tuned.
         LogError: a log that was named cannot be read.
     """
+    from dataclasses import asdict
+
     from tilewright.compiler.cuda.targets import is_cuda
     from tilewright.compiler.package import package
     from tilewright.compiler.targets import parse_target
@@ -184,7 +186,10 @@ def compile(
         {**numbers, **reasons}
         for numbers, reasons in zip(work, _reasons(lowered.program, report), strict=True)
     ]
-    package(lowered.program, description, path, {"model_digest": digest, "work": calls}, format)
+    meta: dict[str, Any] = {"model_digest": digest, "work": calls}
+    if lowered.quantized:
+        meta["quantized"] = [asdict(item) for item in lowered.quantized]
+    package(lowered.program, description, path, meta, format)
     return CompiledModule(path, folder, report, format)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from tilewright.errors import ModuleError
-from tilewright.profiling import OperatorProfile, Profile, profile
+from tilewright.profiling import OperatorProfile, Profile, byte_ratio, profile
 from tilewright.runtime.library import read_description
 
 _CONVERSION = "convert "
 # Below this share of the whole time nothing is worth advice.
-_WORTH = 0.002
+_WORTH = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,9 @@ class Explanation:
     Attributes:
         label: of the call.
         kernel: that it runs.
+        dtypes: of its arguments.
+        operations: arithmetic that it executes, padding included.
+        bytes: of its arguments.
         seconds: fastest of the rounds.
         share: of the time of all calls.
         least_s: what the roofline leaves: operations at the peak, or bytes at the bandwidth of
@@ -41,6 +44,9 @@ class Explanation:
 
     label: str
     kernel: str
+    dtypes: tuple[str, ...]
+    operations: int
+    bytes: int
     seconds: float
     share: float
     least_s: float
@@ -60,6 +66,7 @@ def explain(
     inputs: Mapping[str, np.ndarray] | None = None,
     threads: int = 1,
     rounds: int = 20,
+    progress: Callable[[str], None] = lambda _stage: None,
 ) -> dict[str, Any]:
     """Profile a module and say of each operator what it waits for and what would help.
 
@@ -69,23 +76,26 @@ def explain(
         inputs: what to run on; None draws random inputs.
         threads: threads per call.
         rounds: how often each module runs.
+        progress: called before each round.
 
     Returns:
         "module", "seconds", "peak_gflops", "bandwidth_gbytes", "threads"; "operators": see
         `Explanation`, the most to win first; "conversions": how many layout conversions are
-        executed, and their time; "tuned": share of the time by origin; with `against` also
-        "against": its name, its time, and "operators": label, time here and there, the largest
-        difference first.
+        executed, and their time; "tuned": share of the time by origin; "quantized": of a quantized
+        model, every operator of its graph, whether it runs on integers, and why not; with `against`
+        also "against": its name, its time, and "operators": label, time here and there, the
+        largest difference first.
 
     Raises:
         ModuleError: not a module, or one for another processor.
     """
-    found = profile(path, inputs, threads, rounds)
+    found = profile(path, inputs, threads, rounds, progress)
     description = read_description(Path(path))
     calls = description["entries"][0]["calls"]
-    l2_bytes = int(description["target"]["l2_bytes"])
+    target = description["target"]
+    l2_bytes, features = int(target["l2_bytes"]), tuple(target["features"])
     rows = [
-        _explained(found, operator, call, l2_bytes)
+        _explained(found, operator, call, l2_bytes, features)
         for operator, call in zip(found.operators, calls, strict=True)
     ]
     conversions = [row for row in rows if row.label.startswith(_CONVERSION)]
@@ -105,21 +115,29 @@ def explain(
             "seconds": sum(row.seconds for row in conversions),
         },
         "tuned": shares,
+        "quantized": description.get("quantized", []),
     }
     if against is not None:
-        result["against"] = _beside(found, profile(against, inputs, threads, rounds))
+        result["against"] = _beside(found, profile(against, inputs, threads, rounds, progress))
     return result
 
 
 def _explained(
-    found: Profile, operator: OperatorProfile, call: Mapping[str, Any], l2_bytes: int
+    found: Profile,
+    operator: OperatorProfile,
+    call: Mapping[str, Any],
+    l2_bytes: int,
+    features: tuple[str, ...],
 ) -> Explanation:
-    least = _least_seconds(found, call, l2_bytes)
+    least = _least_seconds(found, call, l2_bytes, byte_ratio(operator.kernel, features))
     to_win = max(0.0, operator.seconds - least)
     tuning, reason = str(call.get("tuning", "")), str(call.get("reason", ""))
     return Explanation(
         label=operator.label,
         kernel=operator.kernel,
+        dtypes=tuple(call.get("dtypes", ())),
+        operations=int(call["operations"]),
+        bytes=int(call["bytes"]),
         seconds=operator.seconds,
         share=operator.share,
         least_s=least,
@@ -133,14 +151,14 @@ def _explained(
     )
 
 
-def _least_seconds(found: Profile, call: Mapping[str, Any], l2_bytes: int) -> float:
+def _least_seconds(found: Profile, call: Mapping[str, Any], l2_bytes: int, ratio: int) -> float:
     operations, moved = call.get("operations"), call.get("bytes")
     if operations is None or moved is None:
         raise ModuleError(
             f"'{found.module}' was compiled by a release that does not count operations; "
             "compile the model again"
         )
-    computing = operations / (found.peak_gflops * 1e9)
+    computing = operations / (found.peak_gflops * 1e9 * ratio)
     moving = moved / (found.bandwidth_gbytes * 1e9) if moved > l2_bytes else 0.0
     return max(computing, moving)
 

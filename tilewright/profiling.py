@@ -8,7 +8,8 @@ peak and bandwidth are the best that was measured between those rounds, with as 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ _LIMITED = 0.75
 _SHORT_S = 3e-6
 # Data that moves this much faster than memory is in a cache.
 _CACHED = 1.25
+# Multiply-adds of bytes in the time of one of floats: four where there are instructions for it,
+# else two, as products of 16 bits are added in pairs (vpmaddwd, smlal).
+_DOT_FEATURES = frozenset(("avx512_vnni", "avx_vnni", "asimddp"))
+_BYTE_KERNEL = re.compile(r"(conv|matmul)_int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,7 @@ class OperatorProfile:
         share: of the time of all calls.
         gflops: 1e9 operations per second; None where the module does not say how many there are.
         gbytes: 1e9 bytes of arguments per second.
-        peak_share: of the multiply-add peak.
+        peak_share: of the multiply-add peak; that of bytes where the kernel multiplies bytes.
         bandwidth_share: of the read bandwidth of memory; above 1 the data came from a cache.
         waits_for: what limits it.
         instructions: of its inner loop; None where there is no objdump.
@@ -112,7 +117,8 @@ def profile(
     fastest = np.min(times, axis=0)
     peak, bandwidth = np.max(probed, axis=0)
     loops = inner_loops(Path(path))
-    machine = _Machine(float(peak), float(bandwidth), int(target["l2_bytes"]))
+    features = tuple(target["features"])
+    machine = _Machine(float(peak), float(bandwidth), int(target["l2_bytes"]), features)
     total = float(fastest.sum())
     rows = [
         _operator(call, float(seconds), total, machine, loops)
@@ -131,13 +137,26 @@ def profile(
     )
 
 
+def byte_ratio(kernel: str, features: Iterable[str]) -> int:
+    """Return how many multiply-adds a kernel may do in the time of one of floats.
+
+    Args:
+        kernel: its name.
+        features: of the target.
+    """
+    if _BYTE_KERNEL.search(kernel) is None:
+        return 1
+    return 4 if _DOT_FEATURES & set(features) else 2
+
+
 @dataclass(frozen=True, slots=True)
 class _Machine:
-    """Operations and bytes per second, and the size of the second cache level."""
+    """Operations of floats and bytes per second, size of the second cache level, features."""
 
     peak: float
     bandwidth: float
     l2_bytes: int
+    features: tuple[str, ...]
 
 
 def _operator(
@@ -151,7 +170,8 @@ def _operator(
     operations, moved = call.get("operations"), call.get("bytes")
     flops = None if operations is None else operations / seconds
     rate = None if moved is None else moved / seconds
-    peak_share = None if flops is None else flops / machine.peak
+    peak = machine.peak * byte_ratio(call["kernel"], machine.features)
+    peak_share = None if flops is None else flops / peak
     bandwidth_share = None if rate is None else rate / machine.bandwidth
     return OperatorProfile(
         label=call["label"],

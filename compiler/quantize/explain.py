@@ -36,6 +36,11 @@ class Explained:
     reason: str = ""
 
 
+def explain_quantized(mod: tvm.IRModule) -> tuple[Explained, ...]:
+    """Return `explain`, or nothing where the graph neither quantizes nor dequantizes."""
+    return tuple(explain(mod)) if Graph(mod).affines else ()
+
+
 def explain(mod: tvm.IRModule) -> list[Explained]:
     """Return what becomes of every operator on tensors that may be bytes, in their order.
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
 from tests.tiny_model import make_model
 from tilewright.errors import ModelError, ModuleError
 from tilewright.explaining import explain
+from tilewright.profiling import byte_ratio
 
 
 def test_explain_says_what_each_operator_is(module_path):
@@ -53,3 +56,27 @@ def test_what_is_neither_is_named(cli, tmp_path):
     assert "Traceback" not in result.output
     with pytest.raises((ModelError, ModuleError)):
         explain(tmp_path / "missing.so")
+
+
+def test_a_quantized_module_says_what_stayed_in_floats_and_why(cli, tmp_path):
+    np.savez(tmp_path / "samples.npz", image=np.full((4, 1, 1, 8, 8), 0.5, np.float32))
+    model = Path(__file__).parents[2] / "examples" / "digits_cnn.onnx"
+    quantized, module = tmp_path / "q.onnx", tmp_path / "q.so"
+    arguments = ("--calibration", tmp_path / "samples.npz", "-o", quantized)
+    assert cli("quantize", model, *arguments).exit_code == 0
+    assert cli("compile", quantized, "-o", module).exit_code == 0
+    found = explain(module, rounds=2)
+    floats = [row for row in found["quantized"] if not row["integer"]]
+    assert len(found["quantized"]) > len(floats) > 0
+    assert all(row["reason"] for row in floats)
+    assert any({"int8", "uint8"} <= set(row["dtypes"]) for row in found["operators"])
+    text = cli("explain", module, "--rounds", "2").stdout
+    assert "operators run on integers" in text
+    assert f"in floats: {floats[0]['operator']} {floats[0]['name']}" in text
+    assert "u8" in text
+
+
+def test_products_of_bytes_are_judged_by_what_the_processor_does_with_bytes():
+    assert byte_ratio("fused_conv2d_relu", ("avx2", "avx512_vnni")) == 1
+    assert byte_ratio("conv_int8", ("avx2", "avx512_vnni")) == 4
+    assert byte_ratio("fused_matmul_int8_rescale_add", ("avx2", "fma")) == 2
