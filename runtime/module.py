@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from tilewright.errors import ModuleError
 from tilewright.runtime.buffers import ReusedBuffer
+from tilewright.runtime.dlpack import DeviceArray, as_device_array, is_on_gpu
 from tilewright.runtime.library import Context, Library, read_description
 
 THREADS_VARIABLE = "TILEWRIGHT_NUM_THREADS"
@@ -131,6 +132,28 @@ class Module:
         results = self._run(list(arrays))
         return results[0] if len(results) == 1 else tuple(results)
 
+    def run_into(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        """Run once, and write the results to tensors of the caller.
+
+        Args:
+            inputs: as for `run`.
+            outputs: name -> C-contiguous array of the shape and dtype that `self.outputs` states;
+                for a module for a GPU also a tensor on it, which is then written in place.
+
+        Raises:
+            ModuleError: as for `run`; an output is missing, unknown, of another shape or type, or
+                its size depends on data.
+        """
+        if self._extents_of:
+            raise ModuleError("run_into needs outputs of a known size; use run")
+        arrays = self._check_names(inputs)
+        checked = [self._check_array(*pair) for pair in self._paired(arrays)]
+        names = [spec.name for spec in self.outputs]
+        if set(outputs) != set(names):
+            raise ModuleError(f"outputs {sorted(outputs)} given; the module has {sorted(names)}")
+        results = [self._check_output(spec, outputs[spec.name]) for spec in self.outputs]
+        self._thread().context.run(_addresses(checked), _addresses(results))
+
     def profile(self, inputs: Mapping[str, Any], rounds: int = 10) -> list[CallTime]:
         """Time every operator call, in order: the median over `rounds` runs after one warm-up."""
         arrays = [self._check_array(*pair) for pair in self._paired(self._check_names(inputs))]
@@ -184,7 +207,40 @@ class Module:
             raise ModuleError(f"{', '.join(found)}; {self._accepted()}")
         return [inputs[name] for name in names]
 
-    def _check_array(self, spec: TensorSpec, value: Any) -> np.ndarray:
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the module runs on a GPU."""
+        return str(self.description["target"]["name"]).startswith("cuda:")
+
+    def _check_output(self, spec: TensorSpec, value: Any) -> np.ndarray | DeviceArray:
+        array = self._device_array(spec, value) if is_on_gpu(value) else value
+        compact = isinstance(array, DeviceArray) or (
+            isinstance(array, np.ndarray) and array.flags.c_contiguous and array.flags.writeable
+        )
+        found = f"{array.dtype} {list(array.shape)}" if hasattr(array, "shape") else repr(array)
+        if not compact or found != f"{spec.dtype} {list(spec.shape)}":
+            raise ModuleError(
+                f"output '{spec.name}' is {found}, but the module writes {spec.dtype} "
+                f"{list(spec.shape)}, compact and writeable"
+            )
+        return array
+
+    def _device_array(self, spec: TensorSpec, value: Any) -> DeviceArray:
+        if not self.on_gpu:
+            raise ModuleError(
+                f"'{spec.name}' is on a GPU, but the module runs on the processor; copy it there"
+            )
+        array = as_device_array(value, spec.name)
+        if (array.dtype, array.shape) != (spec.dtype, spec.shape):
+            raise ModuleError(
+                f"'{spec.name}' is {array.dtype} {list(array.shape)}, but the module has "
+                f"{spec.dtype} {list(spec.shape)}"
+            )
+        return array
+
+    def _check_array(self, spec: TensorSpec, value: Any) -> np.ndarray | DeviceArray:
+        if not isinstance(value, np.ndarray) and is_on_gpu(value):
+            return self._device_array(spec, value)
         array = np.asarray(value)
         if (
             array.dtype == self._input_dtypes[spec.name]
@@ -223,5 +279,7 @@ def _dtype(name: str) -> np.dtype:
         return np.dtype(getattr(ml_dtypes, name))
 
 
-def _addresses(arrays: list[np.ndarray]) -> list[int]:
-    return [array.ctypes.data for array in arrays]
+def _addresses(arrays: Sequence[np.ndarray | DeviceArray]) -> list[int]:
+    return [
+        array.address if isinstance(array, DeviceArray) else array.ctypes.data for array in arrays
+    ]

@@ -1,8 +1,9 @@
 """Estimate how long a product takes in a tile, and choose the best: where nothing was measured.
 
-A wave is as many blocks as run at once. A block takes the longer of its arithmetic at the rate that
-it gets of a multiprocessor, and of its traffic from the second-level cache; the chip takes at least
-the traffic with device memory.
+A wave is as many blocks as run at once. A step of a block takes the longest of its arithmetic at
+the rate that it gets of a multiprocessor, of its traffic from the second-level cache, and of the
+latency that its stages do not hide; the chip takes at least the traffic with device memory. The
+constants are from the data sheets of the chips and have not been fitted to measurements.
 """
 
 from __future__ import annotations
@@ -27,6 +28,14 @@ _LAUNCH_S = 3e-6
 _REACHED = 0.7
 # Cache traffic of one multiprocessor and clock, bytes.
 _CACHE_BYTES_PER_CLOCK = 48
+# From asking the second-level cache for a tile until it can be computed with.
+_LATENCY_S = 0.7e-6
+# Clocks of shared memory for a 16-byte read by a whole warp; less where lanes share rows.
+_READ_CLOCKS, _SHARED_READ_CLOCKS = 4.0, 1.0
+# How much of these reads arithmetic does not hide.
+_READS_SEEN = 0.5
+# Multiply-adds of one clock on tensor cores, of the instructions used here (mma.sync).
+_INSTRUCTION_MACS = 1024
 # Fewer warps than this on a multiprocessor leave its pipelines waiting.
 _FULL_WARPS = 8
 # Steps that pass before the first arithmetic, and after the last.
@@ -52,14 +61,32 @@ def estimate_seconds(tile: GemmTile, product: Product, precision: str, target: C
     steps = ceil(ceil(depth / tile.depth) / tile.split)
     macs = tile.rows * tile.columns * tile.depth
     loaded = (tile.rows + tile.columns) * tile.depth * element
-    arithmetic = macs * together / (rate * busy)
+    reuse = register_reuse(tile, on_tensor_cores, element)
+    arithmetic = macs * together / (rate * busy * reuse)
     traffic = loaded * together / (_CACHE_BYTES_PER_CLOCK * target.clock_hz)
-    seconds = waves * (steps + _OVERHEAD_STEPS) * max(arithmetic, traffic) + _LAUNCH_S
+    latency = _LATENCY_S / (tile.stages - 1)
+    step = max(arithmetic, traffic, latency)
+    seconds = waves * (steps + _OVERHEAD_STEPS) * step + _LAUNCH_S
     moved = batch * (rows * depth + columns * depth) * element + batch * rows * columns * 4
     if tile.split > 1:
         partial = 4 * batch * rows * columns * tile.split
         seconds += _LAUNCH_S + 2 * partial / target.bandwidth_bytes_s
     return max(seconds, moved / target.bandwidth_bytes_s + _LAUNCH_S)
+
+
+def register_reuse(tile: GemmTile, on_tensor_cores: bool, element_bytes: int) -> float:
+    """Return the share of time that a warp computes, and does not read shared memory: 0 to 1."""
+    rows, columns = tile.warp_tile
+    if on_tensor_cores:
+        high, wide = rows / 16, columns / 8
+        # An instruction takes 32 bytes of depth, for 16 rows and 8 columns.
+        compute = high * wide * 16 * 8 * (32 / element_bytes) / _INSTRUCTION_MACS
+        reads = _READ_CLOCKS * (high + wide / 2)
+    else:
+        high, wide = rows / 4, columns / 8
+        compute = high * wide
+        reads = _READ_CLOCKS * wide + _SHARED_READ_CLOCKS * high
+    return compute / (compute + _READS_SEEN * reads)
 
 
 def tiles(product: Product, precision: str, target: CudaTarget) -> Iterator[GemmTile]:

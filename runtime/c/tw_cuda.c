@@ -213,7 +213,8 @@ static void *create_context(void *device) {
   int failed = !self || !self->staging || !self->bound || !self->previous;
   if (failed) tw_fail("out of memory");
   if (!failed && !(failed = tw_cuda_check(driver->push(gpu->context), "cannot use the GPU"))) {
-    failed = tw_cuda_check(driver->stream_create(&self->stream, CU_STREAM_NON_BLOCKING),
+    /* It waits for the legacy stream, on which DLPack says that inputs are ready. */
+    failed = tw_cuda_check(driver->stream_create(&self->stream, CU_STREAM_DEFAULT),
                            "cannot make a stream") ||
              allocate(driver, &self->arena, gpu->cuda->arena_bytes,
                       "no memory on the GPU for what is between the operators");

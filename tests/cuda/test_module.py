@@ -53,6 +53,55 @@ found["balance"] = [shim.tw_shim_count(n) for n in (b"push", b"pop", b"retain", 
 print(json.dumps(found))
 """
 
+_DEVICE_CHILD = """
+import ctypes, json, sys
+import numpy as np
+from tilewright.errors import ModuleError
+from tilewright.runtime import dlpack
+from tilewright.runtime.module import Module
+shim = ctypes.CDLL("libcuda.so.1")
+
+class Tensor:
+    # A tensor on the device, as torch and CuPy hand it out.
+    def __init__(self, shape, strides=None, skip=0):
+        block = ctypes.c_uint64()
+        size = 4 * int(np.prod(shape)) + skip
+        assert shim.cuMemAlloc_v2(ctypes.byref(block), ctypes.c_size_t(size)) == 0
+        self.address, self.shape = block.value + skip, shape
+        self.array = np.ctypeslib.as_array(ctypes.cast(self.address,
+            ctypes.POINTER(ctypes.c_float)), shape)
+        self.tensor = dlpack._Tensor(self.address, dlpack._Device(2, 0), len(shape),
+            dlpack._Dtype(2, 32, 1), (ctypes.c_int64 * len(shape))(*shape),
+            (ctypes.c_int64 * len(shape))(*strides) if strides else None, 0)
+    def __dlpack_device__(self):
+        return (2, 0)
+    def __dlpack__(self, stream=None):
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype = ctypes.py_object
+        new.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+        return new(ctypes.addressof(self.tensor), b"dltensor", None)
+
+module = Module(sys.argv[1])
+x, y, odd = Tensor((24, 48)), Tensor((24, 40)), Tensor((24, 48), skip=4)
+x.array[:] = np.random.default_rng(1).standard_normal((24, 48), dtype=np.float32)
+odd.array[:] = x.array
+before = shim.tw_shim_count(b"to_device"), shim.tw_shim_count(b"to_host")
+for _ in range(3):
+    module.run_into({"x": x}, {"y": y})
+after = shim.tw_shim_count(b"to_device"), shim.tw_shim_count(b"to_host")
+unaligned = module.run({"x": odd})["y"]
+errors = []
+for given, taken in (({"x": Tensor((24, 48), (1, 24))}, {"y": y}), ({"x": y}, {"y": y}),
+                     ({"x": x}, {"y": np.zeros((3, 3), np.float32)}), ({"x": x}, {"z": y})):
+    try:
+        module.run_into(given, taken)
+    except ModuleError as error:
+        errors.append(str(error))
+np.savez(sys.argv[2], x=np.array(x.array), y=np.array(y.array), unaligned=unaligned)
+print(json.dumps({"before": before, "after": after, "errors": errors,
+                  "graphs": shim.tw_shim_count(b"graph_launches")}))
+"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -98,6 +147,20 @@ def test_a_module_runs_and_is_recorded_as_a_graph_after_the_first_run(folder):
     assert found["third"]["graph_launches"] == 2
     assert found["third"]["to_device"] == 4
     assert found["times"] == pytest.approx([1e-3] * launches)
+
+
+def test_tensors_on_the_device_are_used_in_place(folder):
+    done = run_child(folder, _DEVICE_CHILD)
+    assert done.returncode == 0, done.stderr
+    found, arrays = json.loads(done.stdout), np.load(folder / "out.npz")
+    expected = tilewright.compile(folder / "matmul.onnx")(arrays["x"])
+    np.testing.assert_allclose(arrays["y"], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(arrays["unaligned"], arrays["y"])
+    assert found["before"] == found["after"]  # nothing was copied
+    assert found["graphs"] == 2
+    messages = ("is not compact", "'x' is float32 \\[24, 40\\]", "output 'y'", r"outputs \['z'\]")
+    for message, error in zip(messages, found["errors"], strict=True):
+        assert re.search(message, error), error
 
 
 def test_a_closed_module_leaves_nothing_on_the_device(folder):
