@@ -9,11 +9,13 @@ from tvm import tirx
 
 from tilewright.compiler.schedule.analysis import Anchor, find_anchor, read_stages
 from tilewright.compiler.schedule.cost import (
+    RowsAs,
     choose_order,
     choose_row_block,
     choose_tile,
     padding_can_be_clipped,
     padding_is_clipped,
+    rows_for,
     window_reductions,
 )
 from tilewright.compiler.schedule.decision_json import from_line, to_line
@@ -80,20 +82,19 @@ class ContractionDecisions:
 
 
 def default_contraction(
-    anchor: Anchor, target: Target, by_lane: bool | None = None
+    anchor: Anchor, target: Target, rows_as: RowsAs | None = None
 ) -> ContractionDecisions:
     """Choose decisions by a model of registers, divisibility and caches.
 
     Args:
         anchor: what is computed.
         target: what for.
-        by_lane: whether rows are multiplied by as lanes of vectors; None asks the target.
+        rows_as: how the rows of a tile are held; by default as float ones are.
     """
-    by_lane = target.multiplies_by_lane if by_lane is None else by_lane
     pads = [access.pad for access in anchor.accesses if access.pad is not None]
     fused = fusable_rows(anchor, pads)
     clip = padding_is_clipped(anchor)
-    row_tile, vectors = choose_tile(anchor, target, fused, not clip, by_lane)
+    row_tile, vectors = choose_tile(anchor, target, fused, not clip, rows_as or rows_for(target))
     clip = clip and row_tile[0] == 1
     tile = row_tile[0] * row_tile[1] * vectors
     inner = anchor.stage.reduction[-1].extent

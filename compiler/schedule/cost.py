@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import Enum
 from math import prod
 
 from tilewright.compiler.schedule.analysis import Anchor
@@ -35,6 +36,11 @@ _MAX_WRITTEN_OUT = 3
 # accumulator, and from 8 rows on spills (1152 x 256 x 96 on Zen 3: 7 rows 78 GFLOP/s, 8 rows 42,
 # 4 x 3 vectors 100).
 _MOST_SINGLE_ROWS = 7
+# Tiles of matrix products, column vectors -> rows. LLVM unrolls short loops and holds the operands
+# of several steps: with more than 16 accumulators it spills. Share of the usmmla bound of Neoverse
+# V1 by llvm-mca, 3x3 of 64 / of 256 channels: 4 x 4 89% / 93%, 6 x 2 86 / 85, 6 x 3 89 (spills) /
+# 89, 8 x 2 80 (spills) / 83, 10 x 2 66 (spills) / 83, 6 x 4 69 / 77 (both spill).
+_ROWS_OF_PAIRS = {1: (1, 2, 4, 6, 8), 2: (1, 2, 4), 4: (1, 2, 4)}
 # Steps of the innermost loop, below which written out steps around it do not pay (measured).
 _MIN_ROLLED = 8
 # Cycles to read a byte from the second and third level and from memory, and the part that is not
@@ -72,16 +78,31 @@ def column_vectors(anchor: Anchor) -> int:
     return extent
 
 
-def tiles_that_fit(target: Target, by_lane: bool) -> Iterator[tuple[int, int]]:
-    """Yield (rows, column vectors) whose accumulators and operands fit the register file.
+class RowsAs(Enum):
+    """How the rows of a tile are held while they are multiplied by.
 
-    Args:
-        target: has the registers.
-        by_lane: every row keeps a vector of data, whose lanes are multiplied by.
+    ELEMENTS are read one by one, as broadcasts; LANES are those of one vector for each row; PAIRS
+    are vectors of two rows (matrix products).
     """
+
+    ELEMENTS = "elements"
+    LANES = "lanes"
+    PAIRS = "pairs"
+
+
+def rows_for(target: Target) -> RowsAs:
+    """Return how float tiles hold their rows."""
+    return RowsAs.LANES if target.multiplies_by_lane else RowsAs.ELEMENTS
+
+
+def tiles_that_fit(target: Target, rows_as: RowsAs) -> Iterator[tuple[int, int]]:
+    """Yield (rows, column vectors) whose accumulators and operands fit the register file."""
     registers = target.vector_registers
     for vectors in (1, 2, 3, 4, 6, 8, 12):
-        if by_lane:
+        if rows_as is RowsAs.PAIRS:
+            yield from ((rows, vectors) for rows in _ROWS_OF_PAIRS.get(vectors, ()))
+            continue
+        if rows_as is RowsAs.LANES:
             # LLVM needs a spare register, else it spills.
             for rows in range(1, (registers - 1 - vectors) // (vectors + 1) + 1):
                 yield rows, vectors
@@ -159,7 +180,7 @@ def _row_pitch(anchor: Anchor) -> int:
 
 
 def choose_tile(
-    anchor: Anchor, target: Target, fused: int, whole_rows: bool, by_lane: bool
+    anchor: Anchor, target: Target, fused: int, whole_rows: bool, rows_as: RowsAs
 ) -> tuple[tuple[int, int], int]:
     """Return (row tile, column vectors) with the least modelled cycles.
 
@@ -168,13 +189,13 @@ def choose_tile(
         target: registers and so on.
         fused: trailing row axes walked as one.
         whole_rows: a tile may span several whole rows of the second last row axis.
-        by_lane: see `tiles_that_fit`.
+        rows_as: how the rows of a tile are held.
     """
     outer, inner = row_extents(anchor, fused)
     vectors_total = column_vectors(anchor)
     depth = prod(axis.extent for axis in anchor.stage.reduction)
     best: tuple[float, tuple[int, int], int] | None = None
-    for rows, vectors in tiles_that_fit(target, by_lane):
+    for rows, vectors in tiles_that_fit(target, rows_as):
         shapes = [(1, rows)] if rows <= inner else []
         if whole_rows and outer > 1 and rows > inner and rows % inner == 0:
             shapes.append((min(rows // inner, outer), inner))

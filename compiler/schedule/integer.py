@@ -8,6 +8,7 @@ multiply-add is that instruction. Tiles, tasks and padding are those of `schedul
 
     group 4: vpdpbusd (AVX-512 VNNI, AVX-VNNI); it does not saturate
     group 4: even and odd bytes apart in 16 bits, two vpmaddwd, two adds; exact, without VNNI
+    group 8, 4: usmmla or usdot, sdot, for ARM with i8mm or dot products
     group 2: products in 16 bits, for ARM without dot products
 """
 
@@ -28,6 +29,7 @@ from tilewright.compiler.schedule.contraction import (
     default_contraction,
     plan_contraction,
 )
+from tilewright.compiler.schedule.cost import RowsAs
 from tilewright.compiler.schedule.dot_kernel import (
     DATA_DTYPE,
     SUM_DTYPE,
@@ -44,6 +46,7 @@ from tilewright.compiler.schedule.dot_kernel import (
 )
 from tilewright.compiler.schedule.expressions import Expr, Linear
 from tilewright.compiler.schedule.long_kernel import LongDotEmitter, long_dot
+from tilewright.compiler.schedule.matrix_kernel import MATRIX_GROUP, MatrixDotEmitter
 from tilewright.compiler.schedule.micro_kernel import (
     Emitter,
     RegisterTile,
@@ -67,8 +70,15 @@ _DPBUSD = {512: "llvm.x86.avx512.vpdpbusd.512", 256: "llvm.x86.avx512.vpdpbusd.2
 _MADDWD = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}
 
 
-def dot_group(target: Target) -> int:
-    """Return how many neighbouring products the target's dot instruction sums."""
+def dot_group(target: Target, depth: int = 1) -> int:
+    """Return how many neighbouring products the target's dot instruction sums.
+
+    Args:
+        target: what for.
+        depth: extent of the reduction axis, of which matrix products need a multiple.
+    """
+    if has_mixed_dot(target) and depth % MATRIX_GROUP == 0:
+        return MATRIX_GROUP
     in_fours = target.architecture == "x86_64" or has_arm_dot(target)
     return _QUAD if in_fours else _WIDENED_GROUP
 
@@ -109,9 +119,9 @@ def find_dot(stages: Sequence[Stage], target: Target) -> Dot | None:
     dtypes = str(data.buffer.dtype), str(weight.buffer.dtype)
     if dtypes != (DATA_DTYPE, WEIGHT_DTYPE):
         return None
-    group = dot_group(target)
     for axis in anchor.stage.reduction:
         steps = data.offset.of(axis.var), weight.offset.of(axis.var)
+        group = dot_group(target, axis.extent)
         if steps == (1, 1) and axis.extent == group and weight.vector == group:
             return _in_cells(anchor, axis.var, group)
     return None
@@ -151,9 +161,10 @@ def default_integer(dot: Dot, target: Target) -> ContractionDecisions:
     paired = target.architecture == "aarch64" and not has_arm_dot(target)
     spare = _LONG_TEMPORARIES if long else _PAIRED_TEMPORARIES if paired else 0
     registers = target.vector_registers - spare
-    by_lane = long or target.multiplies_by_lane
+    rows = RowsAs.LANES if long or target.multiplies_by_lane else RowsAs.ELEMENTS
+    rows = RowsAs.PAIRS if dot.group == MATRIX_GROUP else rows
     narrowed = replace(target, vector_registers=registers)
-    decisions = default_contraction(dot.cells, narrowed, by_lane)
+    decisions = default_contraction(dot.cells, narrowed, rows)
     # A second set of accumulators would not fit beside the widened data.
     return replace(decisions, chains=1, unroll=1) if long else decisions
 
@@ -247,6 +258,8 @@ class _DotBuilder(KernelBuilder):
 
         def emitter(tile: RegisterTile, accumulators: Any, index_dtype: str) -> Emitter:
             arguments = (tile, accumulators, index_dtype, self.dot.group)
+            if self.dot.group == MATRIX_GROUP:
+                return MatrixDotEmitter(*arguments[:-1])
             accumulate = accumulate_for(self.target)
             if accumulate is long_dot:
                 return LongDotEmitter(*arguments, accumulate)

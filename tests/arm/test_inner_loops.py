@@ -32,8 +32,26 @@ def test_loop_is_multiply_adds_by_lanes_without_spills(name, target):
     assert any(".s[3]" in line for line in loop.lines)
 
 
-@pytest.mark.parametrize("target", ["aarch64:cortex-a76", "aarch64:neoverse-v1"])
-@pytest.mark.parametrize("shape", [(64, 14), (256, 7)], ids=str)
+@pytest.mark.parametrize("shape", [(128, 14), (256, 7)], ids=str)
+def test_matrix_products_of_bytes_do_not_spill(shape):
+    description = parse_target("aarch64:neoverse-v1")
+    kernel, _, _ = _scheduled(description, *shape, *SHAPES[0][2:])
+    loop = hottest_loop(assembly({"conv": kernel}, description))
+    assert loop.spills == 0
+    assert set(loop.kinds) == {"usmmla"}
+    assert loop.multiply_adds >= 0.45 * len(loop.lines)
+
+
+@pytest.mark.parametrize(
+    ("target", "shape"),
+    [
+        ("aarch64:cortex-a76", (64, 14)),
+        ("aarch64:cortex-a76", (256, 7)),
+        # Not a multiple of the 8 bytes of a matrix product.
+        ("aarch64:neoverse-v1", (68, 14)),
+    ],
+    ids=str,
+)
 def test_dot_products_of_bytes_are_by_lanes_without_spills(target, shape):
     description = parse_target(target)
     kernel, _, _ = _scheduled(description, *shape, *SHAPES[0][2:])
@@ -45,7 +63,10 @@ def test_dot_products_of_bytes_are_by_lanes_without_spills(target, shape):
 
 @pytest.mark.parametrize(
     ("dtype", "processor"),
-    [("float32", "cortex-a72"), ("int8", "cortex-a76"), ("int8", "neoverse-n1")],
+    [
+        *(("float32", "cortex-a72"), ("int8", "cortex-a76"), ("int8", "neoverse-n1")),
+        ("int8", "neoverse-v1"),
+    ],
 )
 def test_model_of_the_processor_reaches_the_bound(dtype, processor):
     try:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.arm
 INSTRUCTIONS = {
     "aarch64": r"sadalp",
     "aarch64:cortex-a76": r"sdot",
-    "aarch64:neoverse-v1": r"usdot",
+    "aarch64:neoverse-v1": r"usmmla",
     "armv7:cortex-a7": r"vmlal.s16",
 }
 # Channels, size, outputs, kernel, stride, pad, value of the padding.
@@ -34,7 +34,7 @@ def _scheduled(target, channels, size, outputs, kernel, stride, pad, zero):
     weight = (outputs, channels, kernel, kernel)
     layouts = {
         0: channels_last((1, channels, size, size)),
-        1: grouped_weight(weight, 0, 1, target.lanes("int32"), dot_group(target)),
+        1: grouped_weight(weight, 0, 1, target.lanes("int32"), dot_group(target, channels)),
         2: channels_last(tuple(int(n) for n in out.shape)),
     }
     return schedule(rewrite(func, layouts), target), layouts, weight
