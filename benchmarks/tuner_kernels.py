@@ -3,12 +3,15 @@
 Reported is the winner's arithmetic rate as a share of the multiply-add peak, which a probe measures
 in the same process before each round of the final race (median of the rounds' ratios, one thread).
 The product with one row is bound by memory: its buffers are rotated beyond the last-level cache and
-its rate is compared with the read bandwidth. Where Winograd's algorithm may be used, a module that
-uses it is timed in turns with the tuned direct one, layout conversions left out.
+its rate is compared with the read bandwidth (of one stream of loads: several streams read up to 1.3
+times faster, so that a kernel may be above 100%). Where Winograd's algorithm may be used, modules
+of one convolution with bias and ReLU by each algorithm, compiled with the log of the direct one's
+64 trials, take turns: see `tuner.algorithms`.
 Writes benchmarks/results/tuner_kernels_<vectors>.json and .md.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -26,8 +29,10 @@ from benchmarks.report import (
     write_text,
 )
 from tilewright.baselines.machine import instruction_set
-from tilewright.compiler.targets import parse_target
-from tilewright.tuner import Log, MeasureOptions, Measurer, TuneOptions, tune_tasks
+from tilewright.compiler.algorithms import DIRECT, VARIANTS, Convolution
+from tilewright.compiler.targets import Target, parse_target
+from tilewright.tuner import Log, Lookup, MeasureOptions, Measurer, TuneOptions, tune_tasks
+from tilewright.tuner.algorithms import measure_algorithms
 from tilewright.tuner.operators import operator_model
 from tilewright.tuner.tune_model import model_tasks
 
@@ -63,6 +68,7 @@ def tune_one(name: str, trials: int, seed: int, measure: MeasureOptions) -> dict
         assert state.tuner is not None, state.problem
         winner = state.tuner.best()
         assert winner is not None
+        algorithms = _algorithms(OPERATORS[name], target, log, measure)
         with Measurer(target, options.measure) as measurer:
             times = measurer.race(task, [winner.candidate, state.tuner.incumbent], rounds=25)
             peaks = measurer.round_peaks
@@ -83,7 +89,24 @@ def tune_one(name: str, trials: int, seed: int, measure: MeasureOptions) -> dict
         "choice": "" if choice is None else choice.name,
         "schedule": winner.candidate.schedule,
         "seed": seed,
+        "algorithms_us": algorithms,
     }
+
+
+def _algorithms(
+    operator: tuple, target: Target, log: Log, measure: MeasureOptions
+) -> dict[str, float]:
+    """Return the microseconds of a 3x3 convolution by each algorithm; none for others."""
+    kind, data, weight, _pad = operator
+    if kind != "conv2d" or weight[2:] != (3, 3):
+        return {}
+    convolution = Convolution(data, weight, (data[0], weight[0], *data[2:]))
+    lookup = Lookup([log.path], target)
+    records = measure_algorithms(
+        [convolution], target, lookup, measure, worth=lambda *_: list(VARIANTS)
+    )
+    names = [json.loads(record.candidate.schedule or "")["name"] for record in records]
+    return {n: record.seconds * 1e6 for n, record in zip(names, records, strict=True) if record.ok}
 
 
 def _bandwidth_share(row: dict, probes: Probes) -> dict:
@@ -123,9 +146,18 @@ def main() -> None:
         write_text(stem.with_suffix(".md"), _markdown(rows))
 
 
+def _winograd(times: dict[str, float]) -> str:
+    """Return how much faster than direct the best variant of Winograd's algorithm is."""
+    others = [name for name in times if name != DIRECT]
+    if not others:
+        return ""
+    best = min(others, key=lambda name: times[name])
+    return f"{best} {times[DIRECT] / times[best]:.2f}x ({times[DIRECT]:.0f} -> {times[best]:.0f})"
+
+
 def _markdown(rows: list[dict]) -> str:
     header = ("operator", "trials", "default us", "tuned us", "GFLOP/s")
-    header = (*header, "default / peak", "tuned / peak", "trials/s", "winner")
+    header = (*header, "default / peak", "tuned / peak", "trials/s", "winner", "Winograd")
     lines = [
         [
             *(row["operator"], str(row["trials"])),
@@ -136,6 +168,7 @@ def _markdown(rows: list[dict]) -> str:
             else f"{row['peak_share']:.0%}",
             f"{row['trials_per_s']:.1f}",
             row["choice"],
+            _winograd(row.get("algorithms_us", {})),
         ]
         for row in rows
     ]

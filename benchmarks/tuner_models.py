@@ -1,15 +1,21 @@
-"""Time models compiled with and without tuning logs: `python -m benchmarks.tuner_models`.
+"""Time models compiled with and without tuning logs: `python -m benchmarks.tuner_models [NAME]`.
 
 Both modules and the multiply-add probe take turns in one process, one thread; compared are medians
-and the median of the rounds' ratios. Times are processor time of the calling thread, which runs all
-kernels: on a machine with other work the clock on the wall counts that too.
-Writes benchmarks/results/tuner_models.json and .md.
+and the median of the rounds' ratios with its 95% interval. By default "tuned" is compiled with the
+logs that ship. `--tune 10m` first tunes one model for that long into an empty log in build/tuning/
+and stops there; `--tuned 10m` then compares a compile with that log. Two bounds are given: what the
+multiply-adds of the model take at the peak if every convolution is direct, and what those take that
+the tuned module executes, Winograd's products among them.
+Writes benchmarks/results/tuner_models_<vectors>.json and .md.
 """
+
+from __future__ import annotations
 
 import argparse
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -25,83 +31,133 @@ from benchmarks.report import (
     write_json,
     write_text,
 )
+from tilewright.baselines.machine import instruction_set
+from tilewright.compiler.targets import parse_target
+from tilewright.runtime.benchmark import compare as compare_samples
+from tilewright.runtime.benchmark import interleave
+from tilewright.tuner import Lookup, MeasureOptions, TuneOptions, tune
+from tilewright.tuner.tune_model import model_tasks
+from tilewright.tuner.workload import describe as describe_task
 
-MODELS = ("resnet18", "resnet50", "mobilenetv2", "bert_tiny")
+MODELS = ("resnet18", "mobilenetv2", "bert_tiny")
+WORK = Path(__file__).resolve().parent.parent / "build" / "tuning"
+_SHIPPED = "shipped"
+
+
+def tune_for(name: str, duration: str, measure: MeasureOptions) -> None:
+    """Tune a model for a while into an empty log."""
+    path = _log(name, duration)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    seconds = float(duration.removesuffix("m")) * 60
+    options = TuneOptions(measure=measure)
+    result = tune(zoo.load(name), time_s=seconds, log=path, options=options)
+    print(f"{name}: {result.trials} trials in {result.elapsed_s:.0f} s", file=sys.stderr)
+
+
+def _log(name: str, duration: str) -> Path:
+    return WORK / f"{name}_{duration}.jsonl"
+
+
+def multiply_adds(name: str, lookup: Lookup | None) -> int:
+    """Return the multiply-adds that a model executes: direct without a log, else as it says."""
+    target = replace(parse_target("native"), cores=1)
+    winograd = False if lookup is None else lookup.algorithm
+    tasks = model_tasks(zoo.load(name), target, winograd=winograd)
+    return sum(calls * describe_task(task)["macs"] for task, calls in tasks)
 
 
 def compare(name: str, logs: list[Path] | None, rounds: int, probes: Probes) -> dict:
     """Return the times of one model, untuned and tuned."""
     import tilewright
+    from tilewright.tuner import default_logs
 
     model = zoo.load(name)
-    untuned = tilewright.compile(model, logs=())
     start = time.monotonic()
+    untuned = tilewright.compile(model, logs=())
+    middle = time.monotonic()
     tuned = tilewright.compile(model, logs=logs)
-    compile_s = time.monotonic() - start
+    compile_s = (middle - start, time.monotonic() - middle)
     inputs = zoo.inputs(name, 0)
-    times: dict[str, list[float]] = {"untuned": [], "tuned": []}
-    peaks = []
+    target = replace(parse_target("native"), cores=1)
+    lookup = Lookup(default_logs() if logs is None else logs, target)
     with tempfile.TemporaryDirectory() as folder:
         modules = {
             label: tilewright.load(module.save(Path(folder, f"{label}.so")), threads=1)
             for label, module in (("untuned", untuned), ("tuned", tuned))
         }
         results = {label: module.run(inputs) for label, module in modules.items()}
-        for _ in range(rounds):
-            peaks.append(probes.peak_gflops())
-            for label, module in modules.items():
-                start = time.thread_time()
-                module.run(inputs)
-                times[label].append(time.thread_time() - start)
+        calls = {
+            label: (lambda module=module: module.run(inputs)) for label, module in modules.items()
+        }
+        peaks = []
+        calls["peak"] = lambda: peaks.append(probes.peak_gflops())
+        samples = interleave(calls, rounds)
     error = max(
         float(np.abs(results["tuned"][key] - value).max() / max(value.std(), 1e-12))
         for key, value in results["untuned"].items()
     )
-    ratios = [a / b for a, b in zip(times["untuned"], times["tuned"], strict=True)]
     tuning = tuned.report["tuning"]
+    peak = median(peaks) * 1e9
+    gain = compare_samples(samples["untuned"], samples["tuned"])
     return {
         "model": name,
-        "untuned_ms": median(times["untuned"]) * 1e3,
-        "tuned_ms": median(times["tuned"]) * 1e3,
-        "speedup": median(ratios),
-        "untuned_min_ms": min(times["untuned"]) * 1e3,
-        "tuned_min_ms": min(times["tuned"]) * 1e3,
+        "untuned_ms": median(samples["untuned"]) * 1e3,
+        "tuned_ms": median(samples["tuned"]) * 1e3,
+        "speedup": [gain.low, gain.median, gain.high],
         "tuned_share": tuning["tuned_share"],
         "transferred_share": tuning["transferred_share"],
         "largest_difference_std": error,
-        "peak_gflops": median(peaks),
+        "peak_gflops": peak / 1e9,
+        "direct_bound_ms": 2e3 * multiply_adds(name, None) / peak,
+        "executed_bound_ms": 2e3 * multiply_adds(name, lookup) / peak,
         "compile_s": compile_s,
     }
 
 
 def main() -> None:
-    """Compare, print and write."""
+    """Tune, or compare, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=MODELS)
-    parser.add_argument("--log", type=Path, action="append", help="default: the package's logs")
+    parser.add_argument("--tune", metavar="10m", help="tune for that long and stop")
+    parser.add_argument("--tuned", metavar="10m", default=_SHIPPED, help="which log; see above")
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--measure-cpu", type=int)
+    parser.add_argument("--lock", type=Path)
     arguments = parser.parse_args()
+    if arguments.tune:
+        for name in arguments.models:
+            measure = MeasureOptions(cpu=arguments.measure_cpu, lock=arguments.lock)
+            tune_for(name, arguments.tune, measure)
+        return
     probes = Probes()
-    path = RESULTS / "tuner_models.json"
+    stem = RESULTS / f"tuner_models_{instruction_set()}"
     for name in arguments.models:
-        row = compare(name, arguments.log, arguments.rounds, probes)
+        logs = None if arguments.tuned == _SHIPPED else [_log(name, arguments.tuned)]
+        row = {"log": arguments.tuned, **compare(name, logs, arguments.rounds, probes)}
         print(row, file=sys.stderr)
-        rows = merge_rows(path, [row], ("model",))
-        write_json(path, {"machine": describe(), "rows": rows})
-        write_text(path.with_suffix(".md"), _markdown(rows))
+        rows = merge_rows(stem.with_suffix(".json"), [row], ("model", "log"))
+        write_json(stem.with_suffix(".json"), {"machine": describe(), "rows": rows})
+        write_text(stem.with_suffix(".md"), _markdown(rows))
 
 
 def _markdown(rows: list[dict]) -> str:
-    header = ("model", "untuned ms", "tuned ms", "speedup", "least ms, both", "time tuned")
-    lines = [
-        [
-            *(row["model"], f"{row['untuned_ms']:.2f}", f"{row['tuned_ms']:.2f}"),
-            f"{row['speedup']:.2f}",
-            f"{row['untuned_min_ms']:.2f} -> {row['tuned_min_ms']:.2f}",
-            f"{row['tuned_share']:.0%} + {row['transferred_share']:.0%} transferred",
-        ]
-        for row in rows
-    ]
+    header = ("model", "log", "untuned ms", "tuned ms", "untuned / tuned", "time tuned")
+    header = (*header, "direct bound / tuned", "executed bound / tuned", "compile s, both")
+    lines = []
+    for row in rows:
+        low, middle, high = row["speedup"]
+        tuned = row["tuned_ms"]
+        lines.append(
+            [
+                *(row["model"], row["log"], f"{row['untuned_ms']:.2f}", f"{tuned:.2f}"),
+                f"{middle:.3f} [{low:.3f} .. {high:.3f}]",
+                f"{row['tuned_share']:.0%} + {row['transferred_share']:.0%} transferred",
+                f"{row['direct_bound_ms'] / tuned:.0%}",
+                f"{row['executed_bound_ms'] / tuned:.0%}",
+                "{:.1f}, {:.1f}".format(*row["compile_s"]),
+            ]
+        )
     title = "# Models with and without tuning logs, one thread\n\n"
     about = "`python -m benchmarks.tuner_models`; see its docstring.\n\n"
     return title + about + markdown_machine(describe()) + "\n" + markdown_table(header, lines)

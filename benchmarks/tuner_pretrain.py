@@ -13,8 +13,9 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import geometric_mean, mean
 from typing import Any
 
 import numpy as np
@@ -34,15 +35,56 @@ from tilewright.tuner.tune_model import model_tasks
 from tilewright.tuner.workload import describe_loops
 
 LOGS = Path(__file__).resolve().parent.parent / "tuning_logs"
-MODELS = ("resnet18", "resnet50", "mobilenetv2", "efficientnet_b0")
+MODELS = (
+    *("resnet18", "resnet50", "mobilenetv2", "efficientnet_b0", "bert_base", "vgg16", "vit_tiny"),
+    *("minilm", "bert_tiny", "densenet121", "unet"),
+)
 # Fewer candidates say little about an order, and eight of less than sixteen nothing about a choice.
 _FEWEST = 4
 _FEWEST_FOR_RECALL = 16
 _ROUNDS = 60
 _FOLDS = 5
 
-Samples = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Features [n, len(NAMES)], seconds [n] and scores of the analytical estimate [n]."""
+
+@dataclass(frozen=True)
+class Samples:
+    """Measured candidates of one task.
+
+    Attributes:
+        features: float32 [n, len(NAMES)].
+        seconds: [n].
+        estimates: scores of the analytical estimate [n].
+        layouts: number of the layouts of each [n].
+        default: whether it is what the compiler decides in its layouts [n].
+    """
+
+    features: np.ndarray
+    seconds: np.ndarray
+    estimates: np.ndarray
+    layouts: np.ndarray
+    default: np.ndarray
+
+    def first_choices(self, scores: np.ndarray) -> list[float]:
+        """Return, for layouts with enough candidates, time of the best score / of the default."""
+        found = []
+        for number in np.unique(self.layouts):
+            here = np.flatnonzero(self.layouts == number)
+            default = here[self.default[here]]
+            if len(here) >= _FEWEST and len(default):
+                chosen = here[np.argmax(scores[here])]
+                found.append(float(self.seconds[chosen] / self.seconds[default].min()))
+        return found
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How well one task's candidates were ranked: by the model, then by the estimate."""
+
+    key: str
+    candidates: int
+    accuracy: tuple[float, float]
+    recall: tuple[float, float]
+    first_choices: tuple[list[float], list[float]]
 
 
 def read(path: Path) -> tuple[Record, ...]:
@@ -70,8 +112,9 @@ def samples(task: Task, records: list[Record]) -> Samples:
     """Return what the records of a task teach; of a candidate measured twice the faster counts."""
     explorer = Explorer(task.target)
     choices: dict[Any, LayoutChoice] = {}
-    rows, seconds, estimates = [], [], []
+    rows, seconds, estimates, layouts, default = [], [], [], [], []
     seen = set()
+    defaults = {record.candidate for record in records if record.hardware.get("default")}
     for record in sorted(records, key=lambda record: record.seconds):
         candidate = record.candidate
         if candidate in seen:
@@ -82,8 +125,8 @@ def samples(task: Task, records: list[Record]) -> Samples:
             func = task.operator.func
             func = rewrite(func, changed) if changed else func
             loops = describe_loops(func, task.target)
-            default = json.loads(default_decisions(func, task.target).to_json())
-            space = LoopSpace(loops, default, task.target)
+            decisions = json.loads(default_decisions(func, task.target).to_json())
+            space = LoopSpace(loops, decisions, task.target)
             choices[candidate.layouts] = LayoutChoice("", candidate.layouts, 0.0, space)
         choice = choices[candidate.layouts]
         if choice.loops.loops["kind"] not in ("contraction", "window"):
@@ -91,7 +134,12 @@ def samples(task: Task, records: list[Record]) -> Samples:
         rows.append(explorer.features(choice, [candidate])[0])
         seconds.append(record.seconds)
         estimates.append(float(explorer.scores(choice, [candidate])[0]))
-    return np.array(rows).reshape(-1, len(NAMES)), np.array(seconds), np.array(estimates)
+        layouts.append(list(choices).index(candidate.layouts))
+        default.append(candidate in defaults)
+    return Samples(
+        np.array(rows).reshape(-1, len(NAMES)),
+        *(np.array(seconds), np.array(estimates), np.array(layouts), np.array(default, bool)),
+    )
 
 
 def collect(logs: list[Path], models: list[str]) -> dict[str, Samples]:
@@ -103,7 +151,7 @@ def collect(logs: list[Path], models: list[str]) -> dict[str, Samples]:
                 key = f"{target.mcpu} {task.key}"
                 if task.key in records and key not in data:
                     found = samples(task, records[task.key])
-                    if len(found[1]) >= _FEWEST:
+                    if len(found.seconds) >= _FEWEST:
                         data[key] = found
             print(f"{target.mcpu} {name}: {len(data)} tasks", file=sys.stderr)
     return data
@@ -113,26 +161,27 @@ def train(data: dict[str, Samples], keys: list[str]) -> RankingModel:
     """Return a model of some of the tasks."""
     model = RankingModel()
     for key in keys:
-        model.update(key, data[key][0], data[key][1])
+        model.update(key, data[key].features, data[key].seconds)
     model.fit(_ROUNDS)
     return model
 
 
-def judge(data: dict[str, Samples]) -> Iterator[tuple[str, int, float, float, float, float]]:
-    """Yield, for each task held out: key, candidates, accuracy and recall, the estimate's too."""
+def judge(data: dict[str, Samples]) -> Iterator[Judgement]:
+    """Judge every task by a model that has not seen it."""
     keys = sorted(data)
     for fold in range(_FOLDS):
         held = keys[fold::_FOLDS]
         model = train(data, [key for key in keys if key not in held])
         for key in held:
-            features, seconds, estimates = data[key]
-            scores = model.predict(features)
-            assert scores is not None
-            yield (
-                key,
-                len(seconds),
-                *(ranking_accuracy(scores, seconds), top_recall(scores, seconds)),
-                *(ranking_accuracy(estimates, seconds), top_recall(estimates, seconds)),
+            mine = data[key]
+            learnt = model.predict(mine.features)
+            assert learnt is not None
+            both = (learnt, mine.estimates)
+            accuracy, estimated = (ranking_accuracy(each, mine.seconds) for each in both)
+            recall, recalled = (top_recall(each, mine.seconds) for each in both)
+            first, second = (mine.first_choices(each) for each in both)
+            yield Judgement(
+                key, len(mine.seconds), (accuracy, estimated), (recall, recalled), (first, second)
             )
 
 
@@ -149,24 +198,31 @@ def main() -> None:
     write_text(RESULTS / "tuner_pretrain.md", _markdown(data, rows))
 
 
-def _markdown(data: dict[str, Samples], rows: list[tuple]) -> str:
+def _markdown(data: dict[str, Samples], rows: list[Judgement]) -> str:
     lines = []
     for target in sorted({key.split()[0] for key in data}):
-        mine = [row for row in rows if row[0].startswith(target)]
-        long = [row for row in mine if row[1] >= _FEWEST_FOR_RECALL]
-        for name, accuracy, recall in (("ranking model", 2, 3), ("analytical estimate", 4, 5)):
+        mine = [row for row in rows if row.key.startswith(target)]
+        long = [row for row in mine if row.candidates >= _FEWEST_FOR_RECALL]
+        for which, name in enumerate(("ranking model", "analytical estimate")):
+            first = [ratio for row in mine for ratio in row.first_choices[which]]
             lines.append(
                 [
-                    *(target, name, str(len(mine)), str(sum(row[1] for row in mine))),
-                    f"{mean(row[accuracy] for row in mine):.3f}",
-                    f"{mean(row[recall] for row in long):.3f} ({len(long)} tasks)" if long else "",
+                    *(target, name, str(len(mine)), str(sum(row.candidates for row in mine))),
+                    f"{mean(row.accuracy[which] for row in mine):.3f}",
+                    f"{mean(row.recall[which] for row in long):.3f} ({len(long)} tasks)"
+                    if long
+                    else "",
+                    f"{geometric_mean(first):.3f} ({len(first)} layouts)" if first else "",
                 ]
             )
     header = ("target", "", "tasks", "candidates", "pairwise accuracy", "top-8 recall")
+    header = (*header, "first choice / default")
     return (
         "# Cost model on shapes it has not seen\n\n"
         "Five folds by task; accuracy over pairs at least 5% apart; recall is best time / best "
-        f"time of the eight chosen, over tasks with at least {_FEWEST_FOR_RECALL} candidates; "
+        f"time of the eight chosen, over tasks with at least {_FEWEST_FOR_RECALL} candidates; the "
+        "last column is the time of the candidate with the best score over that of the compiler's "
+        "own decisions in the same layouts, geometric mean, among what was measured; "
         f"`tuner/pretrained.json` has {PRETRAINED.stat().st_size >> 10} KiB. "
         "`python -m benchmarks.tuner_pretrain`.\n\n"
         + markdown_machine(describe())

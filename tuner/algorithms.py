@@ -71,11 +71,11 @@ def measure_algorithms(
     target: Target,
     tuned: Lookup,
     options: MeasureOptions,
-    progress: Callable[[str], None] = lambda _text: None,
+    worth: Callable[[Convolution, Target], list[str]] = plausible,
 ) -> list[Record]:
-    """Return one record for each plausible algorithm of each convolution.
+    """Return one record for each algorithm worth measuring of each convolution.
 
-    Those with one plausible algorithm, or with padding that is not the same on both sides, are left
+    Those with one such algorithm, or with padding that is not the same on both sides, are left
     to the estimate.
 
     Args:
@@ -83,7 +83,7 @@ def measure_algorithms(
         target: what for; it must run here, on one thread.
         tuned: decisions for their kernels.
         options: processor, lock and seed.
-        progress: called with a line before each.
+        worth: says which algorithms of a convolution to measure.
 
     Raises:
         MeasureError: the timing process failed.
@@ -96,10 +96,9 @@ def measure_algorithms(
     )
     try:
         for convolution in convolutions:
-            names = plausible(convolution, target)
+            names = worth(convolution, target)
             if len(names) < 2 or _padding(convolution) is None:
                 continue
-            progress(f"algorithms of {convolution.data} x {convolution.weight}")
             with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
                 paths = [
                     _build(convolution, name, target, tuned, Path(folder, f"{name}.so"))
