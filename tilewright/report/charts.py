@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from tilewright.report.comparison import Figure, Row
+from tilewright.report.svg import drawing, line, text
 
 _WIDTH = 900
 _LABEL = 150
@@ -50,25 +51,25 @@ def ratio_chart(rows: Sequence[Row], peers: Sequence[str]) -> str:
     for tick in _RATIO_TICKS:
         if low <= tick <= high:
             kind = "one" if tick == 1 else "grid"
-            parts.append(_line(kind, x(tick), _TOP, x(tick), bottom))
-            parts.append(_text(x(tick), _TOP - 8, f"{tick:g}x", "middle"))
-    parts.append(_text(x(1) - 8, _TOP + 10, "tilewright slower", "end"))
-    parts.append(_text(x(1) + 8, _TOP + 10, "faster", "start"))
+            parts.append(line(kind, x(tick), _TOP, x(tick), bottom))
+            parts.append(text(x(tick), _TOP - 8, f"{tick:g}x", "middle"))
+    parts.append(text(x(1) - 8, _TOP + 10, "tilewright slower", "end"))
+    parts.append(text(x(1) + 8, _TOP + 10, "faster", "start"))
     for index, row in enumerate(rows):
         y = _TOP + _ROW * (index + 1.5)
-        parts.append(_text(_LABEL - 8, y + 4, row.name, "end"))
+        parts.append(text(_LABEL - 8, y + 4, row.name, "end"))
         for series, peer in enumerate(peers):
             figure = row.figures.get(peer)
             if figure is not None and figure.ratio is not None:
                 offset = (series - (len(peers) - 1) / 2) * min(3.0, 12 / len(peers))
                 parts.append(_point(x, y + offset, figure, series, f"{row.name}, {peer}"))
-    return _svg(height, "".join(parts), "Time of each peer over tilewright's")
+    return drawing(_WIDTH, height, "".join(parts), "Time of each peer over tilewright's")
 
 
 def curve_chart(curves: Mapping[str, Sequence[Sequence[float | None]]], by_seconds: bool) -> str:
     """Draw the best time found so far, in milliseconds, against trials or against seconds."""
-    lines = {name: _best_so_far(curve, by_seconds) for name, curve in curves.items()}
-    points = [point for line in lines.values() for point in line]
+    found = {name: _best_so_far(curve, by_seconds) for name, curve in curves.items()}
+    points = [point for curve in found.values() for point in curve]
     if not points:
         return ""
     width, height, left, bottom = 440, 220, 66, 190
@@ -82,22 +83,22 @@ def curve_chart(curves: Mapping[str, Sequence[Sequence[float | None]]], by_secon
         y = bottom - math.log(value / least) / span * (bottom - 16)
         return f"{x:.1f},{y:.1f}"
 
-    parts = [_line("grid", left, bottom, width - 12, bottom)]
+    parts = [line("grid", left, bottom, width - 12, bottom)]
     for value in (least, math.sqrt(least * top), top):
         y = bottom - math.log(value / least) / span * (bottom - 16)
-        parts.append(_line("grid", left, y, width - 12, y))
-        parts.append(_text(left - 6, y + 4, f"{1e3 * value:.3g} ms", "end"))
+        parts.append(line("grid", left, y, width - 12, y))
+        parts.append(text(left - 6, y + 4, f"{1e3 * value:.3g} ms", "end"))
     unit = "seconds" if by_seconds else "trials"
-    parts.append(_text(width - 12, bottom + 18, f"{last:.0f} {unit}", "end"))
-    for index, line in enumerate(lines.values()):
-        if line:
-            steps = [place(*line[0])]
-            for (_, before), (at, value) in itertools.pairwise(line):
+    parts.append(text(width - 12, bottom + 18, f"{last:.0f} {unit}", "end"))
+    for index, curve in enumerate(found.values()):
+        if curve:
+            steps = [place(*curve[0])]
+            for (_, before), (at, value) in itertools.pairwise(curve):
                 steps += [place(at, before), place(at, value)]
-            steps.append(place(last, line[-1][1]))
+            steps.append(place(last, curve[-1][1]))
             points_text = " ".join(steps)
             parts.append(f'<polyline class="curve s{index % _STYLES}" points="{points_text}"/>')
-    return _svg(height, "".join(parts), f"Best time against {unit}", width)
+    return drawing(width, height, "".join(parts), f"Best time against {unit}")
 
 
 def _best_so_far(
@@ -105,15 +106,15 @@ def _best_so_far(
 ) -> list[tuple[float, float]]:
     best: float | None = None
     spent = 0.0
-    line = []
+    points = []
     for index, (seconds, cost) in enumerate(curve, start=1):
         spent += cost or 0.0
         if seconds is not None and (best is None or seconds < best):
             best = seconds
-            line.append((spent if by_seconds else float(index), best))
+            points.append((spent if by_seconds else float(index), best))
     if best is not None:  # what came after the best counts as spent
-        line.append((spent if by_seconds else float(len(curve)), best))
-    return line
+        points.append((spent if by_seconds else float(len(curve)), best))
+    return points
 
 
 def _point(x: Callable[[float], float], y: float, figure: Figure, series: int, title: str) -> str:
@@ -122,21 +123,6 @@ def _point(x: Callable[[float], float], y: float, figure: Figure, series: int, t
     name = f"s{series % _STYLES}"
     return (
         f"<g><title>{escape(title)}: {figure.ratio:.2f} [{low:.2f} .. {high:.2f}]</title>"
-        + _line(f"range {name}", x(low), y, x(high), y)
+        + line(f"range {name}", x(low), y, x(high), y)
         + f'<circle class="dot {name}" cx="{x(figure.ratio):.1f}" cy="{y:.1f}" r="3.6"/></g>'
-    )
-
-
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _svg(height: float, body: str, label: str, width: int = _WIDTH) -> str:
-    return (
-        f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height:.0f}" '
-        f'width="{width}">{body}</svg>'
     )

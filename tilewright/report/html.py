@@ -8,7 +8,13 @@ from typing import Any
 
 from tilewright.report import charts, markdown
 from tilewright.report.comparison import EVEN, LOST, OURS, WON, Comparison, Figure, Row
+from tilewright.report.module import ModuleReport
+from tilewright.report.module_page import module_section
+from tilewright.report.operators import error_chart
+from tilewright.report.quantization import QuantizationReport
 from tilewright.report.tuning import Facts
+
+Section = Comparison | Facts | ModuleReport | QuantizationReport
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fcfcfb; --ink: #1d1d1b; --dim: #6b6a66;
@@ -36,6 +42,13 @@ svg { max-width: 100%; height: auto; } svg text { fill: var(--dim); font-size: 1
 svg .lost { fill: var(--shade); } svg .grid { stroke: var(--rule); }
 svg .one { stroke: var(--ink); } svg .range { stroke-width: 2; opacity: .45; }
 svg .curve { fill: none; stroke-width: 2; }
+svg .bar { fill: var(--c0); } svg .convert { fill: var(--c1); }
+svg .roof { stroke: var(--ink); stroke-width: 1.5; }
+svg .edge { fill: none; stroke: var(--dim); stroke-opacity: .55; }
+svg .node { fill: var(--c0); stroke: var(--rule); } svg .node.convert { fill: var(--c1); }
+svg text.name { fill: var(--ink); font-size: 13px; } svg text.layout { fill: var(--ink); }
+.graph { overflow: auto; max-height: 75vh; border: 1px solid var(--rule); text-align: center; }
+.graph svg { max-width: none; }
 svg .s0 { stroke: var(--c0); } svg .s1 { stroke: var(--c1); } svg .s2 { stroke: var(--c2); }
 svg .s3 { stroke: var(--c3); } svg .s4 { stroke: var(--c4); } svg .s5 { stroke: var(--c5); }
 svg .dot.s0 { fill: var(--c0); } svg .dot.s1 { fill: var(--c1); } svg .dot.s2 { fill: var(--c2); }
@@ -52,17 +65,33 @@ dt { font-weight: 600; } dd { margin: 0; }
 _CLASSES = {LOST: "lost-cell", WON: "won-cell", EVEN: "", "": ""}
 
 
-def render(sections: Sequence[Comparison | Facts]) -> str:
+def render(sections: Sequence[Section]) -> str:
     """Return the whole page."""
-    body = "".join(
-        _facts(section) if isinstance(section, Facts) else _comparison(section)
-        for section in sections
-    )
+    body = "".join(map(_section, sections))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>tilewright report</title><style>{_STYLE}</style></head>"
         f"<body><h1>tilewright report</h1>{body}</body></html>\n"
+    )
+
+
+def _section(section: Section) -> str:
+    if isinstance(section, ModuleReport):
+        return module_section(section, _table)
+    if isinstance(section, QuantizationReport):
+        return _quantization(section)
+    return _facts(section) if isinstance(section, Facts) else _comparison(section)
+
+
+def _quantization(section: QuantizationReport) -> str:
+    text = (
+        f"{section.tensors} tensors in bytes, calibrated on {section.samples} samples; the error "
+        "of each tensor against the float model, on the first sample. Less is worse."
+    )
+    return (
+        f'<h2>{escape(section.title)}</h2><p class="note">{escape(text)}</p>'
+        f'<div class="scroll">{error_chart(section.layers)}</div>'
     )
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tilewright.report.comparison import OURS, Comparison, Row, geometric_mean, ratios
+from tilewright.report.module import ModuleReport
+from tilewright.report.module_page import HEADER, advice_of, floats_of, rows_of
+from tilewright.report.quantization import QuantizationReport
 from tilewright.report.tuning import Facts
 
 RATIO_NOTE = (
@@ -18,11 +21,16 @@ PEAK_NOTE = (
 )
 
 
-def render(sections: Sequence[Comparison | Facts]) -> str:
+def render(sections: Sequence[Comparison | Facts | ModuleReport | QuantizationReport]) -> str:
     """Return the whole report."""
     parts = ["# tilewright report"]
     for section in sections:
-        parts += _facts(section) if isinstance(section, Facts) else _comparison(section)
+        if isinstance(section, ModuleReport):
+            parts += _module(section)
+        elif isinstance(section, QuantizationReport):
+            parts += _quantization(section)
+        else:
+            parts += _facts(section) if isinstance(section, Facts) else _comparison(section)
     return "\n\n".join(parts) + "\n"
 
 
@@ -78,3 +86,21 @@ def _comparison(section: Comparison) -> list[str]:
 
 def _facts(section: Facts) -> list[str]:
     return [f"## {section.title}", table(section.header, section.rows)]
+
+
+def _module(section: ModuleReport) -> list[str]:
+    facts = "\n".join(f"- {name}: {text}" for name, text in section.facts.items())
+    parts = [f"## {section.title}", facts]
+    if section.why_not:
+        parts.append(f"Not measured here: {section.why_not}")
+    parts += ["\n".join(f"- {line}" for line in advice_of(section))]
+    parts.append(table(HEADER, rows_of(section)))
+    floats = floats_of(section)
+    if floats:
+        parts.append(table(("in floats", "why"), floats))
+    return [part for part in parts if part]
+
+
+def _quantization(section: QuantizationReport) -> list[str]:
+    rows = [(name, f"{value:.1f}") for name, value in section.layers]
+    return [f"## {section.title}", table(("tensor", "dB"), rows)]

@@ -10,16 +10,19 @@ from typing import Any
 
 from tilewright.errors import MeasureError
 from tilewright.report import comparison, html, markdown, tuning
-from tilewright.report.comparison import Comparison
+from tilewright.report.module import read_module
+from tilewright.report.quantization import read_quantization
 
 FORMATS = (".html", ".md")
 
 
 def write_report(sources: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Path:
-    """Write a report of result files, tuning logs (.jsonl) and modules (.so).
+    """Write a report of modules (.so), tuning logs (.jsonl) and result files.
+
+    A module that runs on this processor is measured, which takes some seconds.
 
     Args:
-        sources: what `bench-ops`, `bench` or `benchmarks.untuned` wrote, logs, modules.
+        sources: modules, logs, what `quantize --json`, `bench` or `bench-ops` printed or wrote.
         out: an .html page that needs no network, or an .md file.
 
     Raises:
@@ -41,9 +44,9 @@ def write_report(sources: Sequence[str | os.PathLike[str]], out: str | os.PathLi
     return target
 
 
-def _read(path: Path) -> Comparison | tuning.Facts:
+def _read(path: Path) -> html.Section:
     if path.suffix == ".so":
-        return tuning.read_module(path)
+        return read_module(path)
     if path.suffix == ".jsonl":
         return tuning.read_log(path)
     try:
@@ -57,11 +60,13 @@ def _read(path: Path) -> Comparison | tuning.Facts:
     try:
         if content.get("kind") in ("operators", "models"):
             return comparison.read_contest(content)
+        if "layers" in content and "samples" in content:
+            return read_quantization(content)
         if "rows" in content and all("model" in row for row in content["rows"]):
             return comparison.read_untuned(content)
     except (KeyError, TypeError, ValueError) as error:
         raise MeasureError(f"{path} is damaged: {type(error).__name__} {error}") from error
     raise MeasureError(
         f"{path} is no known kind of result; known are those of 'tilewright bench-ops', "
-        "'tilewright bench', tuning logs (.jsonl) and modules (.so)"
+        "'tilewright bench', 'tilewright quantize --json', tuning logs (.jsonl) and modules (.so)"
     )

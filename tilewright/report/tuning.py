@@ -1,4 +1,4 @@
-"""Tuning logs and modules as tables of facts for a report."""
+"""Tuning logs as tables of facts for a report."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def read_log(path: Path) -> Facts:
         times = record.run_times_s
         seconds = median(times) if record.status == "ok" and times else None
         spent = record.build_time_s + sum(times or ())
-        curves.setdefault(record.task_key[:12], []).append([seconds, spent])
+        name = f"{record.task['name']} {record.task_key[:8]}"
+        curves.setdefault(name, []).append([seconds, spent])
     rows = []
     for key, curve in curves.items():
         valid = [seconds for seconds, _ in curve if seconds is not None]
@@ -43,15 +44,3 @@ def read_log(path: Path) -> Facts:
         rows.append((key, str(len(curve)), str(len(curve) - len(valid)), best))
     header = ("task", "trials", "failures", "best, ms")
     return Facts(f"Tuning log {path.name}", header, tuple(rows), dict(curves))
-
-
-def read_module(path: Path) -> Facts:
-    """Return what a module says of itself: its operators and their kernels."""
-    from tilewright.inspection import inspect
-
-    described = inspect(path)
-    rows = []
-    for entry in described["entries"]:
-        for call in entry["calls"]:
-            rows.append((entry["name"], call["label"], call["kernel"]))
-    return Facts(f"Module {path.name}", ("entry", "operator", "kernel"), tuple(rows))
