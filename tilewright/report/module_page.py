@@ -62,8 +62,8 @@ def module_section(
     if chart:
         parts.append("<h3>Time by operator</h3>")
         parts.append(
-            '<p class="note">The dark part is what peak and bandwidth of this machine leave; '
-            "the light part is the most that can be won.</p>"
+            '<p class="note">The full colour is what peak and bandwidth of this machine leave; '
+            "the pale is the most that can be won.</p>"
         )
         parts.append(_scroll(chart))
     advice = advice_of(report)
