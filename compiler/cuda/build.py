@@ -10,6 +10,7 @@ from typing import Any
 
 from tvm import tirx
 
+from tilewright.compiler.codegen import KERNEL_PREFIX
 from tilewright.compiler.cuda.elementwise import elementwise_kernel
 from tilewright.compiler.cuda.estimate import choose_tile
 from tilewright.compiler.cuda.gemm import gemm_kernel, operand_buffers, split_depth
@@ -83,7 +84,8 @@ def build_launches(
     chosen: GemmTile | None = None
     temporaries: list[Any] = []
     for number, part in enumerate(parts):
-        prefix = name if len(parts) == 1 else f"{name}_{number}"
+        # With the prefix no name is a keyword of C++ or a function of CUDA.
+        prefix = f"{KERNEL_PREFIX}{name}" + ("" if len(parts) == 1 else f"_{number}")
         product = read_product(part)
         if product is None:
             launches.append(_launch(part, _plain_kernel(part, prefix, target)))

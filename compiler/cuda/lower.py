@@ -21,19 +21,26 @@ from tilewright.compiler.cuda.layouts import cuda_choices
 from tilewright.compiler.cuda.storage import STORED_AS, store_in_16_bits
 from tilewright.compiler.cuda.targets import CudaTarget, check_precision
 from tilewright.compiler.cuda.tile import GemmTile
-from tilewright.compiler.layout.propagation import apply_layouts, choose_layouts
+from tilewright.compiler.layout.operator import Choice, Operator
+from tilewright.compiler.layout.propagation import (
+    DECISIONS_ATTRIBUTE,
+    LayoutPlan,
+    apply_layouts,
+    choose_layouts,
+)
 from tilewright.compiler.pipeline import Lowered, fuse
 from tilewright.compiler.program import Call, Program, Tensor, TensorSpec
 from tilewright.compiler.regions import RegionSource
 from tilewright.compiler.schedule.expressions import shape_of
-from tilewright.compiler.targets import parse_target
+from tilewright.compiler.targets import Target, parse_target
 from tilewright.compiler.work import operations_by_label
 from tilewright.errors import CompileError, InvalidScheduleError, TilewrightError
 
 HOST = "x86-64-v3"
 """The processor that starts the kernels; also the one whose image formats are used."""
 
-TileOf = Callable[[str, tirx.PrimFunc], GemmTile | None]
+Choices = Callable[[Operator, Target], tuple[Choice, ...]]
+"""Gives the layouts that an operator can work in, maybe with decisions for its product."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ def lower_for_cuda(
     precision: str = "fp32",
     *,
     regions: Sequence[RegionSource] = (),
-    tile_of: TileOf = lambda _name, _func: None,
+    choices_of: Choices = cuda_choices,
     progress: Callable[[str], None] = lambda _stage: None,
 ) -> CudaLowered:
     """Turn an imported Relax module into launches.
@@ -71,7 +78,7 @@ def lower_for_cuda(
         target: the GPU.
         precision: of products of floats.
         regions: control flow of the module, which GPUs do not run.
-        tile_of: tuned tiles by kernel; None leaves the choice to the estimate.
+        choices_of: layouts of operators with their estimated or measured seconds.
         progress: called with the name of each stage.
 
     Raises:
@@ -87,16 +94,30 @@ def lower_for_cuda(
     program = fuse(mod, inputs, outputs, host, winograd=False, progress=progress)
     _check_quantized(program, precision)
     progress("layouts")
-    plan = choose_layouts(program, host, cuda_choices)
+    plan = choose_layouts(program, host, choices_of)
     program, conversions = apply_layouts(program, plan)
     operators = Lowered(program, plan, conversions, (), operations_by_label(program))
     progress("schedules")
+    return launch(operators, target, precision)
+
+
+def launch(operators: Lowered, target: CudaTarget, precision: str) -> CudaLowered:
+    """Cut the operators of a program with chosen layouts into launches.
+
+    Raises:
+        CompileError: an operator has no schedule for GPUs; the message names it.
+    """
+    program = operators.program
+    tensors = program.tensors
     if precision in STORED_AS:
         tensors = store_in_16_bits(program, STORED_AS[precision])
-    else:
-        tensors = program.tensors
-    builder = _Builder(program, tensors, target, precision, tile_of)
+    builder = _Builder(program, tensors, target, precision)
     return CudaLowered(builder.program(), builder.kernels, builder.schedules, operators)
+
+
+def without_layouts(program: Program) -> Lowered:
+    """Return a program whose functions have their layouts already, as `launch` takes it."""
+    return Lowered(program, LayoutPlan((), 0.0, False), ())
 
 
 def _check_quantized(program: Program, precision: str) -> None:
@@ -118,10 +139,8 @@ class _Builder:
         tensors: Sequence[Tensor],
         target: CudaTarget,
         precision: str,
-        tile_of: TileOf,
     ) -> None:
         self.source, self.target, self.precision = program, target, precision
-        self.tile_of = tile_of
         self.tensors = list(tensors)
         self.calls: list[Call] = []
         self.kernels: dict[str, Kernel] = {}
@@ -170,7 +189,8 @@ class _Builder:
         self, name: str, call: Call, func: tirx.PrimFunc, storage: Mapping[int, str]
     ) -> Launches:
         try:
-            tile = self.tile_of(call.kernel, func)
+            text = func.attrs.get(DECISIONS_ATTRIBUTE) if func.attrs else None
+            tile = None if text is None else GemmTile.from_json(str(text))
             launches = build_launches(func, name, self.target, self.precision, tile, storage)
         except InvalidScheduleError as error:
             raise CompileError(f"operator '{call.label}': {error}") from error

@@ -21,6 +21,9 @@ from tilewright.compiler.program import item_bytes
 from tilewright.compiler.schedule.analysis import Axis
 from tilewright.compiler.schedule.expressions import Linear
 
+# Elements that a thread computes at once: all of their addresses need registers.
+_AT_ONCE = 8
+
 Mode = Literal["copy", "rows", "scalar"]
 
 
@@ -227,7 +230,7 @@ class Loader:
             else f"row = element / {depth}, depth = element % {depth}"
         )
         lines = [f"{ctype} *tile = reinterpret_cast<{ctype} *>({self._start('slot')});"]
-        lines += ["#pragma unroll", f"for (int i = 0; i < {count}; ++i) {{"]
+        lines += [f"#pragma unroll {min(count, _AT_ONCE)}", f"for (int i = 0; i < {count}; ++i) {{"]
         lines.append(f"const int element = threadIdx.x + i * {threads};")
         if self.extent * depth % threads:
             lines.append(f"if (element >= {self.extent * depth}) continue;")

@@ -3,7 +3,7 @@
 #include "tw_emulate.h"
 #else
 #define TW_SHARED extern __shared__ __align__(128) unsigned char tw_shared[]
-#define TW_GLOBAL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#define TW_GLOBAL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
 #define TW_BARRIER() __syncthreads()
 #define TW_SHUFFLE_XOR(value, mask) __shfl_xor_sync(0xffffffffu, value, mask)
 

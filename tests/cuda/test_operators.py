@@ -195,3 +195,10 @@ def test_a_quantized_convolution_is_exact_on_matrix_units():
     node = helper.make_node("ConvInteger", ["x", "w", "zero"], ["y"], pads=[1, 1, 1, 1])
     model = model_of([node], feeds, weights)
     check(model, feeds, schedule="gemm int8")
+
+
+@pytest.mark.parametrize("operator", ["Exp", "Not", "Round", "Abs"])
+def test_an_operator_may_be_called_like_a_function_or_keyword_of_cuda(operator):
+    x = normal(4, 6) > 0 if operator == "Not" else normal(4, 6)
+    model = model_of([helper.make_node(operator, ["x"], ["y"])], {"x": x}, {})
+    check(model, {"x": x}, schedule="elementwise")
