@@ -114,7 +114,7 @@ def time_engines(name: str, path: Path, rounds: int) -> dict:
     runs = {
         OURS: engines.open_tilewright(path.with_suffix(".so")),
         "onnxruntime": engines.open_onnxruntime(path),
-        "openvino": engines.open_openvino(path),
+        "openvino": engines.ENGINES["openvino"](path),
         FLOAT: engines.open_tilewright(FOLDER / f"{name}.so"),
     }
     calls = {"peak": lambda: peaks.append(probes.int8_gops())}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -72,33 +72,31 @@ def _number(value: float) -> Any:
     return tirx.const(float(np.float32(value)), "float32")
 
 
+@dataclass(eq=False)
 class EpilogueBuilder:
     """Builds the expression of a region.
 
-    Args:
+    Attributes:
         graph: the function.
         region: what to compute.
         linear: the anchor with its bias folded in so far; None without an anchor.
         read_bytes: gives for a quantized variable its unsigned bytes (signed ones plus 128).
         remap: gives the new expression of a float variable.
+        operands: what the expression reads beside the sums.
+        sums: tensor of the anchor's sums, once the tensor expression is made.
     """
 
-    exact_bias = True
+    exact_bias: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        graph: Graph,
-        region: Region,
-        linear: Linear | Average | None,
-        read_bytes: Callable[[relax.Var], relax.Expr],
-        remap: Callable[[relax.Expr], relax.Expr],
-    ) -> None:
-        self.graph, self.region, self.linear = graph, region, linear
-        self.read_bytes, self.remap = read_bytes, remap
-        self.operands = Operands()
-        self.sums: te.Tensor | None = None
-        self._known: dict[tuple[relax.Var, float], Load] = {}
-        self._biased: set[relax.Var] = set()
+    graph: Graph
+    region: Region
+    linear: Linear | Average | None
+    read_bytes: Callable[[relax.Var], relax.Expr]
+    remap: Callable[[relax.Expr], relax.Expr]
+    operands: Operands = field(init=False, default_factory=Operands)
+    sums: te.Tensor | None = field(init=False, default=None)
+    _known: dict[tuple[relax.Var, float], Load] = field(init=False, default_factory=dict)
+    _biased: set[relax.Var] = field(init=False, default_factory=set)
 
     def root(self) -> Load:
         """Return what computes an element of the result, in unsigned bytes."""

@@ -12,8 +12,8 @@ Relu and clip are maxima and minima of such values; products are of two bytes, a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 from tvm import relax, tirx
@@ -21,11 +21,7 @@ from tvm import relax, tirx
 from tilewright.compiler.quantize.affine import RANGES, unsigned_zero
 from tilewright.compiler.quantize.epilogue import EpilogueBuilder, Load, is_variable, plain_number
 from tilewright.compiler.quantize.fixed_point import SATURATING, Precision, limited, shifted
-from tilewright.compiler.quantize.graph import Graph
 from tilewright.compiler.quantize.integer_tensors import IntegerTensor
-from tilewright.compiler.quantize.linear import Linear
-from tilewright.compiler.quantize.pooling import Average
-from tilewright.compiler.quantize.region import Region
 from tilewright.compiler.relax_utils import op_name
 
 _BYTE_BOUND = 255
@@ -53,29 +49,20 @@ class _Whole:
     bound: int
 
 
+@dataclass(eq=False)
 class FixedEpilogueBuilder(EpilogueBuilder):
-    """Builds the expression of a region in integers; arguments as `EpilogueBuilder`, and
+    """Builds the expression of a region in integers; attributes as `EpilogueBuilder`, and
 
-    Args:
+    Attributes:
         integers: gives a variable as integers in memory, where an operator computes it so.
     """
 
-    exact_bias = False
+    exact_bias: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        graph: Graph,
-        region: Region,
-        linear: Linear | Average | None,
-        read_bytes: Callable[[relax.Var], relax.Expr],
-        remap: Callable[[relax.Expr], relax.Expr],
-        integers: Callable[[relax.Var], IntegerTensor | None],
-    ) -> None:
-        super().__init__(graph, region, linear, read_bytes, remap)
-        self.integers = integers
-        self._precision: dict[relax.Var, Precision] = {}
-        self._target: relax.Var | None = None
-        self._measuring = False
+    integers: Callable[[relax.Var], IntegerTensor | None]
+    _precision: dict[relax.Var, Precision] = field(init=False, default_factory=dict)
+    _target: relax.Var | None = field(init=False, default=None)
+    _measuring: bool = field(init=False, default=False)
 
     def root(self) -> Load:
         """Return what computes an element of the result, in unsigned bytes.

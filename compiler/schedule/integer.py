@@ -7,7 +7,7 @@ reduction axis i vanishes, and what remains is an ordinary contraction of 32-bit
 multiply-add is that instruction. Tiles, tasks and padding are those of `schedule.contraction`.
 
     group 4: vpdpbusd (AVX-512 VNNI, AVX-VNNI); it does not saturate
-    group 4: even and odd bytes apart in 16 bits, two vpmaddwd, two adds; exact, without VNNI
+    group 2: vpmaddwd and an add on data and weights of 16 bits, see `widened`; exact, without VNNI
     group 8, 4: usmmla or usdot, sdot, for ARM with i8mm or dot products
     group 2: products in 16 bits, for ARM without dot products
 """
@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from typing import Any
 
 from tvm import tirx
@@ -55,17 +54,16 @@ from tilewright.compiler.schedule.micro_kernel import (
     sequence,
 )
 from tilewright.compiler.schedule.padding import Clip
-from tilewright.compiler.schedule.tile_geometry import TileAxis, TileGeometry
-from tilewright.compiler.schedule.tile_loops import KernelBuilder
+from tilewright.compiler.schedule.tile_geometry import TileGeometry
+from tilewright.compiler.schedule.tile_loops import KernelBuilder, TaskGrid
 from tilewright.compiler.schedule.weight_sums import SignedDotEmitter, WeightSums
+from tilewright.compiler.schedule.widened import widen
 from tilewright.compiler.targets import Target
 from tilewright.errors import InvalidScheduleError
 
 _QUAD, _WIDENED_GROUP = 4, 2
-# The lower byte of every 16 bits of 32.
-_EVEN_BYTES = 0x00FF00FF
 # Registers of a step beyond those of a multiply-add: products in 16 bits, or widened weights.
-_PAIRED_TEMPORARIES, _LONG_TEMPORARIES = 4, 4
+_PAIRED_TEMPORARIES, _LONG_TEMPORARIES, _WIDENED_TEMPORARIES = 4, 4, 2
 _DPBUSD = {512: "llvm.x86.avx512.vpdpbusd.512", 256: "llvm.x86.avx512.vpdpbusd.256"}
 _MADDWD = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}
 
@@ -79,8 +77,7 @@ def dot_group(target: Target, depth: int = 1) -> int:
     """
     if has_mixed_dot(target) and depth % MATRIX_GROUP == 0:
         return MATRIX_GROUP
-    in_fours = target.architecture == "x86_64" or has_arm_dot(target)
-    return _QUAD if in_fours else _WIDENED_GROUP
+    return _QUAD if _has_vnni(target) or has_arm_dot(target) else _WIDENED_GROUP
 
 
 def _has_vnni(target: Target) -> bool:
@@ -155,11 +152,17 @@ def _access_in_cells(access: Access, grouped: Any, group: int) -> Access | None:
     return replace(access, offset=offset, vector=access.vector // group)
 
 
+def _is_widened(target: Target) -> bool:
+    """Tell whether pairs of 16 bits are multiplied, by x86 without VNNI."""
+    return target.architecture == "x86_64" and not _has_vnni(target)
+
+
 def default_integer(dot: Dot, target: Target) -> ContractionDecisions:
     """Choose decisions by the model of contractions, on cells of 32 bits."""
     long = target.architecture == "armv7"
     paired = target.architecture == "aarch64" and not has_arm_dot(target)
     spare = _LONG_TEMPORARIES if long else _PAIRED_TEMPORARIES if paired else 0
+    spare = _WIDENED_TEMPORARIES if _is_widened(target) else spare
     registers = target.vector_registers - spare
     rows = RowsAs.LANES if long or target.multiplies_by_lane else RowsAs.ELEMENTS
     rows = RowsAs.PAIRS if dot.group == MATRIX_GROUP else rows
@@ -212,16 +215,10 @@ class _DotBuilder(KernelBuilder):
             raise InvalidScheduleError(
                 f"data behind {access.buffer.name!r} does not come in groups of {self.dot.group}"
             )
-        return in_cells, clips
+        widens = not in_cells.vector and _is_widened(self.target)
+        return (widen(self, in_cells) if widens else in_cells), clips
 
-    def task_start(
-        self,
-        task: Any,
-        batch: list[TileAxis],
-        rows: list[TileAxis],
-        columns: list[TileAxis],
-        blocks: int,
-    ) -> list[Any]:
+    def task_start(self, task: Any, grid: TaskGrid) -> list[Any]:
         """Return the sums of the weights of a task's column tile, where data must be signed."""
         if not is_signed(self.target):
             return []
@@ -243,14 +240,12 @@ class _DotBuilder(KernelBuilder):
             filled = self.sums.fill(operand, base, geometry.column_count)
             return sequence([tirx.Bind(base, geometry.base(weights)), filled])
 
-        column_tiles = prod(axis.tiles for axis in columns)
         binds: list[Any] = []
-        numbers = dict(self.decode(task // (column_tiles * blocks), batch, binds))
-        numbers |= dict(self.decode(task % column_tiles, columns, binds))
+        numbers = self.decode_task(task, grid, binds)
         # Weights are the same in all rows, so those of the first tile serve.
         zero = constant_like(0, self.index_dtype)
-        first = tuple((axis, axis.runs[0], zero) for axis in rows)
-        filled = self.choose([*batch, *columns], numbers, first, fill)
+        first = tuple((axis, axis.runs[0], zero) for axis in grid.rows)
+        filled = self.choose([*grid.batch, *grid.columns], numbers, first, fill)
         return [tirx.AllocBuffer(self.sums.buffer), *binds, filled]
 
     def emit(self, tile: RegisterTile, bases: Sequence[Expr]) -> tuple[Any, list[Any]]:
@@ -293,27 +288,9 @@ def _dpbusd(old: Expr, data: TensorLoad, weight: TensorLoad, bits: int) -> Expr:
 
 
 def _maddwd(old: Expr, data: TensorLoad, weight: TensorLoad, bits: int) -> Expr:
-    """Sums of 4 products: u8x4 for all lanes, s8x4 per lane, even and odd bytes apart.
-
-    A mask and a shift widen a row's data for all its columns, shifts a column's weights for all its
-    rows; `vpmovzxbw` would shuffle instead, which one or two ports do, and not the four that add.
-    """
+    """Sums of 2 products: s16x2 for all lanes, s8x2 per lane, which are widened when loaded."""
     lanes = bits // 32
     wide = f"int16x{2 * lanes}"
     spread = tirx.Broadcast(tirx.reinterpret("int32", data), lanes)
-    even = spread & tirx.Broadcast(tirx.const(_EVEN_BYTES, "int32"), lanes)
-    unsigned = tirx.reinterpret(f"uint16x{2 * lanes}", spread)
-    odd = tirx.reinterpret(wide, unsigned >> _repeated(8, f"uint16x{2 * lanes}"))
-    pairs, byte = tirx.reinterpret(wide, weight), _repeated(8, wide)
-    for part, weights in (
-        (tirx.reinterpret(wide, even), (pairs << byte) >> byte),
-        (odd, pairs >> byte),
-    ):
-        old = old + intrinsic(_MADDWD[bits], f"int32x{lanes}", part, weights)
-    return old
-
-
-def _repeated(value: int, dtype: str) -> Expr:
-    """Return a vector of one number."""
-    scalar, lanes = dtype.split("x")
-    return tirx.Broadcast(tirx.const(value, scalar), int(lanes))
+    pairs = tirx.reinterpret(wide, spread), tirx.Cast(wide, weight)
+    return old + intrinsic(_MADDWD[bits], f"int32x{lanes}", *pairs)

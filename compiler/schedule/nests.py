@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from tvm import sym, tirx
+from tvm import DataType, sym, tirx
 
 from tilewright.compiler.schedule.analysis import Axis, PadStage, Stage, read_pad
 from tilewright.compiler.schedule.expressions import (
@@ -32,10 +32,23 @@ def is_parallel_worth(work: int) -> bool:
 
 
 def emit_stage(builder: KernelBuilder, stage: Stage, max_lanes: int) -> Any:
-    """Return loops that compute a whole stage without reduction into its buffer."""
+    """Return loops that compute a whole stage without reduction into its buffer.
+
+    The value is converted to the buffer's dtype.
+    """
     pad = read_pad(stage)
+    if pad is not None:
+        # What is only moved fills whole vectors, however small its elements are.
+        max_lanes = max_lanes * 32 // max(8, DataType(str(stage.buffer.dtype)).bits)
     rows = None if pad is None else _emit_pad(builder, pad, max_lanes)
     return rows if rows is not None else _emit_elementwise(builder, stage, max_lanes)
+
+
+def _converted(value: Expr, buffer: Any) -> Expr:
+    """Return a number or a vector in the dtype of a buffer."""
+    dtype, lanes = DataType(dtype_of(value)), DataType(dtype_of(value)).lanes
+    wanted = str(buffer.dtype) + (f"x{lanes}" if lanes > 1 else "")
+    return value if str(dtype) == wanted else tirx.Cast(wanted, value)
 
 
 def fused_nest(axes: Sequence[Axis], body_of: Callable[[dict[Any, Expr]], Any], work: int) -> Any:
@@ -78,7 +91,7 @@ def _emit_elementwise(builder: KernelBuilder, stage: Stage, max_lanes: int) -> A
             analyzer.bind(lane, range_from_zero(lanes))
             indices = [substitute(index, at) for index in stage.indices]
             address = analyzer.simplify(flat_index(stage.buffer, indices))
-            value = builder.flatten(stage.at(at), analyzer)
+            value = _converted(builder.flatten(stage.at(at), analyzer), stage.buffer)
             store = tirx.BufferStore(builder.flat(stage.buffer), value, [address])
             kind = tirx.ForKind.VECTORIZED if lanes > 1 else tirx.ForKind.SERIAL
             vector = tirx.For(lane, constant_like(0, lane), constant_like(lanes, lane), kind, store)
@@ -204,7 +217,7 @@ def _row(
             value = fill if count == 1 else tirx.Broadcast(fill, count)
         else:
             value = tirx.BufferLoad(source[0], [ramp(source[1] + at, 1, count)])
-        return tirx.BufferStore(target, value, [ramp(base + at, 1, count)])
+        return tirx.BufferStore(target, _converted(value, target), [ramp(base + at, 1, count)])
 
     if whole:
         block = tirx.Var("block", dtype_of(base))

@@ -72,6 +72,32 @@ class TilePlan:
     roll_inside: bool = True
 
 
+@dataclass(frozen=True, eq=False)
+class TaskGrid:
+    """What the tasks of a kernel are: column tiles fastest, then blocks of row tiles, then batch.
+
+    Attributes:
+        batch, rows, columns: the axes that tiles are cut from.
+        block: row tiles in one task; the last one may have fewer.
+        blocks: blocks of row tiles.
+    """
+
+    batch: list[TileAxis]
+    rows: list[TileAxis]
+    columns: list[TileAxis]
+    block: int
+    blocks: int
+
+    @property
+    def column_tiles(self) -> int:
+        """Number of tiles along all columns."""
+        return prod(axis.tiles for axis in self.columns)
+
+    def block_number(self, task: Any) -> Expr:
+        """Return which block of row tiles a task has."""
+        return task // self.column_tiles % self.blocks
+
+
 class KernelBuilder:
     """Turns a function with an anchor into loops over register tiles."""
 
@@ -233,17 +259,16 @@ class KernelBuilder:
         batch, rows, columns = self._tile_axes()
         row_tiles = prod(axis.tiles for axis in rows)
         block = min(self.plan.row_block, row_tiles)
-        blocks = -(-row_tiles // block)
-        column_tiles = prod(axis.tiles for axis in columns)
-        tasks = prod(axis.tiles for axis in batch) * blocks * column_tiles
+        grid = TaskGrid(batch, rows, columns, block, -(-row_tiles // block))
+        tasks = prod(axis.tiles for axis in batch) * grid.blocks * grid.column_tiles
         task, inner = (tirx.Var(name, self.index_dtype) for name in ("task", "row_tile"))
 
-        start = self.task_start(task, batch, rows, columns, blocks)
-        body = self._task_body(task, inner, batch, rows, columns, blocks, block)
+        start = self.task_start(task, grid)
+        body = self._task_body(task, inner, grid)
         analyzer = sym.Analyzer()
         analyzer.bind(task, range_from_zero(tasks))
         if block > 1:
-            first = task // column_tiles % blocks * block
+            first = grid.block_number(task) * block
             extent: Expr = constant_like(block, self.index_dtype)
             if row_tiles % block:
                 extent = tirx.min(extent, row_tiles - first)
@@ -258,37 +283,24 @@ class KernelBuilder:
         zero, count = (constant_like(v, self.index_dtype) for v in (0, tasks))
         return tirx.For(task, zero, count, kind, body)
 
-    def task_start(
-        self,
-        task: Any,
-        batch: list[TileAxis],
-        rows: list[TileAxis],
-        columns: list[TileAxis],
-        blocks: int,
-    ) -> list[Any]:
+    def task_start(self, task: Any, grid: TaskGrid) -> list[Any]:
         """Return what a task does once for all its row tiles: nothing."""
         return []
 
-    def _task_body(
-        self,
-        task: Any,
-        inner: Any,
-        batch: list[TileAxis],
-        rows: list[TileAxis],
-        columns: list[TileAxis],
-        blocks: int,
-        block: int,
-    ) -> Any:
+    def _task_body(self, task: Any, inner: Any, grid: TaskGrid) -> Any:
         """Decode the task into tile numbers and choose the code for this kind of tile."""
-        column_tiles = prod(axis.tiles for axis in columns)
-        row_tile = task // column_tiles % blocks * block
-        if block > 1:
+        row_tile = grid.block_number(task) * grid.block
+        if grid.block > 1:
             row_tile = row_tile + inner
         binds: list[Any] = []
-        numbers = dict(self.decode(task // (column_tiles * blocks), batch, binds))
-        numbers |= dict(self.decode(row_tile, rows, binds))
-        numbers |= dict(self.decode(task % column_tiles, columns, binds))
-        return sequence([*binds, self.choose([*batch, *rows, *columns], numbers)])
+        numbers = self.decode_task(task, grid, binds)
+        numbers |= dict(self.decode(row_tile, grid.rows, binds))
+        return sequence([*binds, self.choose([*grid.batch, *grid.rows, *grid.columns], numbers)])
+
+    def decode_task(self, task: Any, grid: TaskGrid, binds: list[Any]) -> dict[TileAxis, Expr]:
+        """Return the tile numbers on the batch and column axes; binds their variables."""
+        numbers = dict(self.decode(task // (grid.column_tiles * grid.blocks), grid.batch, binds))
+        return numbers | dict(self.decode(task % grid.column_tiles, grid.columns, binds))
 
     def decode(
         self, number: Expr, axes: Sequence[TileAxis], binds: list[Any]

@@ -102,13 +102,18 @@ def mca_version() -> str:
     return f"llvm-mca {found.group(1)}" if found else "llvm-mca"
 
 
-def cycles(lines: Sequence[str], processor: str) -> float:
+def cycles(lines: Sequence[str], processor: str, triple: str = "aarch64") -> float:
     """Return the modelled cycles of one round of a loop.
+
+    Args:
+        lines: its instructions, as the assembler of the triple reads them.
+        processor: its name in LLVM.
+        triple: architecture of the instructions.
 
     Raises:
         TargetError: there is no llvm-mca, or it has no model of the processor.
     """
-    command = [find_mca(), "-mtriple=aarch64", f"-mcpu={processor}", f"-iterations={_ITERATIONS}"]
+    command = [find_mca(), f"-mtriple={triple}", f"-mcpu={processor}", f"-iterations={_ITERATIONS}"]
     done = subprocess.run(
         command, input="\n".join(lines) + "\n", capture_output=True, text=True, check=False
     )

@@ -25,7 +25,8 @@ def _model(nodes, constants, shape, output):
         [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
         [numpy_helper.from_array(v.astype("float32"), k) for k, v in constants.items()],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return onnx.shape_inference.infer_shapes(model)
 
 
 def _transformer():
@@ -53,7 +54,7 @@ def _transformer():
     model = _model(nodes, constants, [2, 5, DEPTH], "y")
     for name, shape in (("flat", [10, DEPTH]), ("back", [2, 5, DEPTH])):
         model.graph.initializer.append(numpy_helper.from_array(np.array(shape, "int64"), name))
-    return model
+    return onnx.shape_inference.infer_shapes(model)
 
 
 def _samples(count, *shape):
