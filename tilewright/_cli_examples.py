@@ -7,6 +7,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "tilewright compile model.onnx -o model.so",
         "tilewright compile bert.onnx -o bert.so --shape ids=1,128 --shape mask=1,128",
         "tilewright compile model.onnx -o pi.so --target aarch64:cortex-a72",
+        "tilewright compile model.onnx -o model.so --target cuda:sm_90 --precision fp16",
         "tilewright compile model.onnx -o model.so --log tuned.jsonl --require-tuned 0.9",
     ),
     "run": (
@@ -54,6 +55,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "tune-op": (
         "tilewright tune-op conv2d --data 1,64,56,56 --weight 64,64,3,3 --pad 1 --trials 64",
         "tilewright tune-op matmul --data 128,768 --weight 768,3072 --time 2m",
+    ),
+    "tune-gpu": (
+        "tilewright tune-gpu model.onnx --target cuda:sm_90 --precision fp16 --trials 64",
+        "tilewright tune-gpu model.onnx --target cuda:sm_90 --measure estimate --json",
     ),
     "doctor": ("tilewright doctor", "tilewright doctor --json"),
     "verify": (

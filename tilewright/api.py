@@ -161,7 +161,7 @@ def compile(
     if is_cuda(target):
         from tilewright.gpu import CudaOptions, compile_for_gpu
 
-        options = CudaOptions(target, precision, require_tuned, integer_only, dump_ir, format)
+        options = CudaOptions(target, precision, logs, require_tuned, integer_only, dump_ir, format)
         return compile_for_gpu(model, options, shapes, constants, progress)
     if precision != "fp32":
         raise TargetError(f"precision {precision!r} is for CUDA targets; {target} computes in fp32")

@@ -30,6 +30,7 @@ from tilewright import _cli_quantize as quantizing
 from tilewright import _cli_size as size
 from tilewright import _cli_trust as trust
 from tilewright import _cli_tune as tuning
+from tilewright import _cli_tune_gpu as tuning_gpu
 from tilewright._cli_arguments import AsJson, Debug
 from tilewright.errors import TilewrightError
 
@@ -259,6 +260,6 @@ class _Interrupts:
 _cli_baseline.register(app, _errors)
 
 
-for _commands in (quantizing, profiling, explaining, size, tuning, device, trust):
+for _commands in (quantizing, profiling, explaining, size, tuning, tuning_gpu, device, trust):
     _commands.mount(app, _errors)
 everywhere.finish(app)

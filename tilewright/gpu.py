@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tilewright.errors import CompileError, TargetError
+from tilewright.errors import CompileError, LogError, TargetError
 from tilewright.inspection import describe_layouts
 
 if TYPE_CHECKING:
     from tilewright.api import CompiledModule, Shapes
+    from tilewright.compiler.cuda.lower import Choices
+    from tilewright.compiler.cuda.targets import CudaTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class CudaOptions:
 
     target: str
     precision: str = "fp32"
+    logs: Sequence[str | os.PathLike[str]] | None = None
     require_tuned: float | None = None
     integer_only: bool = False
     dump_ir: str | os.PathLike[str] | None = None
@@ -43,6 +46,7 @@ def compile_for_gpu(
     Raises:
         TargetError: the target or the precision is unknown, an option is for processors only, or
             there is no nvcc.
+        LogError: a log that was named is missing.
         ModelError, CompileError: as for `tilewright.compile`.
     """
     from tilewright.api import CompiledModule, lower_by
@@ -57,7 +61,8 @@ def compile_for_gpu(
     check_precision(options.precision)
     _check_options(options)
     find_nvcc()  # before the work, not after
-    lowering = partial(lower_for_cuda, target=target, precision=options.precision)
+    found = _tuned_choices(options, target)
+    lowering = partial(lower_for_cuda, target=target, precision=options.precision, choices_of=found)
     lowered, digest = lower_by(lowering, model, shapes, constants, progress)
     tuning = describe_tuning(lowered.operators, None)
     check_required(tuning, options.require_tuned)
@@ -73,6 +78,24 @@ def compile_for_gpu(
     meta = {"model_digest": digest, "work": work}
     package_for_cuda(lowered, target, options.precision, path, meta)
     return CompiledModule(path, folder, report)
+
+
+def _tuned_choices(options: CudaOptions, target: CudaTarget) -> Choices:
+    """Return who gives operators their layouts and tiles: the logs, where there are any.
+
+    Raises:
+        LogError: a log that was named is missing.
+    """
+    from tilewright.compiler.cuda.layouts import cuda_choices
+    from tilewright.tuner.cuda.log import CudaLookup, read_records, user_cuda_log
+
+    paths = [user_cuda_log()] if options.logs is None else [Path(log) for log in options.logs]
+    records = []
+    for path in paths:
+        if options.logs is not None and not path.exists():
+            raise LogError(f"cannot read {path}: no such file")
+        records += read_records(path)[0]
+    return CudaLookup(records, target, options.precision) if records else cuda_choices
 
 
 def _check_options(options: CudaOptions) -> None:

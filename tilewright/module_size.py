@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from tilewright.compiler.codegen import KERNEL_PREFIX
+from tilewright.compiler.cuda.entry import IMAGE_SYMBOL
 from tilewright.errors import ModuleError
 from tilewright.runtime.library import read_description
 
 _SYMTAB, _NOBITS = 2, 8
 _ALLOCATED, _EXECUTABLE = 2, 4
-_FUNCTION = 2
+_OBJECT, _FUNCTION = 1, 2
 _CLASS_64 = 2
 _ELF_TYPE = 16
 PARALLEL_LOOPS = "bodies of parallel loops"
+GPU_CODE = "cubin and PTX of all kernels"
 # Of the end of a module file; see runtime/c/tilewright.h.
 _TRAILER = struct.Struct("<8sIIQQQQQIIII")
 
@@ -57,8 +59,8 @@ class _Elf:
         _, kind, flags, address, offset, size, link = struct.unpack_from(form, self.content, at)
         return _Section(kind, flags, address, offset, size, link)
 
-    def functions(self) -> Iterator[_Symbol]:
-        """Yield the named functions."""
+    def symbols(self, wanted: int = _FUNCTION) -> Iterator[_Symbol]:
+        """Yield the named functions, or what else is of the kind that is wanted."""
         form = struct.Struct("<IBBHQQ" if self.wide else "<IIIBBH")
         for table in self.sections:
             if table.kind != _SYMTAB:
@@ -70,7 +72,7 @@ class _Elf:
                     name, info, _, section, address, size = fields
                 else:
                     name, address, size, info, _, section = fields
-                if info & 15 == _FUNCTION and section:
+                if info & 15 == wanted and section:
                     start = names + name
                     text = self.content[start : self.content.index(b"\0", start)].decode()
                     # The lowest bit of an address marks Thumb code.
@@ -100,20 +102,23 @@ def module_size(path: str | os.PathLike[str]) -> dict[str, Any]:
     payload += len(content) - len(beside) if beside else 0
     elf = _Elf(content[:payload], os.fspath(path))
     by_kernel = _kernel_bytes(elf)
+    image = next((s.size for s in elf.symbols(_OBJECT) if s.name == IMAGE_SYMBOL), 0)
     kernels = sum(by_kernel.values())
     stored = [s for s in elf.sections if s.kind != _NOBITS and s.flags & _ALLOCATED]
     code = sum(s.size for s in stored if s.flags & _EXECUTABLE)
     data = sum(s.size for s in stored if not s.flags & _EXECUTABLE)
     return {
         "file": len(content),
-        "kernels": kernels,
+        "kernels": kernels + image,
         "runtime": code - kernels,
-        "data": data,
+        "data": data - image,
         "elf": payload - code - data,
         "weights": weights,
         "description": description,
         "trailer": _TRAILER.size,
-        "by_kernel": dict(sorted(by_kernel.items(), key=lambda item: -item[1])),
+        "by_kernel": dict(
+            sorted(({GPU_CODE: image} if image else by_kernel).items(), key=lambda item: -item[1])
+        ),
     }
 
 
@@ -133,7 +138,7 @@ def _kernel_bytes(elf: _Elf) -> dict[str, int]:
     """Return the bytes of each kernel; bodies of parallel loops have no name, so they are one."""
     sizes: dict[str, int] = {}
     named = 0
-    for symbol in elf.functions():
+    for symbol in elf.symbols():
         named += symbol.size
         if symbol.name.startswith(KERNEL_PREFIX):
             sizes[symbol.name.removeprefix(KERNEL_PREFIX)] = symbol.size

@@ -26,8 +26,10 @@ _IMAGE = """\
   .balign 64
   .globl {symbol}
   .hidden {symbol}
+  .type {symbol}, %object
 {symbol}:
   .incbin "{file}"
+  .size {symbol}, . - {symbol}
   .section .note.GNU-stack,"",%progbits
 """
 

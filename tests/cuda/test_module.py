@@ -21,6 +21,7 @@ from tilewright.compiler.cuda.nvcc import find_tool
 from tilewright.compiler.cuda.package import package_for_cuda
 from tilewright.compiler.cuda.targets import parse_cuda_target
 from tilewright.errors import ModuleError
+from tilewright.module_size import module_size
 
 pytestmark = pytest.mark.skipif(find_tool("nvcc") is None, reason="needs nvcc")
 
@@ -57,6 +58,7 @@ _DEVICE_CHILD = """
 import ctypes, json, sys
 import numpy as np
 from tilewright.errors import ModuleError
+from tilewright.module_size import module_size
 from tilewright.runtime import dlpack
 from tilewright.runtime.module import Module
 shim = ctypes.CDLL("libcuda.so.1")
@@ -201,3 +203,11 @@ def test_a_module_can_be_inspected_without_a_driver(folder):
     assert described["target"]["precision"] == "fp32"
     calls = described["entries"][0]["calls"]
     assert all(call["schedule"] for call in calls)
+
+
+def test_size_counts_the_code_of_the_gpu_as_kernels(folder):
+    sizes = module_size(folder / "matmul.so")
+    assert sizes["kernels"] == sizes["by_kernel"]["cubin and PTX of all kernels"] > 1000
+    assert sizes["data"] > 0
+    parts = ("kernels", "runtime", "data", "elf", "weights", "description", "trailer")
+    assert sum(sizes[part] for part in parts) == sizes["file"]

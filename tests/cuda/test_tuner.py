@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+import tilewright
 from tests.cuda.emulation import compile_for_cpu, compile_shim
 from tests.cuda.programs import run, save_matmul
 from tilewright.compiler.cuda.lower import HOST, launch, without_layouts
@@ -218,3 +219,21 @@ def test_a_device_that_fails_costs_one_candidate_and_gets_a_fresh_process(
     assert re.search("run_error: .*error 700", results[0].error)
     assert timer.restarts == 2
     timer.close()
+
+
+def test_a_compile_takes_what_was_measured(tmp_path, operator, monkeypatch):
+    log = tmp_path / "log.jsonl"
+    model = save_matmul(tmp_path)
+    tune_for_gpu(model, "cuda:sm_90", trials=4, measure="estimate", log=log)
+    records, _ = read_records(log)
+    slow = replace(records[-1], measure="device", seconds=1e-9)
+    log.write_text(slow.to_line() + "\n")
+    monkeypatch.setattr("tilewright.compiler.cuda.package.compile_kernels", lambda *_: b"image")
+    monkeypatch.setattr("tilewright.compiler.cuda.nvcc.find_nvcc", lambda: tmp_path)
+    module = tilewright.compile(model, "cuda:sm_90", logs=[log])
+    tile = GemmTile.from_json(slow.candidate.schedule)
+    (names,) = module.report["schedules"].values()
+    assert f"{tile.rows}x{tile.columns}x{tile.depth} {tile.stages} stages" in names[0]
+    assert module.report["tuning"]["tuned_share"] == 1.0
+    with pytest.raises(LogError, match="no such file"):
+        tilewright.compile(model, "cuda:sm_90", logs=[tmp_path / "none.jsonl"])
