@@ -141,7 +141,7 @@ def choose_order(anchor: Anchor, target: Target, clip: bool) -> tuple[int, ...]:
         if anchor.dtype != "float32":
             return tuple(positions)  # integer steps take several elements at once
         long = [p for p in positions if anchor.stage.reduction[p].extent > 1]
-        slides = bool(long) and long[-1] in sliding_reductions(anchor)
+        slides = bool(long) and _rows_share(anchor, long[-1])
         return tuple(reversed(positions)) if slides else tuple(positions)
     window = {
         found.reduction
@@ -177,6 +177,17 @@ def _row_pitch(anchor: Anchor) -> int:
     outer = anchor.stage.spatial[anchor.rows[-2]].var
     pitches = [abs(access.offset.of(outer)) for access in anchor.accesses]
     return max(pitches) or 1 << 62
+
+
+def _rows_share(anchor: Anchor, reduction: int) -> bool:
+    """Say whether neighbouring rows meet the same elements in different steps of a reduction."""
+    if reduction not in sliding_reductions(anchor):
+        return False
+    row, axis = anchor.stage.spatial[anchor.rows[-1]].var, anchor.stage.reduction[reduction]
+    return any(
+        0 < access.offset.of(row) <= (axis.extent - 1) * access.offset.of(axis.var)
+        for access in anchor.accesses
+    )
 
 
 def choose_tile(

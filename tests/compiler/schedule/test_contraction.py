@@ -273,3 +273,31 @@ def test_tasks_divide_over_the_cores():
     tasks = int(re.search(r"for task in T\.parallel\((\d+)\)", script).group(1))
     assert tasks >= 4
     assert -(-tasks // 4) * 4 <= 1.15 * tasks
+
+
+def planar_convolution(channels: int, packed: bool):
+    """Return a 3x3 convolution over planes: of stride 2 to blocks of channels, or to planes."""
+    data = te.placeholder((channels, 34, 34), name="data")
+    shape = (2, channels, 3, 3, 8) if packed else (16, channels, 3, 3)
+    weight = te.placeholder(shape, name="weight")
+    c, y, x = (te.reduce_axis((0, n), name) for n, name in ((channels, "c"), (3, "y"), (3, "x")))
+
+    def blocks(o, h, w, v):
+        return te.sum(data[c, 2 * h + y, 2 * w + x] * weight[o, c, y, x, v], axis=[c, y, x])
+
+    def planes(o, h, w):
+        return te.sum(data[c, h + y, w + x] * weight[o, c, y, x], axis=[c, y, x])
+
+    shape, compute = ((2, 16, 16, 8), blocks) if packed else ((16, 32, 32), planes)
+    return te.create_prim_func([data, weight, te.compute(shape, compute, name="conv")])
+
+
+def test_steps_that_share_elements_are_kept_apart_where_a_window_is_innermost():
+    rows_slide = planar_convolution(3, packed=True)
+    assert default_decisions(rows_slide, AVX2).reduction_order == (2, 1, 0)
+    assert default_decisions(rows_slide, parse_target("x86-64-v4")).reduction_order == (0, 1, 2)
+
+
+def test_steps_stay_in_order_where_rows_share_nothing():
+    vectors_slide = planar_convolution(16, packed=False)
+    assert default_decisions(vectors_slide, AVX2).reduction_order == (0, 1, 2)
