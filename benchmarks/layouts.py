@@ -136,7 +136,7 @@ def build(name: str, model: Path | onnx.ModelProto, target: Target, job: Job) ->
     folder = job.folder / job.row(name)
     folder.mkdir(parents=True, exist_ok=True)
     imported = import_onnx(model)
-    specs = [
+    inputs, outputs = [
         [TensorSpec(spec.name, spec.shape, spec.dtype) for spec in side]
         for side in (imported.inputs, imported.outputs)
     ]
@@ -146,7 +146,8 @@ def build(name: str, model: Path | onnx.ModelProto, target: Target, job: Job) ->
     for strategy in job.strategies:
         lowered = lower(
             imported.module,
-            *specs,
+            inputs,
+            outputs,
             target,
             tuned=tuned,
             winograd=job.winograd,
