@@ -39,8 +39,8 @@ MODELS = (
     *("rlfn", "espcn", "resnet3d18"),
 )
 # Of the time of a task's best layouts, and how many of them: reading a log takes time, too.
-_WITHIN = 1.25
-_MOST_LAYOUTS = 5
+_WITHIN = 1.2
+_MOST_LAYOUTS = 4
 # Small batches let a search learn within few trials.
 _BATCH = 6
 

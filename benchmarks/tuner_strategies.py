@@ -60,6 +60,8 @@ FIXED = {
     "NHWC": ("C -> C", "packed", "L"),
     "NCHW8c": ("B -> B", "packed"),
 }
+# What is far behind anyway is searched with the first seed only.
+_ONE_SEED = ("NCHW", "NHWC")
 _JOINT_SHARE = 0.4  # of the trials, as `tuner.loop` has it
 _BATCH = 8
 _AHEAD = 2
@@ -102,6 +104,8 @@ def searches(task: Task, space: TaskSpace, trials: int, seeds: int) -> list[Sear
     found = []
     for seed in range(seeds):
         for name in ("joint", "random", *FIXED):
+            if seed and name in _ONE_SEED:
+                continue
             explorer = Explorer(task.target, RankingModel(PRETRAINED))
             mine = restrict(space, FIXED[name]) if name in FIXED else space
             strategy = (

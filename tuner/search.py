@@ -221,7 +221,7 @@ class CrossExploration:
     def propose(self, history: History, count: int, rng: np.random.Generator) -> list[Candidate]:
         """Return new candidates of the layouts that are still in the race."""
         known = {candidate.layouts for candidate in [*history.results, *history.proposed]}
-        judged = _by_kind(history.space)[: max(self.layouts_kept, self.joint_trials // 3)]
+        judged = layouts_by_kind(history.space)[: max(self.layouts_kept, self.joint_trials // 3)]
         untried = [choice for choice in judged if choice.layouts not in known]
         found = [_default(history, choice) for choice in untried[:count]]
         racing = {choice.layouts for choice in judged} | known
@@ -246,7 +246,7 @@ class CrossExploration:
         return found
 
 
-def _by_kind(space: TaskSpace) -> list[LayoutChoice]:
+def layouts_by_kind(space: TaskSpace) -> list[LayoutChoice]:
     """Return the plausible layouts: the best of each kind first, then those of other block sizes.
 
     A kind is a name up to its block size, as in "B -> B /32".

@@ -27,8 +27,9 @@ from tilewright.tuner.search import (
     Explorer,
     RandomSearch,
     Tuner,
+    layouts_by_kind,
 )
-from tilewright.tuner.space import task_space
+from tilewright.tuner.space import LayoutChoice, TaskSpace, task_space
 from tilewright.tuner.worker.build import Builder
 from tilewright.tuner.workload import task_request
 
@@ -213,3 +214,19 @@ def test_layouts_survive_json(space):
     _, joint = space
     for choice in joint.choices:
         assert all(Layout.from_json(each.to_json()) == each for each in choice.layouts)
+
+
+def test_layouts_of_each_kind_are_judged_before_other_block_sizes():
+    def choice(name: str, seconds: float) -> LayoutChoice:
+        return LayoutChoice(name, (), seconds, None)
+
+    choices = [
+        choice("L", 9.0),
+        choice("B -> B", 1.0),
+        choice("B -> B /16", 1.0),
+        choice("B -> C", 1.2),
+        choice("B -> B /32", 1.1),
+        choice("C -> C", 1.9),
+    ]
+    names = [each.name for each in layouts_by_kind(TaskSpace(tuple(choices)))]
+    assert names == ["B -> B", "B -> C", "C -> C", "B -> B /16", "B -> B /32"]
