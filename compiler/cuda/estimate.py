@@ -50,7 +50,7 @@ def estimate_seconds(tile: GemmTile, product: Product, precision: str, target: C
     rate_name = precision if on_tensor_cores else "fp32"
     if product.is_integer:
         rate_name = "int8"
-    elif on_tensor_cores and precision == "fp32":
+    elif product.half is not None:
         rate_name = "fp16"
     rate = target.macs_per_second(rate_name) / target.sms * _REACHED
     blocks = ceil(rows / tile.rows) * ceil(columns / tile.columns) * batch * tile.split

@@ -90,6 +90,14 @@ class Product:
         return batch, rows, columns, depth
 
     @property
+    def half(self) -> str | None:
+        """The 16-bit float that both factors are in memory or when they are multiplied, if any."""
+        if self.dtype in ("float16", "bfloat16"):
+            return self.dtype
+        kinds = {o.dtype if o.load is not None else "" for o in (self.a, self.b)}
+        return next(iter(kinds)) if kinds in ({"float16"}, {"bfloat16"}) else None
+
+    @property
     def is_integer(self) -> bool:
         """Whether both factors are bytes in memory and the sum is exact in 32 bits."""
         return (

@@ -84,25 +84,23 @@ class GemmTile:
 
 def uses_matrix_units(product: Product, precision: str) -> bool:
     """Say whether a product runs on tensor cores in a precision."""
-    if product.is_integer:
+    if product.is_integer or product.half is not None:
         return True
-    return product.dtype != "int32" and (
-        precision in ("tf32", "fp16", "bf16") or product.dtype in ("float16", "bfloat16")
-    )
+    return product.dtype != "int32" and precision in ("tf32", "fp16", "bf16")
 
 
 def tile_dtypes(product: Product, precision: str) -> tuple[str, str]:
     """Return the dtypes of the tiles of both factors in shared memory.
 
-    Factors that are float16 or bfloat16 in the model keep their type; floats take the precision's.
+    Factors that are 16-bit floats in memory keep their type, which is exact; others take the
+    precision's.
     """
     if product.is_integer:
         return product.a.dtype, product.b.dtype
     if product.dtype == "int32":
         return "int32", "int32"
-    chosen = {"fp16": "float16", "bf16": "bfloat16"}.get(precision, product.dtype)
-    if product.dtype in ("float16", "bfloat16"):
-        chosen = product.dtype
+    chosen = {"fp16": "float16", "bf16": "bfloat16"}.get(precision, "float32")
+    chosen = product.half or chosen
     return chosen, chosen
 
 

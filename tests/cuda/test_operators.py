@@ -202,3 +202,16 @@ def test_an_operator_may_be_called_like_a_function_or_keyword_of_cuda(operator):
     x = normal(4, 6) > 0 if operator == "Not" else normal(4, 6)
     model = model_of([helper.make_node(operator, ["x"], ["y"])], {"x": x}, {})
     check(model, {"x": x}, schedule="elementwise")
+
+
+def test_a_model_in_float16_keeps_it_in_memory():
+    x, w = normal(20, 64).astype(np.float16), normal(64, 24, seed=1).astype(np.float16)
+    model = model_of([helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": x}, {"w": w})
+    lowered = lower(model)
+    ((schedule, *_),) = lowered.schedules.values()
+    assert schedule.startswith("gemm fp16")
+    assert "scalar" not in schedule
+    actual = run(lowered, {"x": x})["y"]
+    expected = x.astype(np.float64) @ w.astype(np.float64)
+    assert actual.dtype == np.float16
+    np.testing.assert_allclose(actual, expected, rtol=2e-3, atol=2e-2)
