@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 
+import tilewright
 from tilewright.compiler.toolchain import find_c_compiler
 from tilewright.runtime.library import read_description
 
@@ -95,6 +97,22 @@ BOARDS = {
     "aarch64:neoverse-v1": NEWEST,
     "armv7:cortex-a7": CORTEX_A7,
 }
+
+
+def compute(
+    model: Path | onnx.ModelProto, feed: Mapping[str, np.ndarray], target: str
+) -> dict[str, np.ndarray]:
+    """Compile a model for a target, untuned, and run it once on that target's board.
+
+    Args:
+        feed: input name -> array; may hold more than the model reads.
+    """
+    with tempfile.TemporaryDirectory(prefix="tilewright-board-") as folder:
+        path = Path(folder, "model.so")
+        tilewright.compile(model, target, logs=()).save(path)
+        outputs = BOARDS[target].run(path, feed)
+        names = [spec["name"] for spec in read_description(path)["entries"][0]["outputs"]]
+    return dict(zip(names, outputs, strict=True))
 
 
 @functools.cache
