@@ -102,7 +102,7 @@ def _algorithms(
         return {}
     convolution = Convolution(data, weight, (data[0], weight[0], *data[2:]))
     lookup = Lookup([log.path], target)
-    records = measure_algorithms(
+    (records,) = measure_algorithms(
         [convolution], target, lookup, measure, worth=lambda *_: list(VARIANTS)
     )
     names = [json.loads(record.candidate.schedule or "")["name"] for record in records]

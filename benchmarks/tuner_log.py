@@ -112,9 +112,11 @@ def tune_algorithms(name: str, log: Path, measure: MeasureOptions) -> None:
         for convolution in find_convolutions(import_onnx(zoo.load(name)).module, target)
         if not lookup.knows_algorithm(convolution)
     ]
-    records = measure_algorithms(unknown, target, lookup, measure)
-    Log(log).append(records)
-    print(f"{name}: {len(records)} records of algorithms", file=sys.stderr, flush=True)
+    count = 0
+    for records in measure_algorithms(unknown, target, lookup, measure):
+        Log(log).append(records)
+        count += len(records)
+    print(f"{name}: {count} records of algorithms", file=sys.stderr, flush=True)
 
 
 def main() -> None:

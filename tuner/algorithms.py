@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,15 +23,22 @@ from tilewright.compiler.program import TensorSpec
 from tilewright.compiler.targets import Target
 from tilewright.compiler.tasks import Lookup
 from tilewright.compiler.winograd import Winograd
-from tilewright.errors import MeasureError
 from tilewright.frontends.onnx import import_onnx
 from tilewright.tuner.candidate import Candidate, canonical_json
 from tilewright.tuner.lookup import ALGORITHM
 from tilewright.tuner.measure import MeasureOptions
 from tilewright.tuner.operators import operator_model
-from tilewright.tuner.records import Record, now, processor_name, target_data, versions
+from tilewright.tuner.processors import place
+from tilewright.tuner.records import (
+    Record,
+    Status,
+    now,
+    processor_name,
+    target_data,
+    versions,
+)
 from tilewright.tuner.timing import exclusive
-from tilewright.tuner.worker.process import WorkerProcess
+from tilewright.tuner.worker.process import WorkerDied, WorkerProcess, WorkerTimeout
 
 # An alternative estimated slower than the best by more than this factor is not measured.
 _IMPLAUSIBLE = 1.6
@@ -72,8 +79,8 @@ def measure_algorithms(
     tuned: Lookup,
     options: MeasureOptions,
     worth: Callable[[Convolution, Target], list[str]] = plausible,
-) -> list[Record]:
-    """Return one record for each algorithm worth measuring of each convolution.
+) -> Iterator[list[Record]]:
+    """Yield, for each convolution, one record for each algorithm worth measuring.
 
     Those with one such algorithm, or with padding that is not the same on both sides, are left
     to the estimate.
@@ -84,39 +91,43 @@ def measure_algorithms(
         tuned: decisions for their kernels.
         options: processor, lock and seed.
         worth: says which algorithms of a convolution to measure.
-
-    Raises:
-        MeasureError: the timing process failed.
     """
-    records = []
-    environment = {"OMP_NUM_THREADS": "1"}
-    config = {"cpu": options.cpu, "threads": options.threads}
+    cpu = place(options.threads, options.builders, options.cpu, exclusive=False).timing
     worker = WorkerProcess(
-        "tilewright.tuner.worker.modules", config, options.memory_bytes, environment
+        "tilewright.tuner.worker.modules",
+        {"cpu": cpu, "threads": options.threads},
+        options.memory_bytes,
+        {"OMP_NUM_THREADS": "1"},
     )
     try:
         for convolution in convolutions:
             names = worth(convolution, target)
-            if len(names) < 2 or _padding(convolution) is None:
-                continue
-            with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
-                paths = [
-                    _build(convolution, name, target, tuned, Path(folder, f"{name}.so"))
-                    for name in names
-                ]
-                with exclusive(options.lock):
-                    answer = worker.call(
-                        *("race", _TIMEOUT_S),
-                        paths=[str(path) for path in paths],
-                        rounds=_ROUNDS,
-                        seed=options.seed,
-                    )
-            if "error" in answer:
-                raise MeasureError(f"timing algorithms failed: {answer['error']}")
-            records += _records(convolution, names, answer, target, options)
+            if len(names) > 1 and _padding(convolution) is not None:
+                answer = _race(worker, convolution, names, target, tuned, options)
+                yield _records(convolution, names, answer, target, options)
     finally:
         worker.close()
-    return records
+
+
+def _race(
+    worker: WorkerProcess,
+    convolution: Convolution,
+    names: Sequence[str],
+    target: Target,
+    tuned: Lookup,
+    options: MeasureOptions,
+) -> dict[str, Any]:
+    """Build modules and time them; where that fails, say why under "error"."""
+    with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
+        paths = [Path(folder, f"{name}.so") for name in names]
+        for name, path in zip(names, paths, strict=True):
+            _build(convolution, name, target, tuned, path)
+        request = {"paths": [str(path) for path in paths], "rounds": _ROUNDS, "seed": options.seed}
+        with exclusive(options.lock):
+            try:
+                return worker.call("race", _TIMEOUT_S, **request)
+            except (WorkerDied, WorkerTimeout) as error:
+                return {"error": str(error)}
 
 
 def _padding(convolution: Convolution) -> int | None:
@@ -168,18 +179,23 @@ def _records(
     options: MeasureOptions,
 ) -> list[Record]:
     hardware = {"processor": processor_name(), "threads": options.threads, "cold": options.cold}
+    failed = answer.get("error", "")
     found = []
-    for name, seconds, error in zip(names, answer["seconds"], answer["errors"], strict=True):
-        sound = error <= _TOLERANCE
+    for index, name in enumerate(names):
+        status: Status = "run_error" if failed else "ok"
+        error = failed
+        if not failed and answer["errors"][index] > _TOLERANCE:
+            status = "wrong_output"
+            error = f"{answer['errors'][index]:.1e} standard deviations from {names[0]}"
         found.append(
             Record(
                 task_key=convolution.key,
                 task=describe_convolution(convolution),
                 target=target_data(target),
                 candidate=candidate(name),
-                status="ok" if sound else "wrong_output",
-                error="" if sound else f"differs by {error:.1e} standard deviations from direct",
-                run_times_s=(median(seconds),) if sound else (),
+                status=status,
+                error=error,
+                run_times_s=(median(answer["seconds"][index]),) if status == "ok" else (),
                 hardware=hardware,
                 seed=options.seed,
                 versions=versions(),

@@ -164,10 +164,10 @@ def _choose_algorithms(
         for convolution in find_convolutions(imported.module, target)
         if not lookup.knows_algorithm(convolution)
     ]
-    records = measure_algorithms(unknown, target, lookup, measure)
-    lookup.add(records)
-    with contextlib.suppress(LogError):  # tuning goes on, and says so at its first record
-        Log(log).append(records)
+    for records in measure_algorithms(unknown, target, lookup, measure):
+        lookup.add(records)
+        with contextlib.suppress(LogError):  # tuning goes on, and says so at its first record
+            Log(log).append(records)
     return lookup.algorithm
 
 

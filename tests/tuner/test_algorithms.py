@@ -25,6 +25,7 @@ from tilewright.tuner.algorithms import (
 )
 from tilewright.tuner.operators import operator_model
 from tilewright.tuner.records import target_data
+from tilewright.tuner.worker.process import WorkerDied, WorkerProcess
 
 TARGET = replace(parse_target("native"), cores=1)
 SMALL = Convolution((1, 16, 12, 10), (32, 16, 3, 3), (1, 32, 12, 10))
@@ -44,7 +45,7 @@ def test_convolutions_with_a_choice_are_found_with_their_shapes() -> None:
 
 def test_measured_algorithms_become_records_that_a_lookup_reads(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    records = measure_algorithms([SMALL], TARGET, lambda _task: (), MeasureOptions())
+    (records,) = measure_algorithms([SMALL], TARGET, lambda _task: (), MeasureOptions())
     names = [json.loads(record.candidate.schedule or "")["name"] for record in records]
     assert names == plausible(SMALL, TARGET)
     assert len(names) > 1
@@ -81,6 +82,16 @@ def test_records_of_another_number_of_threads_do_not_choose(tmp_path: Path) -> N
     Log(path).append([_record(SMALL, "winograd2", 1e-6)])
     lookup = Lookup([path], replace(TARGET, cores=2))
     assert not lookup.knows_algorithm(SMALL)
+
+
+def test_a_race_that_dies_costs_itself_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise WorkerDied("the process was ended by SIGSEGV")
+
+    monkeypatch.setattr(WorkerProcess, "call", die)
+    (records,) = measure_algorithms([SMALL], TARGET, lambda _task: (), MeasureOptions())
+    assert {record.status for record in records} == {"run_error"}
+    assert "SIGSEGV" in records[0].error
 
 
 def test_larger_weights_must_save_time() -> None:
