@@ -253,7 +253,7 @@ def layouts_by_kind(space: TaskSpace) -> list[LayoutChoice]:
     """
     best = min((choice.estimate_s for choice in space.choices), default=0.0)
     kinds: Counter[str] = Counter()
-    places = []
+    places: list[tuple[int, int, LayoutChoice]] = []
     for choice in sorted(space.choices, key=lambda choice: choice.estimate_s):
         kind = choice.name.partition(" /")[0]
         if choice.estimate_s <= _IMPLAUSIBLE * best:
