@@ -90,6 +90,11 @@ class Loader:
         assert self.operand.load is not None
         return self.buffers[self.operand.load.source]
 
+    @property
+    def _pattern(self) -> str:
+        """The argument that says what to store where there is no data, in every byte."""
+        return f", {(self.operand.fill & 255) * 0x01010101}u" if self.operand.fill else ""
+
     def _place(self, row: str, depth: str) -> str:
         """Return the index of an element in the tile, which is seen as an array of its dtype."""
         chunk = f"tw_swizzle<{self.chunks}>({row}, ({depth}) / {self.lanes})"
@@ -165,8 +170,9 @@ class Loader:
             valid.append(f"(unsigned)({x}_bound{i}[i] + bound{i}) <= {bound.last}u")
         lines += [
             f"const bool valid = {' && '.join(valid)};",
-            f"tw_copy16({self._start('slot')} + tw_swizzle<{self.chunks}>(row, {x}_chunk) * 16, "
-            f"{self._pointer} + (valid ? {x}_offset[i] + offset : 0), valid);",
+            f"tw_copy16{'' if not self.operand.fill else '_or_fill'}({self._start('slot')} + "
+            f"tw_swizzle<{self.chunks}>(row, {x}_chunk) * 16, "
+            f"{self._pointer} + (valid ? {x}_offset[i] + offset : 0), valid{self._pattern});",
             "}",
         ]
         return lines
@@ -201,7 +207,8 @@ class Loader:
         ]
         assert self.operand.offset is not None
         lines += [
-            f"__align__(16) {ctype} values[{lanes}] = {{}};",
+            f"__align__(16) {ctype} values[{lanes}] = "
+            f"{{{', '.join([str(self.operand.fill)] * lanes)}}};",
             f"if ({' && '.join(valid)}) tw_read<{lanes}>(values, "
             f"&{self._pointer}[{_linear(self.operand.offset, names, True)}]);",
             "#pragma unroll",

@@ -120,6 +120,12 @@ static __device__ __forceinline__ int tw_swizzle(int row, int chunk) {
   constexpr int mask = chunks >= 8 ? 7 : chunks - 1;
   return row * chunks + (chunk ^ ((row / rows_per_line) & mask));
 }
+/* Copy 16 bytes in the background, or store four words at once where not `valid`. */
+static __device__ __forceinline__ void tw_copy16_or_fill(void *to, const void *from, bool valid,
+                                                         unsigned word) {
+  if (valid) tw_copy16(to, from, true);
+  else *reinterpret_cast<uint4 *>(to) = uint4{word, word, word, word};
+}
 /* Read or write neighbouring elements in one access; both sides are aligned to their size. */
 template <int bytes>
 struct tw_vector;

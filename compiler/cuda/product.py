@@ -34,7 +34,7 @@ _LEAST_ROWS, _LEAST_COLUMNS, _LEAST_DEPTH = 8, 8, 8
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """A condition 0 <= form <= last on where an operand has data; elsewhere it is zero."""
+    """A condition 0 <= form <= last on where an operand has data."""
 
     form: Linear
     last: int
@@ -46,15 +46,17 @@ class Operand:
 
     Attributes:
         value: the factor as an expression over the axes.
-        load: what it is where it is a plain load, maybe zero outside of `bounds`; else None.
+        load: what it is where it is a plain load, maybe inside of `bounds` only; else None.
         offset: flat index of the load.
         bounds: where the load has data.
+        fill: what stands for data elsewhere: bytes are padded with their zero point.
     """
 
     value: Expr
     load: TensorLoad | None
     offset: Linear | None
     bounds: tuple[Bound, ...] = ()
+    fill: int = 0
 
     @property
     def dtype(self) -> str:
@@ -175,12 +177,16 @@ def _operand(factor: Expr, stage: Stage) -> Operand:
         condition, load, other = inner.condition, inner.true_value, inner.false_value
     elif str(getattr(getattr(inner, "op", None), "name", "")).endswith("if_then_else"):
         condition, load, other = inner.args
-    if condition is not None and not _is_zero(other):
-        return Operand(factor, None, None)
     while isinstance(load, tirx.Cast):
         load = load.value
     if not isinstance(load, TensorLoad):
         return Operand(factor, None, None)
+    fill = 0
+    if condition is not None:
+        found = _fill(other, str(load.source.dtype))
+        if found is None:
+            return Operand(factor, None, None)
+        fill = found
     names = [axis.var for axis in stage.axes]
     analyzer = sym.Analyzer()
     for axis in stage.axes:
@@ -189,20 +195,26 @@ def _operand(factor: Expr, stage: Stage) -> Operand:
     bounds = () if condition is None else _bounds(condition, names, analyzer)
     if offset is None or bounds is None:
         return Operand(factor, None, None)
-    return Operand(_raw(condition, load), load, offset, bounds)
+    return Operand(_raw(condition, load, fill), load, offset, bounds, fill)
 
 
-def _raw(condition: Expr | None, load: TensorLoad) -> Expr:
-    """Return the load without casts, and zero where it has no data."""
+def _raw(condition: Expr | None, load: TensorLoad, fill: int) -> Expr:
+    """Return the load without casts, and the fill value where it has no data."""
     if condition is None:
         return load
-    return tirx.Select(condition, load, tirx.const(0, str(load.source.dtype)))
+    return tirx.Select(condition, load, tirx.const(fill, str(load.source.dtype)))
 
 
-def _is_zero(expr: Expr) -> bool:
+def _fill(expr: Expr, dtype: str) -> int | None:
+    """Return the constant that stands for data of a type, or None where it is none that copies do:
+    zero for all types, any number for bytes.
+    """
     while isinstance(expr, tirx.Cast):
         expr = expr.value
-    return isinstance(expr, tirx.IntImm | tirx.FloatImm) and float(expr.value) == 0.0
+    if not isinstance(expr, tirx.IntImm | tirx.FloatImm):
+        return None
+    value = float(expr.value)
+    return int(value) if value == 0.0 or dtype in _BYTES else None
 
 
 def _bounds(condition: Expr, names: list[Any], analyzer: sym.Analyzer) -> tuple[Bound, ...] | None:

@@ -5,6 +5,7 @@ import onnxruntime
 import pytest
 from onnx import helper
 
+from tests.compiler.quantize.models import Builder, run_onnxruntime
 from tests.cuda.programs import lower, model_of, run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -215,3 +216,18 @@ def test_a_model_in_float16_keeps_it_in_memory():
     expected = x.astype(np.float64) @ w.astype(np.float64)
     assert actual.dtype == np.float16
     np.testing.assert_allclose(actual, expected, rtol=2e-3, atol=2e-2)
+
+
+def test_a_quantized_network_is_exact_and_pads_with_the_zero_point():
+    builder = Builder()
+    x = builder.qdq("x", 0.02, 128)
+    hidden = builder.node("Relu", builder.conv(x, 0.02, (32, 16, 3, 3), pads=[1, 1, 1, 1]))
+    y = builder.conv(builder.qdq(hidden, 0.05, 0), 0.05, (16, 32, 1, 1))
+    model = builder.model({"x": ((1, 16, 8, 8), "float32")}, [builder.qdq(y, 0.5, 100)])
+    lowered = lower(model, "int8")
+    products = [n[0] for n in lowered.schedules.values() if n[0].startswith("gemm")]
+    assert all("gemm int8" in name and "copy/copy" in name for name in products)
+    assert len(products) == 2
+    feed = {"x": normal(1, 16, 8, 8)}
+    (actual,) = run(lowered, feed).values()
+    np.testing.assert_array_equal(actual, run_onnxruntime(model, feed)[0])
