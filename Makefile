@@ -27,7 +27,7 @@ demo: $(STAMPS)/demo
 test: $(STAMPS)/test
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
 
-slow: $(STAMPS)/test $(STAMPS)/bench
+slow: $(STAMPS)/test $(STAMPS)/bench $(STAMPS)/cross
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
 fuzz: $(STAMPS)/test
@@ -56,7 +56,7 @@ $(STAMPS)/venv:
 	@mkdir -p $(STAMPS) && touch $@
 
 # The demo and the tests share an editable install; each extra is added to it when it is needed.
-$(STAMPS)/demo $(STAMPS)/test $(STAMPS)/bench $(STAMPS)/check: $(STAMPS)/%: pyproject.toml $(STAMPS)/venv
+$(addprefix $(STAMPS)/,demo test bench cross check): $(STAMPS)/%: pyproject.toml $(STAMPS)/venv
 	@echo "installing what 'make $*' needs into $(VENV) ..."
 	$(PIP) --editable ".[$*]"
 	@touch $@

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from tilewright.compiler.toolchain import find_c_compiler, run_c_compiler
+from tilewright.compiler.toolchain import find_c_compiler, run_c_compiler, without_debug_info
 from tilewright.errors import CompileError
 
 _SOURCES = (
@@ -23,11 +23,11 @@ _SOURCES = (
 _HEADERS = ("tilewright.h", "tw_runtime.h")
 _EXPORTS = "{ global: tilewright_api; local: *; };\n"
 # No -march: this code must run on any processor of the family, to refuse the wrong one politely.
-_COMPILE_FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread")
+_COMPILE_FLAGS = ("-std=gnu11", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-pthread")
 # Files may be larger than 2 GiB on 32-bit systems too.
 _COMPILE_FLAGS_OF = {"armv7": ("-D_FILE_OFFSET_BITS=64",)}
 _LINK_FLAGS = (
-    *("-shared", "-Wl,-z,relro,-z,now,-z,noexecstack", "-Wl,--no-undefined", "-Wl,--strip-debug"),
+    *("-shared", "-Wl,-z,relro,-z,now,-z,noexecstack", "-Wl,--no-undefined"),
     "-Wl,--as-needed",
 )
 _BUILD_NOTE = """\
@@ -66,6 +66,7 @@ def link(
                 *_COMPILE_FLAGS,
                 f"-I{source_dir}",
                 *_LINK_FLAGS,
+                without_debug_info(architecture),
                 *flags,
                 f"-Wl,--version-script={work / 'exports.map'}",
                 work / "entry.c",
@@ -99,9 +100,8 @@ def link_relocatable(kernels: bytes | None, entry: str, architecture: str | None
             architecture,
         )
         module = work / "module.o"
-        run_c_compiler(
-            ["-r", "-nostdlib", "-Wl,--strip-debug", compiled, *objects, "-o", module], architecture
-        )
+        flags = ("-r", "-nostdlib", without_debug_info(architecture))
+        run_c_compiler([*flags, compiled, *objects, "-o", module], architecture)
         return module.read_bytes()
 
 

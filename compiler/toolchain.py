@@ -124,6 +124,17 @@ def shared_linker(architecture: str) -> tuple[list[str], list[str]]:
     return [*command, "-shared", "-nostdlib", "-Wl,-Bsymbolic"], helpers
 
 
+def without_debug_info(architecture: str | None = None) -> str:
+    """Return the flag of linking that leaves out debug information, and keeps names of functions.
+
+    zig takes --strip-debug for leaving out names too, and adds debug information of its own.
+
+    Raises:
+        TargetError: there is no C compiler.
+    """
+    return "-g0" if "ziglang" in find_c_compiler(architecture) else "-Wl,--strip-debug"
+
+
 def run_c_compiler(arguments: Sequence[str | Path], architecture: str | None = None) -> None:
     """Run the C compiler.
 

@@ -2,54 +2,18 @@
  *
  * It runs in a process of its own, which may crash.
  */
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "tw_board.h"
-#include "tw_runtime.h"
+#define PEAK_VECTOR_BYTES 16
+#define PEAK_CELLS 12
+#define PEAK_STEPS 2000
+#include "tw_measure.h"
 
-enum { GUARD_BYTES = 4096, GUARD = 0xA5, QUICK_RUNS = 3, LEAST_ROUNDS = 3, CELLS = 12 };
+enum { GUARD_BYTES = 4096, GUARD = 0xA5, QUICK_RUNS = 3, LEAST_ROUNDS = 3 };
 #define SLOW_S 0.3 /* a kernel that takes longer is run once only */
-
-int tw_fail(const char *format, ...) {
-  va_list list;
-  va_start(list, format);
-  vsnprintf(tw_this_thread()->error, sizeof tw_this_thread()->error, format, list);
-  va_end(list);
-  return -1;
-}
-
-/* With one thread the clock stops while other programs have the processor. */
-static clockid_t clock_id = CLOCK_MONOTONIC;
-
-static double now(void) {
-  struct timespec t;
-  clock_gettime(clock_id, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-typedef float vector __attribute__((vector_size(16)));
-static volatile float sink;
-
-/* Multiply-adds in registers: operations a second of one thread, right now. */
-static double peak(void) {
-  vector a[CELLS], b, c;
-  for (int i = 0; i < CELLS; ++i) a[i] = (vector){0} + (float)i * 1e-9f;
-  b = (vector){0} + 1.0f, c = (vector){0} + 1e-9f;
-  const int steps = 2000;
-  double start = now();
-  for (int k = 0; k < steps; ++k) {
-#pragma GCC unroll 12
-    for (int i = 0; i < CELLS; ++i) a[i] = a[i] * b + c;
-  }
-  double seconds = now() - start;
-  for (int i = 1; i < CELLS; ++i) a[0] += a[i];
-  sink = a[0][0];
-  return 2.0 * steps * CELLS * 4 / (seconds > 0 ? seconds : 1e-9);
-}
 
 /* A kernel reads as many arguments as it has. */
 typedef int (*kernel)(void *, void *, void *, void *, void *, void *, void *, void *, void *,

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from tilewright.compiler.codegen import assembly
-from tilewright.compiler.schedule import decisions_from_json, schedule
 from tilewright.compiler.targets import Target
 from tilewright.errors import MeasureError
 from tilewright.tuner.device.mca import cycles, hottest_loop
@@ -62,12 +61,8 @@ class _ModelBuilder(Builder):
         """Schedule one candidate, model its inner loop, and write the cycles to `out`."""
         start = time.perf_counter()
         description = Target.from_json(target)
-        decisions = (
-            None if schedule_json is None else decisions_from_json(json.dumps(schedule_json))
-        )
-        func = self._rewritten(task, layouts)
-        text = assembly({KERNEL: schedule(func, description, decisions)}, description)
-        loop = hottest_loop(text)
+        func, scheduled = self._scheduled(task, description, layouts, schedule_json)
+        loop = hottest_loop(assembly({KERNEL: scheduled}, description))
         if not loop.multiply_adds:
             raise MeasureError("its inner loop has no multiply-adds")
         loops = describe_loops(func, description)

@@ -151,16 +151,21 @@ class Builder:
         """
         start = time.perf_counter()
         description = Target.from_json(target)
-        decisions = (
-            None if schedule_json is None else decisions_from_json(json.dumps(schedule_json))
-        )
-        scheduled = schedule(self._rewritten(task, layouts), description, decisions)
+        _, scheduled = self._scheduled(task, description, layouts, schedule_json)
         self._link(build_object({KERNEL: scheduled}, description), Path(out), description)
         rejected = ""
         kind = None if trusted or schedule_json is None else schedule_json.get("kind")
         if kind == "contraction":
             rejected = rejection(Path(out), KERNEL, description)
         return {"library": out, "rejected": rejected, "seconds": time.perf_counter() - start}
+
+    def _scheduled(
+        self, task: Mapping[str, Any], target: Target, layouts: list[Any], schedule_json: Any
+    ) -> tuple[PrimFunc, PrimFunc]:
+        """Return a candidate in its layouts, and its loops."""
+        text = None if schedule_json is None else json.dumps(schedule_json)
+        func = self._rewritten(task, layouts)
+        return func, schedule(func, target, None if text is None else decisions_from_json(text))
 
     def _link(self, code: bytes, path: Path, target: Target) -> None:
         """Link one object."""

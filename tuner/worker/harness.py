@@ -16,50 +16,14 @@ from tilewright.tuner.worker.run import MAX_ARGUMENTS
 _SOURCES = ("tw_threads.c", "tw_thread_state.c", "tw_memory.c")
 _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-pthread")
 _SOURCE = """
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include "tw_runtime.h"
+#define PEAK_VECTOR_BYTES %(vector_bytes)d
+#define PEAK_CELLS %(cells)d
+#define PEAK_STEPS 20000
+#include "tw_measure.h"
 
-int tw_fail(const char *format, ...) {
-  va_list list;
-  va_start(list, format);
-  vsnprintf(tw_this_thread()->error, sizeof tw_this_thread()->error, format, list);
-  va_end(list);
-  return -1;
-}
-
-/* With one thread the clock stops while other programs have the processor. */
-static clockid_t clock_id = CLOCK_MONOTONIC;
-
-static double now(void) {
-  struct timespec t;
-  clock_gettime(clock_id, &t);
-  return t.tv_sec + 1e-9 * t.tv_nsec;
-}
-
-/* Multiply-adds in registers: operations a second of one thread, right now. */
-typedef float vector __attribute__((vector_size(%(vector_bytes)d)));
-#define CELLS %(cells)d
-static volatile float sink;
-
-double harness_peak(void) {
-  vector a[CELLS], b, c;
-  for (int i = 0; i < CELLS; ++i) a[i] = (vector){0} + i * 1e-9f;
-  b = (vector){0} + 1.0f, c = (vector){0} + 1e-9f;
-  const int steps = 20000;
-  double start = now();
-  for (int k = 0; k < steps; ++k) {
-#pragma GCC unroll 32
-    for (int i = 0; i < CELLS; ++i) a[i] = a[i] * b + c;
-  }
-  double seconds = now() - start;
-  for (int i = 1; i < CELLS; ++i) a[0] += a[i];
-  sink = a[0][0];
-  return 2.0 * steps * CELLS * (sizeof(vector) / sizeof(float)) / seconds;
-}
+double harness_peak(void) { return peak(); }
 
 static tw_pool *pool;
 
