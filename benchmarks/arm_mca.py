@@ -97,7 +97,8 @@ def _quantized(w: np.ndarray) -> tuple[list[str], dict[str, np.ndarray]]:
     return names, {name: np.asarray(array) for name, array in constants.items()}
 
 
-def _convolution(channels: int, size: int, kernel: int, dtype: str = "float32") -> onnx.ModelProto:
+def convolution(channels: int, size: int, kernel: int, dtype: str = "float32") -> onnx.ModelProto:
+    """Return a convolution that keeps channels and size; "int8" is a QLinearConv."""
     shape, w = (1, channels, size, size), _weights(channels, channels, kernel, kernel)
     names, constants = _quantized(w) if dtype == "int8" else (["x", "w"], {"w": w})
     kind = "QLinearConv" if dtype == "int8" else "Conv"
@@ -105,7 +106,8 @@ def _convolution(channels: int, size: int, kernel: int, dtype: str = "float32") 
     return _model(node, shape, shape, constants)
 
 
-def _product(rows: int, depth: int, columns: int, dtype: str = "float32") -> onnx.ModelProto:
+def product(rows: int, depth: int, columns: int, dtype: str = "float32") -> onnx.ModelProto:
+    """Return a matrix product with constant weights; "int8" is a QLinearMatMul."""
     w = _weights(depth, columns)
     names, constants = _quantized(w) if dtype == "int8" else (["x", "w"], {"w": w})
     node = helper.make_node("QLinearMatMul" if dtype == "int8" else "MatMul", names, ["y"])
@@ -116,11 +118,11 @@ OPERATORS = {
     f"{name} {dtype}": make(*arguments, dtype)
     for dtype in ("float32", "int8")
     for name, make, arguments in (
-        ("C2D 3x3 64 of 56x56", _convolution, (64, 56, 3)),
-        ("C2D 3x3 256 of 14x14", _convolution, (256, 14, 3)),
-        ("C2D 1x1 128 of 28x28", _convolution, (128, 28, 1)),
-        ("GMM 128x128x128", _product, (128, 128, 128)),
-        ("GMM 197x768x768", _product, (197, 768, 768)),
+        ("C2D 3x3 64 of 56x56", convolution, (64, 56, 3)),
+        ("C2D 3x3 256 of 14x14", convolution, (256, 14, 3)),
+        ("C2D 1x1 128 of 28x28", convolution, (128, 28, 1)),
+        ("GMM 128x128x128", product, (128, 128, 128)),
+        ("GMM 197x768x768", product, (197, 768, 768)),
     )
 }
 

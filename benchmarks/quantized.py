@@ -2,7 +2,8 @@
 
 Models of the zoo, quantized by ONNX Runtime's own quantizer (two calibration inputs; weights per
 channel unless said otherwise), in tilewright, ONNX Runtime and OpenVINO, and in tilewright's own
-float32. The engines and the VNNI probe take turns in one process. Fidelity is the signal-to-noise
+float32. The engines and the probe of the int8 peak (vpdpbusd, or without VNNI vpmaddwd and an add)
+take turns in one process. Fidelity is the signal-to-noise
 ratio against ONNX Runtime without graph optimisations, of ours and of ONNX Runtime's optimised run.
 Load is the number of runnable threads on the machine, other programs' included.
 """
@@ -27,6 +28,7 @@ from benchmarks.report import (
     write_text,
 )
 from benchmarks.worker import ROOT, StepError, give_result, run_step
+from tilewright.baselines.machine import instruction_set
 
 MODELS = ("resnet18", "resnet50", "mobilenetv2", "efficientnet_b0", "bert_tiny", "minilm")
 FOLDER = ROOT / "build" / "quantized"
@@ -147,7 +149,7 @@ def measure(name: str, args: argparse.Namespace) -> dict:
 def render(rows: list[dict]) -> str:
     """Return the Markdown page."""
     header = ["model", "engine", "median, ms", "least, ms", "ours / it [95%]"]
-    header += ["SNR ours / ORT, dB", "VNNI peak, GOP/s", "load", "commit"]
+    header += ["SNR ours / ORT, dB", "int8 peak, GOP/s", "load", "commit"]
     cells = []
     for row in rows:
         label = f"{row['model']} {row['form']} {row['act']} per {row['weights']}"
@@ -207,10 +209,10 @@ def main() -> int:
             row |= {"commit": commit(), "error": str(error).replace("|", "/")}
         rows.append(row)
         print(render([row]).split("\n\n")[2], flush=True)
-        data = RESULTS / "quantized.json"
-        merged = merge_rows(data, rows, ["model", "form", "act", "weights"])
-        write_json(data, {"machine": describe(), "rows": merged})
-        write_text(RESULTS / "quantized.md", render(merged))
+        stem = RESULTS / f"quantized_{instruction_set()}"
+        merged = merge_rows(stem.with_suffix(".json"), rows, ["model", "form", "act", "weights"])
+        write_json(stem.with_suffix(".json"), {"machine": describe(), "rows": merged})
+        write_text(stem.with_suffix(".md"), render(merged))
     return 1 if any("error" in row for row in rows) else 0
 
 

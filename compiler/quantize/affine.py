@@ -25,6 +25,8 @@ RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uin
 
 MAGIC = 1.5 * 2.0**23
 MAGIC_BITS = 0x4B400000
+# Below, the sum of a float and MAGIC keeps the distance of one between neighbours.
+SMALL = 2.0**22
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +150,21 @@ def rounded_bits(value: Any, low: Any, high: Any) -> Any:
     return tirx.max(tirx.min(value, high), low) + tirx.const(MAGIC, "float32")
 
 
-def saturated(value: Any, zero: Any, dtype: str) -> Any:
-    """Round a float32 half to even, add the int32 zero point and saturate."""
+def saturated(value: Any, zero: Any, dtype: str, *, is_small: bool = False) -> Any:
+    """Round a float32 half to even, add the int32 zero point and saturate.
+
+    Args:
+        value: float32.
+        zero: int32.
+        dtype: of the result.
+        is_small: the absolute value is known to be below `SMALL`. It can be rounded as it is then,
+            and is limited as an integer, which instructions that narrow and saturate do at once.
+    """
+    if is_small:
+        bits = tirx.reinterpret("int32", value + tirx.const(MAGIC, "float32"))
+        whole = bits + (zero - tirx.const(MAGIC_BITS, "int32"))
+        low, high = (tirx.const(bound, "int32") for bound in RANGES[dtype])
+        return tirx.max(tirx.min(whole, high), low).astype(dtype)
     low, high = (tirx.const(bound, "int32") - zero for bound in RANGES[dtype])
     bits = rounded_bits(value, low.astype("float32"), high.astype("float32"))
     return (tirx.reinterpret("int32", bits) + zero).astype(dtype)

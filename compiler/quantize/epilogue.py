@@ -18,10 +18,12 @@ from tvm import relax, te, tirx
 from tilewright.compiler.quantize.affine import (
     MAGIC_BITS,
     RANGES,
+    SMALL,
     rounded_bits,
     saturated,
     unsigned_zero,
 )
+from tilewright.compiler.quantize.bounds import greatest
 from tilewright.compiler.quantize.graph import Graph
 from tilewright.compiler.quantize.linear import Linear
 from tilewright.compiler.quantize.pooling import Average
@@ -102,9 +104,11 @@ class EpilogueBuilder:
         """Return what computes an element of the result, in unsigned bytes."""
         affine = self.graph.affines[self.region.root]
         scale, zero = float(affine.scale), unsigned_zero(affine)
-        source = affine.source
+        source, is_small = affine.source, False
         if source in self.region.members:
-            value = self.value(source, 1.0 / scale)
+            bound = greatest(self.graph, source, self.region.anchor, self.linear)
+            is_small = bound / scale < SMALL
+            value = self.value(self._before_relu(source) if zero == 0 else source, 1.0 / scale)
         else:
             # Alone, it divides, as the standard says.
             inner = self.value(source, 1.0)
@@ -113,7 +117,14 @@ class EpilogueBuilder:
                 return inner(at) / _number(scale)
 
         point = tirx.const(zero, "int32")
-        return lambda at: saturated(value(at), point, "uint8")
+        return lambda at: saturated(value(at), point, "uint8", is_small=is_small)
+
+    def _before_relu(self, expr: relax.Expr) -> relax.Expr:
+        """Return what a relu reads, if it ends an expression whose zero is the least byte."""
+        call = self.graph.made_by(expr)
+        if expr in self.region.members and op_name(call) == "relax.nn.relu":
+            return call.args[0]
+        return expr
 
     def value(self, expr: relax.Expr, factor: float) -> Load:
         """Return what computes `factor` times an expression of the region or before it."""

@@ -100,9 +100,9 @@ def calibrate(
             computed = {**sample, **run(sample)}
             for name, observer in observers.items():
                 getattr(observer, see)(computed[name])
-    for name, observer in observers.items():
-        if not np.isfinite([observer.low, observer.high]).all():
-            raise ModelError(f"tensor {name!r} has values that are not finite on the samples")
+        for name, observer in observers.items():
+            if not np.isfinite([observer.low, observer.high]).all():
+                raise ModelError(f"tensor {name!r} has values that are not finite on the samples")
     kept = {n: o for n, o in observers.items() if max(-o.low, o.high) < _MASK}
     return {n: parameters(*choose_range(o, method, percentile)) for n, o in kept.items()}
 

@@ -38,7 +38,10 @@ class Probes:
         return self._library.peak_gflops(steps)
 
     def int8_gops(self) -> float:
-        """Return the int8 multiply-add rate in registers, 10^9 a second; below 0 without VNNI."""
+        """Return the exact int8 multiply-add rate in registers, 10^9 operations a second.
+
+        That of vpdpbusd, or without VNNI of vpmaddwd and an add; below 0 where there is neither.
+        """
         return self._library.int8_gops(_PEAK_STEPS)
 
     def read_gb_s(self) -> float:

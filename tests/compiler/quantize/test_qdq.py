@@ -34,6 +34,16 @@ def _check(model, feed, most_differing=0.01):
         assert theirs.std() > 10
 
 
+@pytest.mark.parametrize(("scale", "zero"), [(0.04, 0), (0.04, 77), (1e-7, 0), (1e-7, 77)])
+def test_values_too_great_to_round_saturate_like_small_ones(scale, zero):
+    """With the tiny scale what is rounded exceeds 2**22, with the other it cannot."""
+    b = Builder()
+    y = b.conv(b.qdq("x", 0.03, 120), 0.03, (16, 8, 3, 3))
+    bytes_ = b.q(b.node("Relu", y), scale, zero)
+    model = b.model({"x": ((1, 8, 7, 6), "float32")}, [bytes_])
+    _check(model, {"x": _image(b, 1, 8, 7, 6)})
+
+
 def _image(b, *shape):
     return (b.rng.standard_normal(shape) * 1.5).astype("float32")
 
