@@ -2,9 +2,9 @@
 
     python -m benchmarks.cuda_structure [--operators] [--models NAME ...] [--target cuda:sm_90]
 
-Every operator of the suite is compiled in every precision, every model in fp32 and fp16. Registers,
-shared memory and instructions are read from the machine code: tensor cores where they were asked
-for, and nothing in local memory. Writes benchmarks/results/cuda_structure.json and .md.
+Every operator of the suite is compiled in every precision, models in those named (fp32, fp16).
+Registers, shared memory and instructions are read from the machine code: tensor cores where they
+were asked for, and nothing in local memory. Writes benchmarks/results/cuda_structure.json and .md.
 """
 
 from __future__ import annotations
@@ -104,11 +104,13 @@ def check_operators(target: CudaTarget) -> list[dict[str, Any]]:
     return rows
 
 
-def check_models(names: Sequence[str], target: CudaTarget) -> list[dict[str, Any]]:
+def check_models(
+    names: Sequence[str], precisions: Sequence[str], target: CudaTarget
+) -> list[dict[str, Any]]:
     """Compile models; return a row for each and precision."""
     rows = []
     for name in names:
-        for precision in _MODEL_PRECISIONS:
+        for precision in precisions:
             start = time.perf_counter()
             kernels = kernels_of(_MODELS / f"{name}.onnx", target, precision)
             used = inspect_kernels(kernels, target)
@@ -176,6 +178,7 @@ def main() -> None:
     parser.add_argument("--target", default="cuda:sm_90", choices=list_cuda_targets())
     parser.add_argument("--operators", action="store_true")
     parser.add_argument("--models", nargs="*", default=[])
+    parser.add_argument("--precisions", nargs="+", default=_MODEL_PRECISIONS, choices=_PRECISIONS)
     parser.add_argument("-o", "--output", type=Path, default=_RESULTS)
     args = parser.parse_args()
     target = parse_cuda_target(args.target)
@@ -186,10 +189,10 @@ def main() -> None:
         results["operators"] = check_operators(target)
         write(results, args.output)
     for name in args.models:
-        kept = [row for row in results.get("models", []) if row["model"] != name]
-        results["models"] = sorted(
-            kept + check_models([name], target), key=lambda row: (row["model"], row["precision"])
-        )
+        made = check_models([name], args.precisions, target)
+        new = {(row["model"], row["precision"]): row for row in made}
+        old = {(row["model"], row["precision"]): row for row in results.get("models", [])}
+        results["models"] = [row for _, row in sorted((old | new).items())]
         write(results, args.output)
 
 
