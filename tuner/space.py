@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from tilewright.compiler.layout.primitives import Layout
+from tilewright.compiler.schedule.panels import MOST_PARTIAL_BYTES
 from tilewright.compiler.targets import Target
 from tilewright.tuner.candidate import Candidate, canonical_json
 from tilewright.tuner.estimate import estimate_cycles, registers_needed
@@ -32,6 +33,8 @@ _MOST_VECTORS = 8
 _MOST_ORDERS = 24
 _UNROLLS = (1, 2, 3, 4, 8, 16)
 _SAMPLES_FOR_LEAST = 200
+# Fields that records made before they were there lack, with what was done then.
+_BEFORE = {"contraction": {"panel": 0}}
 # Of operators whose loops are cut into as many tasks as there are threads.
 _MANY_TASKS = 1024
 
@@ -109,11 +112,15 @@ class LoopSpace:
         """Return the point that stands for decisions, or None where there is none."""
         genome = []
         for group in self.groups:
-            at = _nearest(group, decisions)
+            at = _nearest(group, self._completed(decisions))
             if at is None:
                 return None
             genome.append(at)
         return tuple(genome)
+
+    def _completed(self, decisions: Mapping[str, Any]) -> dict[str, Any]:
+        """Return decisions with what records of before they could be made stand for."""
+        return {**_BEFORE.get(str(self.loops["kind"]), {}), **decisions}
 
     def decisions(self, genome: Genome) -> dict[str, Any]:
         """Return the decisions that a point stands for."""
@@ -139,9 +146,9 @@ class LoopSpace:
 
         None where they do not fit, or are modelled to be slower than the default.
         """
-        if set(decisions) != set(self.default):
+        fitted = self._completed(decisions)
+        if set(fitted) != set(self.default):
             return None
-        fitted = dict(decisions)
         loops = self.loops
         if loops["kind"] == "contraction":
             fitted["fused_rows"] = min(fitted["fused_rows"], len(loops["rows"]))
@@ -151,6 +158,8 @@ class LoopSpace:
             if len(fitted["reduction_order"]) != len(loops["reductions"]):
                 return None
             fitted["unroll"] = min(fitted["unroll"], loops["reductions"][-1])
+            if fitted["panel"] not in loops["panels"]:
+                fitted["panel"] = 0
         elif loops["kind"] == "window":
             fitted["row_tile"] = min(fitted["row_tile"], loops["rows"][0][1])
             if not set(fitted["written_out"]) <= set(range(len(loops["reductions"]))):
@@ -212,6 +221,8 @@ class LoopSpace:
                 return False
             if decisions["unroll"] > max(self.loops["reductions"][-1], decisions["chains"]):
                 return False
+            if decisions["panel"] and not self._sums_fit(decisions):
+                return False
         if self.loops["kind"] == "window" and decisions["clip_pad"]:
             window = set(self.loops["window"])
             if not self.loops["clip"] or not window <= set(decisions["written_out"]):
@@ -219,6 +230,12 @@ class LoopSpace:
         if self.target.cores > 1 and self.tasks(decisions) < self.target.cores:
             return False
         return registers_needed(decisions) <= self.target.vector_registers
+
+    def _sums_fit(self, decisions: Mapping[str, Any]) -> bool:
+        """Say whether a task has several tiles, and their sums may wait between panels."""
+        vectors = prod(decisions["row_tile"]) * decisions["column_vectors"]
+        sums = decisions["row_block"] * vectors * self.loops["lanes"] * 4
+        return decisions["row_block"] > 1 and sums <= MOST_PARTIAL_BYTES
 
     def tasks(self, decisions: Mapping[str, Any]) -> int:
         """Return how many tasks threads can share; a large number where it does not matter."""
@@ -272,6 +289,8 @@ class LoopSpace:
         ]
         if loops["clip"]:
             groups.append([{"clip_pad": False}, {"clip_pad": True}])
+        if loops["panels"]:
+            groups.append([{"panel": steps} for steps in (0, *loops["panels"])])
         return groups
 
     def _chained(self, option: dict[str, Any]) -> Options:

@@ -22,6 +22,7 @@ from tilewright.compiler.schedule.cost import (
 )
 from tilewright.compiler.schedule.integer import find_dot
 from tilewright.compiler.schedule.padding import fusable_rows
+from tilewright.compiler.schedule.panels import panel_options
 from tilewright.compiler.targets import Target
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ def describe_loops(func: PrimFunc, target: Target) -> dict[str, Any]:
     Keys: kind (that of its decisions); for a contraction or a window also lanes, rows (extents of
     the last two row axes for each number of fused axes), points (of all spatial axes), vectors
     (that a tile may span), columns, row_points, batch, reductions (extents), clip (padding can be
-    clipped), padded, window (reduction axes that slide along a row), slides, data_bytes.
+    clipped), padded, window (reduction axes that slide along a row), slides, data_bytes, panels
+    (steps of the reduction that a task may walk for all its tiles).
     """
     kind = json.loads(default_decisions(func, target).to_json())["kind"]
     anchor = _anchor(func, target) if kind in ("contraction", "window") else None
@@ -116,6 +118,7 @@ def describe_loops(func: PrimFunc, target: Target) -> dict[str, Any]:
         "window": list(window_reductions(anchor)),
         "slides": list(sliding_reductions(anchor)) if kind == "window" else [],
         "data_bytes": _data_bytes(anchor),
+        "panels": panel_options(anchor, target) if kind == "contraction" else [],
     }
 
 

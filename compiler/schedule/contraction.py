@@ -21,6 +21,12 @@ from tilewright.compiler.schedule.cost import (
 from tilewright.compiler.schedule.decision_json import from_line, to_line
 from tilewright.compiler.schedule.lane_kernel import LaneKernelBuilder
 from tilewright.compiler.schedule.padding import fusable_rows
+from tilewright.compiler.schedule.panels import (
+    PanelKernelBuilder,
+    check_panel,
+    panel_axis,
+    with_panels,
+)
 from tilewright.compiler.schedule.tile_loops import KernelBuilder, TilePlan
 from tilewright.compiler.targets import Target
 from tilewright.errors import InvalidScheduleError
@@ -47,6 +53,8 @@ class ContractionDecisions:
         unroll: steps of the innermost reduction loop in one round.
         chains: independent accumulators per output, summed at the end.
         clip_pad: leave padding out of the loops; else data is first copied into a padded buffer.
+        panel: steps of the longest reduction axis after which a task goes on to its next tile, and
+            comes back for the next panel; 0: a tile runs over the whole reduction.
     """
 
     row_tile: tuple[int, int]
@@ -57,10 +65,11 @@ class ContractionDecisions:
     unroll: int = 1
     chains: int = 1
     clip_pad: bool = False
+    panel: int = 0
 
     def __post_init__(self) -> None:
         sizes = (*self.row_tile, self.column_vectors, self.fused_rows, self.row_block)
-        if len(self.row_tile) != 2 or min(*sizes, self.unroll, self.chains) < 1:
+        if len(self.row_tile) != 2 or min(*sizes, self.unroll, self.chains, self.panel + 1) < 1:
             raise InvalidScheduleError(f"every count of {self} must be at least 1")
         if sorted(self.reduction_order) != list(range(len(self.reduction_order))):
             raise InvalidScheduleError(
@@ -156,6 +165,7 @@ def plan_contraction(anchor: Anchor, decisions: ContractionDecisions, target: Ta
         raise InvalidScheduleError(
             f"unroll {decisions.unroll} is not a multiple of chains {decisions.chains}"
         )
+    check_panel(anchor, decisions)
     return TilePlan(
         row_tile=decisions.row_tile,
         fused_rows=decisions.fused_rows,
@@ -166,6 +176,8 @@ def plan_contraction(anchor: Anchor, decisions: ContractionDecisions, target: Ta
         unroll=decisions.unroll,
         chains=decisions.chains,
         clip_pad=decisions.clip_pad,
+        panel=decisions.panel,
+        panel_axis=panel_axis(anchor) if decisions.panel else 0,
     )
 
 
@@ -188,7 +200,11 @@ def schedule_contraction(
     if stages is None or anchor is None or anchor.kind != "contraction":
         raise InvalidScheduleError("the function is not a contraction")
     if decisions is None:
-        decisions = default_contraction(anchor, target)
+        decisions = with_panels(anchor, target, default_contraction(anchor, target))
     plan = plan_contraction(anchor, decisions, target)
     builder = LaneKernelBuilder if target.multiplies_by_lane else KernelBuilder
+    if decisions.panel:
+        if target.multiplies_by_lane:
+            raise InvalidScheduleError("tiles that multiply by lanes have no panels")
+        builder = PanelKernelBuilder
     return builder(func, stages, anchor, plan, lanes).build()

@@ -256,11 +256,22 @@ def _tile_cycles(rows: int, vectors: int, depth: int, target: Target) -> float:
         if vectors == 1:
             # Each multiply-add has a memory operand of its own: measured 4% slower.
             step *= 1.04
-    share = _SMALL_L2_SHARE if target.l2_bytes <= _SMALL_L2_BYTES else _L2_SHARE
-    if depth * vectors * vector_bytes > share * target.l2_bytes:
+    if not weights_fit(depth, vectors, target):
         # Every tile of rows reads its weights from the third level.
         step += _EXPOSED * (_L3_BYTE - _L2_BYTE) * vectors * vector_bytes
     return depth * step + _TILE_OVERHEAD + _STORE_CYCLES * cells
+
+
+def weights_fit(depth: int, vectors: int, target: Target) -> bool:
+    """Tell whether the float weights of a tile stay in the second cache level.
+
+    Args:
+        depth: steps of the reduction.
+        vectors: column vectors of the tile.
+        target: whose caches and vectors.
+    """
+    share = _SMALL_L2_SHARE if target.l2_bytes <= _SMALL_L2_BYTES else _L2_SHARE
+    return depth * vectors * target.vector_bits // 8 <= share * target.l2_bytes
 
 
 def padding_can_be_clipped(anchor: Anchor, longest: int) -> bool:

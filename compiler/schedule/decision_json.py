@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from typing import Any, TypeVar, get_type_hints
 
 from tilewright.errors import InvalidScheduleError
@@ -27,11 +27,14 @@ def from_line(cls: type[D], kind: str, text: str) -> D:
     values: Any = json.loads(text)
     if not isinstance(values, dict):
         raise InvalidScheduleError(f"not {kind} decisions: {text}")
-    names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-    if values.pop("kind", None) != kind or set(values) != names:
+    known = fields(cls)  # type: ignore[arg-type]
+    names = {field.name for field in known}
+    # A record of before a field was there stands for what was done then: its default.
+    needed = {field.name for field in known if field.default is MISSING}
+    if values.pop("kind", None) != kind or not needed <= set(values) <= names:
         raise InvalidScheduleError(f"not {kind} decisions: {text}")
     for name, hint in get_type_hints(cls).items():
-        if not _has_type(values[name], hint):
+        if name in values and not _has_type(values[name], hint):
             raise InvalidScheduleError(f"not {kind} decisions: {name} is {values[name]!r}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 

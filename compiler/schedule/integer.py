@@ -245,7 +245,7 @@ class _DotBuilder(KernelBuilder):
         # Weights are the same in all rows, so those of the first tile serve.
         zero = constant_like(0, self.index_dtype)
         first = tuple((axis, axis.runs[0], zero) for axis in grid.rows)
-        filled = self.choose([*grid.batch, *grid.columns], numbers, first, fill)
+        filled = self.choose([*grid.batch, *grid.columns], numbers, fill, first)
         return [tirx.AllocBuffer(self.sums.buffer), *binds, filled]
 
     def emit(self, tile: RegisterTile, bases: Sequence[Expr]) -> tuple[Any, list[Any]]:

@@ -66,6 +66,7 @@ class RegisterTile:
         term: expression that joins the accumulator, over the loads of `operands`.
         skip: tells for (row, reduction steps written out) that the term is neutral there.
         chains: independent accumulators for each output, for tiles too small to hide latency.
+        start: what the first chain starts from, row by row; empty: all start from `init`.
     """
 
     combine: str
@@ -78,6 +79,7 @@ class RegisterTile:
     lanes: int
     loops: tuple[ReductionLoop, ...]
     chains: int = 1
+    start: tuple[Expr, ...] = ()
     skip: Callable[[int, dict[int, int]], bool] = field(default=lambda row, steps: False)
 
 
@@ -103,7 +105,8 @@ def ramp(base: Expr, stride: int, lanes: int) -> Expr:
     return tirx.Ramp(base, constant_like(stride, base), lanes)
 
 
-def _splat(value: Expr, lanes: int) -> Expr:
+def splat(value: Expr, lanes: int) -> Expr:
+    """Return a vector with the same value in all lanes; the value itself for one lane."""
     return value if lanes == 1 else tirx.Broadcast(value, lanes)
 
 
@@ -124,12 +127,17 @@ class Emitter:
     def initial(self) -> list[Any]:
         """Return the stores that set all accumulators."""
         tile = self.tile
-        value = _splat(tile.init, tile.lanes)
-        return [
-            tirx.BufferStore(self.accumulators, value, [self.cell(chain, row, column)])
+        value = splat(tile.init, tile.lanes)
+        cells = [
+            self.cell(chain, row, column)
             for chain in range(tile.chains)
             for row in range(tile.rows)
             for column in range(tile.columns)
+        ]
+        values = [*tile.start, *([value] * (len(cells) - len(tile.start)))]
+        return [
+            tirx.BufferStore(self.accumulators, first, [cell])
+            for cell, first in zip(cells, values, strict=True)
         ]
 
     def walk(
@@ -254,7 +262,7 @@ class Emitter:
                 offset += operand.rows[row] + operand.columns[column]
                 address = base + constant_like(offset, self.index_dtype) if offset else base
                 if operand.vector == 0:
-                    return _splat(self.element(operand, row, address), lanes)
+                    return splat(self.element(operand, row, address), lanes)
                 return tirx.BufferLoad(operand.buffer, [ramp(address, operand.vector, lanes)])
             if isinstance(node, tirx.Cast) and lanes > 1:
                 return tirx.Cast(f"{dtype_of(node)}x{lanes}", rebuild(node.value, leaf))

@@ -58,6 +58,7 @@ class TilePlan:
         chains: independent accumulators for each output.
         clip_pad: skip the padding instead of copying the data into a padded buffer.
         roll_inside: tiles that no padding touches have loops for the axes written out elsewhere.
+        panel: steps of reduction axis `panel_axis` in a panel; 0 if the reduction is not cut.
     """
 
     row_tile: tuple[int, int]
@@ -70,6 +71,8 @@ class TilePlan:
     chains: int
     clip_pad: bool
     roll_inside: bool = True
+    panel: int = 0
+    panel_axis: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,11 @@ class TaskGrid:
     def column_tiles(self) -> int:
         """Number of tiles along all columns."""
         return prod(axis.tiles for axis in self.columns)
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks."""
+        return prod(axis.tiles for axis in self.batch) * self.blocks * self.column_tiles
 
     def block_number(self, task: Any) -> Expr:
         """Return which block of row tiles a task has."""
@@ -260,23 +268,9 @@ class KernelBuilder:
         row_tiles = prod(axis.tiles for axis in rows)
         block = min(self.plan.row_block, row_tiles)
         grid = TaskGrid(batch, rows, columns, block, -(-row_tiles // block))
-        tasks = prod(axis.tiles for axis in batch) * grid.blocks * grid.column_tiles
-        task, inner = (tirx.Var(name, self.index_dtype) for name in ("task", "row_tile"))
-
-        start = self.task_start(task, grid)
-        body = self._task_body(task, inner, grid)
-        analyzer = sym.Analyzer()
-        analyzer.bind(task, range_from_zero(tasks))
-        if block > 1:
-            first = grid.block_number(task) * block
-            extent: Expr = constant_like(block, self.index_dtype)
-            if row_tiles % block:
-                extent = tirx.min(extent, row_tiles - first)
-            extent = analyzer.simplify(extent)
-            body = tirx.For(
-                inner, constant_like(0, self.index_dtype), extent, tirx.ForKind.SERIAL, body
-            )
-        body = sequence([*start, body])
+        tasks = grid.tasks
+        task = tirx.Var("task", self.index_dtype)
+        body = sequence([*self.task_start(task, grid), *self.task_loops(task, grid)])
         kind = tirx.ForKind.SERIAL
         if tasks > 1 and is_parallel_worth(self.stage.work):
             kind = tirx.ForKind.PARALLEL
@@ -287,7 +281,36 @@ class KernelBuilder:
         """Return what a task does once for all its row tiles: nothing."""
         return []
 
-    def _task_body(self, task: Any, inner: Any, grid: TaskGrid) -> Any:
+    def task_loops(self, task: Any, grid: TaskGrid) -> list[Any]:
+        """Return what a task does: each of its row tiles, once."""
+        return self.row_loop(task, grid, lambda geometry, _number: self._whole_tile(geometry))
+
+    def row_loop(
+        self, task: Any, grid: TaskGrid, leaf: Callable[[TileGeometry, Expr], Any]
+    ) -> list[Any]:
+        """Return the loop over the row tiles of a task.
+
+        Args:
+            task: number of the task.
+            grid: what the tasks are.
+            leaf: returns the code of a tile of one kind, whose number in the task it is given.
+        """
+        zero = constant_like(0, self.index_dtype)
+        if grid.block == 1:
+            return [self._task_body(task, zero, grid, lambda found: leaf(found, zero))]
+        inner = tirx.Var("row_tile", self.index_dtype)
+        body = self._task_body(task, inner, grid, lambda found: leaf(found, inner))
+        row_tiles = prod(axis.tiles for axis in grid.rows)
+        extent: Expr = constant_like(grid.block, self.index_dtype)
+        if row_tiles % grid.block:
+            extent = tirx.min(extent, row_tiles - grid.block_number(task) * grid.block)
+        analyzer = sym.Analyzer()
+        analyzer.bind(task, range_from_zero(grid.tasks))
+        return [tirx.For(inner, zero, analyzer.simplify(extent), tirx.ForKind.SERIAL, body)]
+
+    def _task_body(
+        self, task: Any, inner: Any, grid: TaskGrid, leaf: Callable[[TileGeometry], Any]
+    ) -> Any:
         """Decode the task into tile numbers and choose the code for this kind of tile."""
         row_tile = grid.block_number(task) * grid.block
         if grid.block > 1:
@@ -295,7 +318,8 @@ class KernelBuilder:
         binds: list[Any] = []
         numbers = self.decode_task(task, grid, binds)
         numbers |= dict(self.decode(row_tile, grid.rows, binds))
-        return sequence([*binds, self.choose([*grid.batch, *grid.rows, *grid.columns], numbers)])
+        axes = [*grid.batch, *grid.rows, *grid.columns]
+        return sequence([*binds, self.choose(axes, numbers, leaf)])
 
     def decode_task(self, task: Any, grid: TaskGrid, binds: list[Any]) -> dict[TileAxis, Expr]:
         """Return the tile numbers on the batch and column axes; binds their variables."""
@@ -319,20 +343,20 @@ class KernelBuilder:
         self,
         axes: list[TileAxis],
         numbers: dict[TileAxis, Expr],
+        leaf: Callable[[TileGeometry], Any],
         chosen: tuple[Chosen, ...] = (),
-        leaf: Callable[[TileGeometry], Any] | None = None,
     ) -> Any:
         """Return an if-chain over the runs of each axis.
 
         Args:
             axes: what is still to be chosen.
             numbers: number of the tile on each axis.
+            leaf: returns the code of one branch.
             chosen: the run and first element on axes before.
-            leaf: returns the code of one branch; by default a register tile.
         """
         if not axes:
             geometry = TileGeometry(self.anchor, self.index_dtype, list(chosen))
-            return (leaf or self._register_tile)(geometry)
+            return leaf(geometry)
         axis, *others = axes
         number = numbers[axis]
         result = None
@@ -341,12 +365,12 @@ class KernelBuilder:
                 start: Expr = constant_like(run.start, self.index_dtype)
             else:
                 start = (number - run.first) * run.size + run.start
-            branch = self.choose(others, numbers, (*chosen, (axis, run, start)), leaf)
+            branch = self.choose(others, numbers, leaf, (*chosen, (axis, run, start)))
             joined = result is not None
             result = tirx.IfThenElse(number < run.end, branch, result) if joined else branch
         return result
 
-    def _register_tile(self, geometry: TileGeometry) -> Any:
+    def _whole_tile(self, geometry: TileGeometry) -> Any:
         """Return the code of one tile: addresses, reduction, epilogue."""
         statements: list[Any] = []
         bases = []
@@ -354,7 +378,12 @@ class KernelBuilder:
             base = tirx.Var(f"base{number}", self.index_dtype)
             statements.append(tirx.Bind(base, geometry.base(access)))
             bases.append(base)
-        tile = RegisterTile(
+        accumulators, body = self.emit(self.register_tile(geometry), bases)
+        return sequence([*statements, *body, *self.epilogue.stores(accumulators, geometry)])
+
+    def register_tile(self, geometry: TileGeometry) -> RegisterTile:
+        """Return what is summed in the registers of a tile."""
+        return RegisterTile(
             combine=self.anchor.combine,
             init=self.stage.init,
             dtype=self.anchor.dtype,
@@ -363,12 +392,10 @@ class KernelBuilder:
             rows=len(geometry.row_offsets),
             columns=geometry.column_count,
             lanes=self.anchor.lanes,
-            loops=self._reduction_loops(geometry),
+            loops=self.reduction_loops(geometry),
             chains=self.plan.chains,
             skip=lambda row, steps: self._skips(geometry, row, steps),
         )
-        accumulators, body = self.emit(tile, bases)
-        return sequence([*statements, *body, *self.epilogue.stores(accumulators, geometry)])
 
     def emit(self, tile: RegisterTile, bases: Sequence[Expr]) -> tuple[Any, list[Any]]:
         """Return the accumulators of a tile, and the statements that fill them."""
@@ -387,7 +414,8 @@ class KernelBuilder:
             steps=tuple(access.offset.of(axis.var) for axis in self.stage.reduction),
         )
 
-    def _reduction_loops(self, geometry: TileGeometry) -> tuple[ReductionLoop, ...]:
+    def reduction_loops(self, geometry: TileGeometry) -> tuple[ReductionLoop, ...]:
+        """Return how a tile walks the reduction."""
         plan = self.plan
         written_out = plan.written_out
         if plan.roll_inside and not self._is_clipped(geometry):

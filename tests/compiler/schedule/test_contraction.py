@@ -124,6 +124,10 @@ VARIATIONS = [
     {"unroll": 4, "chains": 2, "row_tile": (1, 3)},
     {"reduction_order": (3, 1, 2, 0)},
     {"clip_pad": False, "reduction_order": (0, 3, 1, 2)},
+    {"panel": 4, "row_block": 4},
+    {"panel": 2, "row_block": 3, "row_tile": (1, 5), "unroll": 4, "chains": 2},
+    {"panel": 1, "row_block": 1, "reduction_order": (3, 1, 2, 0)},
+    {"panel": 4, "row_block": 5, "clip_pad": False},
 ]
 
 
@@ -145,7 +149,34 @@ def test_comparison_notices_a_wrong_weight():
         np.testing.assert_allclose(result, conv_reference(arrays, 1, (1, 1), 1), **TOLERANCE)
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_weights_beyond_the_cache_are_walked_in_panels(kernel):
+    """A tile's weights are far more than the second level of AVX2 processors."""
+    channels = 12288 // kernel
+    workload = conv2d(1, channels, (7, 5), 24, kernel, 1, (kernel // 2,) * 2, lanes=8)
+    decisions = default_decisions(workload.func, AVX2)
+    assert decisions.panel > 0
+    assert decisions.row_block > 1
+    arrays = workload.arrays()
+    arrays[1] /= np.sqrt(channels)
+    result = run(schedule_contraction(workload.func, AVX2, decisions), arrays, AVX2)
+    want = conv_reference(arrays, 1, (kernel // 2,) * 2, 1)
+    np.testing.assert_allclose(result, want, **TOLERANCE)
+
+
+def test_decisions_of_before_there_were_panels_are_read():
+    old = (
+        '{"kind":"contraction","row_tile":[1,6],"column_vectors":2,"fused_rows":1,"row_block":3,'
+        '"reduction_order":[0,1],"unroll":1,"chains":1,"clip_pad":false}'
+    )
+    assert decisions_from_json(old) == ContractionDecisions((1, 6), 2, 1, 3, (0, 1))
+    with pytest.raises(InvalidScheduleError, match="not contraction decisions"):
+        decisions_from_json(old.replace('"row_block":3,', ""))
+
+
 INVALID = [
+    ({"panel": 3}, "do not cut the .* steps"),
+    ({"panel": 64}, "do not cut the .* steps"),
     ({"row_tile": (1, 60), "column_vectors": 4}, "exceed twice the"),
     ({"reduction_order": (0, 1)}, "has 4 reduction axes, reduction_order has 2"),
     ({"fused_rows": 2}, "cannot be walked as one"),

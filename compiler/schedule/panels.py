@@ -1,0 +1,236 @@
+"""Contractions whose weights outgrow the cache: the reduction is walked panel by panel.
+
+A tile that runs over the whole reduction reads every weight of its columns. Where these are more
+than the second cache level holds, each of a few rows of tiles reads them again from the third, and
+an image of 7 x 7 with 512 channels waits for that. Here a task walks a panel of the reduction for
+all its tiles before the next one, so that a panel is read once from far and then from near; between
+two panels the sums of a tile wait in memory (the loop around the micro-kernel over k_c in Goto and
+van de Geijn, "Anatomy of high-performance matrix multiplication", 2008, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from tvm import tirx
+
+from tilewright.compiler.schedule.analysis import Anchor
+from tilewright.compiler.schedule.cost import (
+    choose_tile,
+    row_extents,
+    rows_for,
+    weights_fit,
+)
+from tilewright.compiler.schedule.expressions import Expr
+from tilewright.compiler.schedule.micro_kernel import (
+    ReductionLoop,
+    constant_like,
+    local_buffer,
+    ramp,
+    sequence,
+    splat,
+)
+from tilewright.compiler.schedule.padding import read_clips
+from tilewright.compiler.schedule.tile_geometry import TileGeometry
+from tilewright.compiler.schedule.tile_loops import KernelBuilder, TaskGrid
+from tilewright.compiler.schedule.tiling import tile_count
+from tilewright.compiler.targets import Target
+from tilewright.errors import InvalidScheduleError
+
+if TYPE_CHECKING:
+    from tilewright.compiler.schedule.contraction import ContractionDecisions
+
+# Sums of one task that wait between panels: half of the smallest first level; at most so many.
+_PARTIAL_BYTES = 16 << 10
+MOST_PARTIAL_BYTES = 64 << 10
+# A panel of this share of the second level leaves room for the data that streams by.
+_PANEL_SHARE = 0.25
+# Fewer steps than this do not pay for loading and storing the sums.
+_FEWEST_STEPS = 128
+
+
+def panel_axis(anchor: Anchor) -> int:
+    """Return the reduction axis that panels cut: the longest that no padding bounds."""
+    bounded = {
+        clip.reduction
+        for access in anchor.accesses
+        if access.pad is not None and access.pad.bounds
+        for clip in read_clips(access, anchor) or []
+    }
+    extents = [axis.extent for axis in anchor.stage.reduction]
+    free = [position for position in range(len(extents)) if position not in bounded]
+    return max(free or range(len(extents)), key=lambda position: extents[position])
+
+
+def check_panel(anchor: Anchor, decisions: ContractionDecisions) -> None:
+    """Refuse panels that do not divide their axis, or leave too many sums in memory.
+
+    Raises:
+        InvalidScheduleError: so it is.
+    """
+    if not decisions.panel:
+        return
+    extent = anchor.stage.reduction[panel_axis(anchor)].extent
+    name = anchor.stage.name
+    if decisions.panel >= extent or extent % decisions.panel:
+        raise InvalidScheduleError(
+            f"panels of {decisions.panel} do not cut the {extent} steps of {name!r} evenly"
+        )
+    waiting = prod(decisions.row_tile) * decisions.column_vectors * anchor.lanes * 4
+    waiting *= decisions.row_block
+    if waiting > MOST_PARTIAL_BYTES:
+        raise InvalidScheduleError(
+            f"{waiting} bytes of sums of {name!r} would wait between panels, at most "
+            f"{MOST_PARTIAL_BYTES} may"
+        )
+
+
+def panel_options(anchor: Anchor, target: Target) -> list[int]:
+    """Return panels worth trying, in steps: with two vectors, from the first to the second level.
+
+    Empty where there are none: tiles multiply by lanes, or there is nothing to cut.
+    """
+    if target.multiplies_by_lane or anchor.dtype != "float32":
+        return []
+    extents = [axis.extent for axis in anchor.stage.reduction]
+    extent = extents[panel_axis(anchor)]
+    step_bytes = prod(extents) // extent * 2 * anchor.lanes * 4
+    return [
+        steps
+        for steps in range(1, extent)
+        if extent % steps == 0
+        and target.l1_bytes // 4 <= steps * step_bytes <= target.l2_bytes
+        and steps * (prod(extents) // extent) >= _FEWEST_STEPS
+    ]
+
+
+def with_panels(
+    anchor: Anchor, target: Target, decisions: ContractionDecisions
+) -> ContractionDecisions:
+    """Return decisions with panels where the weights of a tile outgrow the second cache level."""
+    if decisions.chains > 1:
+        return decisions
+    near = replace(target, l2_bytes=1 << 40)  # no tile reads its weights from far any more
+    whole_rows = not decisions.clip_pad
+    row_tile, vectors = choose_tile(
+        anchor, near, decisions.fused_rows, whole_rows, rows_for(target)
+    )
+    depth = prod(axis.extent for axis in anchor.stage.reduction)
+    if weights_fit(depth, vectors, target):
+        return decisions
+    outer, inner = row_extents(anchor, decisions.fused_rows)
+    images = prod(anchor.stage.spatial[p].extent for p in anchor.rows) // (outer * inner)
+    tiles = images * tile_count(outer, row_tile[0]) * tile_count(inner, row_tile[1])
+    cell_bytes = prod(row_tile) * vectors * anchor.lanes * 4
+    block = tile_count(tiles, tile_count(tiles * cell_bytes, _PARTIAL_BYTES))
+    extent = anchor.stage.reduction[panel_axis(anchor)].extent
+    step_bytes = depth // extent * vectors * anchor.lanes * 4
+    fitting = [
+        steps
+        for steps in panel_options(anchor, target)
+        if steps * step_bytes <= _PANEL_SHARE * target.l2_bytes
+    ]
+    if block < 2 or not fitting:
+        return decisions
+    return replace(
+        decisions,
+        row_tile=row_tile,
+        column_vectors=vectors,
+        row_block=block,
+        panel=fitting[-1],
+        unroll=min(decisions.unroll, fitting[-1]),
+    )
+
+
+class PanelKernelBuilder(KernelBuilder):
+    """Builds a task as a loop over panels around the loop over its row tiles."""
+
+    panel: Any
+    partial: Any
+    at: Any
+
+    def task_loops(self, task: Any, grid: TaskGrid) -> list[Any]:
+        """Return what a task does: sums of nothing, panel by panel on them, then the epilogue."""
+        cells = prod(self.plan.row_tile) * self.plan.column_vectors
+        lanes = self.anchor.lanes
+        self.partial = local_buffer("partial", grid.block * cells * lanes, self.anchor.dtype)
+        zero = constant_like(0, self.index_dtype)
+        cell = tirx.Var("cell", self.index_dtype)
+        value = splat(self.stage.init, lanes)
+        start = tirx.BufferStore(self.partial, value, [ramp(cell * lanes, 1, lanes)])
+        count = constant_like(grid.block * cells, self.index_dtype)
+        self.panel = tirx.Var("panel", self.index_dtype)
+        extent = self.stage.reduction[self.plan.panel_axis].extent // self.plan.panel
+        panels = constant_like(extent, self.index_dtype)
+        serial = tirx.ForKind.SERIAL
+        sums = sequence(self.row_loop(task, grid, self._add_panel))
+        return [
+            tirx.AllocBuffer(self.partial),
+            tirx.For(cell, zero, count, serial, start),
+            tirx.For(self.panel, zero, panels, serial, sums),
+            *self.row_loop(task, grid, self._finish),
+        ]
+
+    def _add_panel(self, geometry: TileGeometry, number: Expr) -> Any:
+        """Return the code of one tile and panel."""
+        axis = self.stage.reduction[self.plan.panel_axis]
+        statements: list[Any] = []
+        bases = []
+        for position, access in enumerate(self.accesses):
+            base = tirx.Var(f"base{position}", self.index_dtype)
+            step = access.offset.of(axis.var) * self.plan.panel
+            begin = geometry.base(access)
+            statements.append(tirx.Bind(base, begin + self.panel * step if step else begin))
+            bases.append(base)
+        tile = replace(self.register_tile(geometry), start=self._load(geometry, number))
+        accumulators, body = self.emit(tile, bases)
+        return sequence([*statements, *body, *self._store(accumulators, geometry, number)])
+
+    def reduction_loops(self, geometry: TileGeometry) -> tuple[ReductionLoop, ...]:
+        """Return the loops of one panel."""
+        loops = super().reduction_loops(geometry)
+        steps = self.plan.panel
+        return tuple(
+            replace(loop, end=steps, unroll=min(loop.unroll, steps))
+            if loop.position == self.plan.panel_axis
+            else loop
+            for loop in loops
+        )
+
+    def _finish(self, geometry: TileGeometry, number: Expr) -> Any:
+        """Return the epilogue of one tile."""
+        cells = len(geometry.row_offsets) * geometry.column_count
+        accumulators = local_buffer("accumulators", cells * self.anchor.lanes, self.anchor.dtype)
+        loads = self._load(geometry, number)
+        statements = [
+            tirx.BufferStore(accumulators, load, [self._cell(cell)])
+            for cell, load in enumerate(loads)
+        ]
+        stores = self.epilogue.stores(accumulators, geometry)
+        return sequence([tirx.AllocBuffer(accumulators), *statements, *stores])
+
+    def _cell(self, cell: int) -> Expr:
+        lanes = self.anchor.lanes
+        return ramp(constant_like(cell * lanes, self.index_dtype), 1, lanes)
+
+    def _places(self, geometry: TileGeometry, number: Expr) -> list[Expr]:
+        """Return where the sums of a tile wait, row by row as in its accumulators."""
+        lanes = self.anchor.lanes
+        cells = prod(self.plan.row_tile) * self.plan.column_vectors
+        used = len(geometry.row_offsets) * geometry.column_count
+        return [ramp(number * (cells * lanes) + cell * lanes, 1, lanes) for cell in range(used)]
+
+    def _load(self, geometry: TileGeometry, number: Expr) -> tuple[Expr, ...]:
+        places = self._places(geometry, number)
+        return tuple(tirx.BufferLoad(self.partial, [place]) for place in places)
+
+    def _store(self, accumulators: Any, geometry: TileGeometry, number: Expr) -> Sequence[Any]:
+        return [
+            tirx.BufferStore(
+                self.partial, tirx.BufferLoad(accumulators, [self._cell(cell)]), [place]
+            )
+            for cell, place in enumerate(self._places(geometry, number))
+        ]
