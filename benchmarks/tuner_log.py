@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import json
 import shutil
 import sys
 from collections import defaultdict
@@ -21,11 +22,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import zoo
+from tilewright.compiler.layout.choices import operator_choices
 from tilewright.compiler.layout.primitives import Layout
+from tilewright.compiler.layout.rewrite import rewrite
+from tilewright.compiler.schedule import default_decisions
 from tilewright.compiler.targets import parse_target
+from tilewright.compiler.tasks import Task
 from tilewright.frontends.onnx import import_onnx
-from tilewright.tuner import Log, Lookup, MeasureOptions, Record, TuneOptions, tune
+from tilewright.tuner import Log, Lookup, MeasureOptions, Record, TuneOptions, tune_tasks
 from tilewright.tuner.algorithms import find_convolutions, measure_algorithms
+from tilewright.tuner.candidate import Candidate, canonical_json
 from tilewright.tuner.lookup import ALGORITHM
 from tilewright.tuner.records import merit
 from tilewright.tuner.tune_model import model_tasks
@@ -78,29 +84,41 @@ def _winner_and_default(group: list[Record]) -> list[Record]:
 
 
 def tune_model(name: str, log: Path, per_task: int, measure: MeasureOptions) -> bool:
-    """Tune one model for `per_task` trials of each task that the log lacks; say if to go on."""
+    """Give every task `per_task` trials that the log lacks or that the compiler has outgrown.
+
+    Returns:
+        Whether to go on: not where it was interrupted.
+    """
     target = replace(parse_target("native"), cores=1)
     choose = Lookup([log], target).algorithm
-    tasks = {task.key for task, _ in model_tasks(zoo.load(name), target, winograd=choose)}
-    known = {
-        (record.task_key, record.candidate.key)
-        for record in Log(log).read().records
-        if record.task_key in tasks
-    }
-    fresh = tasks - {key for key, _ in known}
-    trials = len(known) + per_task * len(fresh)
-    print(f"{name}: {len(tasks)} tasks, {len(fresh)} of them new", file=sys.stderr, flush=True)
-    if not fresh:
+    tasks = model_tasks(zoo.load(name), target, winograd=choose)
+    known: dict[str, set[Candidate]] = {task.key: set() for task, _ in tasks}
+    for record in Log(log).read().records:
+        known.get(record.task_key, set()).add(record.candidate)
+    due = [(task, calls) for task, calls in tasks if _is_due(task, known[task.key])]
+    print(f"{name}: {len(tasks)} tasks, {len(due)} of them due", file=sys.stderr, flush=True)
+    if not due:
         return True
-    options = TuneOptions(batch=_BATCH, measure=measure)
-    result = tune(zoo.load(name), log=log, trials=trials, options=options)
-    gain = result.before_s / max(1e-12, result.after_s)
+    trials = sum(len(known[task.key]) for task, _ in due) + per_task * len(due)
+    options = TuneOptions(trials=trials, batch=_BATCH, measure=measure)
+    session = tune_tasks(due, target, Log(log), options)
+    before, after = session.total_s()
     print(
-        f"{name}: {result.trials} trials in {result.elapsed_s:.0f} s, kernels {gain:.3f}x faster",
+        f"{name}: {session.measured} trials in {session.elapsed_s:.0f} s, kernels "
+        f"{before / max(1e-12, after):.3f}x faster",
         file=sys.stderr,
         flush=True,
     )
-    return result.stopped != "interrupted"
+    return session.stopped != "interrupted"
+
+
+def _is_due(task: Task, known: set[Candidate]) -> bool:
+    """Say whether what the compiler decides for a task now was never measured."""
+    choice = min(operator_choices(task.operator, task.target), key=lambda choice: choice.seconds)
+    changed = {p: layout for p, layout in enumerate(choice.layouts) if layout.primitives}
+    func = rewrite(task.operator.func, changed) if changed else task.operator.func
+    decisions = default_decisions(func, task.target).to_json()
+    return Candidate(choice.layouts, canonical_json(json.loads(decisions))) not in known
 
 
 def tune_algorithms(name: str, log: Path, measure: MeasureOptions) -> None:
