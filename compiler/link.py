@@ -100,8 +100,8 @@ def link_relocatable(kernels: bytes | None, entry: str, architecture: str | None
             architecture,
         )
         module = work / "module.o"
-        flags = ("-r", "-nostdlib", without_debug_info(architecture))
-        run_c_compiler([*flags, compiled, *objects, "-o", module], architecture)
+        linking = ("-r", "-nostdlib", without_debug_info(architecture))
+        run_c_compiler([*linking, compiled, *objects, "-o", module], architecture)
         return module.read_bytes()
 
 
