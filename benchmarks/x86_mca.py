@@ -15,16 +15,15 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.arm_mca import OPERATORS
+from benchmarks.arm_mca import OPERATORS, Row
 from benchmarks.report import markdown_table
 from tilewright.compiler.codegen import assembly
 from tilewright.compiler.pipeline import lower
 from tilewright.compiler.targets import Target, parse_target
 from tilewright.frontends.onnx import import_onnx
-from tilewright.tuner.device.mca import cycles, mca_version
+from tilewright.tuner.device.mca import Loop, cycles, mca_version
 
 PROCESSORS = ("cascadelake", "icelake-server", "sapphirerapids", "znver4", "skylake-avx512")
 _DOT, _PAIRS = "vpdpbusd", "vpmaddwd"
@@ -33,42 +32,16 @@ _BRANCH = re.compile(r"\tj\w+\s+(\.\w+)$")
 _LABEL = re.compile(r"(\.\w+):")
 
 
-@dataclass(frozen=True)
-class Loop:
-    """An innermost loop of x86-64 machine code.
-
-    Attributes:
-        lines: its instructions.
-        kind: its multiply-add, "vpdpbusd" or "vpmaddwd".
-        multiply_adds: how many of them.
-        registers: how many registers these write.
-        spills: how many instructions read or write vectors on the stack.
-    """
-
-    lines: tuple[str, ...]
-    kind: str
-    multiply_adds: int
-    registers: int
-    spills: int
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; cycles are those of one round of the loop."""
-
-    operator: str
-    processor: str
-    loop: Loop
-    cycles: float
-    bound: float
+class ByteLoop(Loop):
+    """An innermost loop of x86-64 machine code; spills are those of vectors."""
 
     @property
-    def share(self) -> float:
-        """Part of the bound that the loop reaches."""
-        return self.bound / self.cycles
+    def kinds(self) -> tuple[str, ...]:
+        """The name of each multiply-add."""
+        return tuple(m.group(1) for line in self.lines if (m := _MULTIPLY_ADD.match(line)))
 
 
-def loops(text: str) -> Iterator[Loop]:
+def loops(text: str) -> Iterator[ByteLoop]:
     """Yield the innermost loops of an assembly text that multiply bytes."""
     lines = text.splitlines()
     labels = {m.group(1): i for i, line in enumerate(lines) if (m := _LABEL.match(line))}
@@ -83,16 +56,15 @@ def loops(text: str) -> Iterator[Loop]:
         found = [m for other in code if (m := _MULTIPLY_ADD.match(other))]
         if found:
             spills = sum("(%rsp" in other and "mm" in other for other in code)
-            written = {m.group(2) for m in found}
-            yield Loop(code, found[0].group(1), len(found), len(written), spills)
+            yield ByteLoop(code, len(found), len({m.group(2) for m in found}), spills)
 
 
 def bound(loop: Loop, target: Target) -> float:
     """Return the modelled cycles of the multiply-adds of a loop alone, all independent."""
     letter = "z" if target.vector_bits == 512 else "y"
-    registers = range(12)
-    alone = [f"\t{loop.kind}\t%{letter}mm14, %{letter}mm15, %{letter}mm{i}" for i in registers]
-    if loop.kind == _PAIRS:
+    kind, registers = loop.kinds[0], range(12)
+    alone = [f"\t{kind}\t%{letter}mm14, %{letter}mm15, %{letter}mm{i}" for i in registers]
+    if kind == _PAIRS:
         alone += [f"\tvpaddd\t%{letter}mm13, %{letter}mm{i}, %{letter}mm{i}" for i in registers]
     return cycles(alone, target.mcpu, "x86_64") / len(registers) * loop.multiply_adds
 
@@ -103,7 +75,7 @@ def measure(operator: str, processor: str) -> Row:
     model = import_onnx(OPERATORS[operator])
     lowered = lower(model.module, model.inputs, model.outputs, target, winograd=False)
     found = list(loops(assembly(lowered.program.kernels, target)))
-    loop = max(found, key=lambda each: (each.multiply_adds, each.registers))
+    loop = max(found, key=lambda each: (each.multiply_adds, each.accumulators))
     return Row(
         operator, processor, loop, cycles(loop.lines, target.mcpu, "x86_64"), bound(loop, target)
     )
@@ -116,7 +88,7 @@ def render(rows: Sequence[Row]) -> str:
         [
             row.operator,
             row.processor,
-            f"{row.loop.multiply_adds} {row.loop.kind}",
+            f"{row.loop.multiply_adds} {row.loop.kinds[0]}",
             str(len(row.loop.lines)),
             str(row.loop.spills),
             f"{row.cycles:.1f}",
