@@ -76,9 +76,7 @@ def main() -> int:
     parser.add_argument("--measure-cpu", type=int)
     arguments = parser.parse_args()
     tasks = convolutions(arguments.model)
-    options = TuneOptions(
-        time_s=arguments.time, measure=MeasureOptions(cpu=arguments.measure_cpu)
-    )
+    options = TuneOptions(time_s=arguments.time, measure=MeasureOptions(cpu=arguments.measure_cpu))
     clock = Clock()
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
