@@ -154,12 +154,16 @@ class Lookup:
         return any(same_target(record.target, self.target) for record in records)
 
     def algorithm(self, convolution: Convolution, target: Target) -> Winograd | None:
-        """Return the fastest algorithm measured for a convolution, else the one estimated so."""
+        """Return the best algorithm measured for a convolution, else the one estimated so.
+
+        As with loops, what was measured with another number of threads is better than nothing.
+        """
+        records = self._algorithms.get(convolution.key, [])
+        here = [record for record in records if same_target(record.target, self.target)]
         times: dict[str, float] = {
             name: record.seconds
-            for record in self._algorithms.get(convolution.key, [])
-            if same_target(record.target, self.target)
-            and (name := json.loads(record.candidate.schedule or "{}").get("name")) in VARIANTS
+            for record in here or records
+            if (name := json.loads(record.candidate.schedule or "{}").get("name")) in VARIANTS
         }
         if not times:
             return choose_by_estimate(convolution, target)

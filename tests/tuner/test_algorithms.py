@@ -77,11 +77,15 @@ def test_lookup_falls_back_to_the_estimate_where_nothing_known_was_measured(tmp_
         assert lookup.algorithm(convolution, TARGET) == expected
 
 
-def test_records_of_another_number_of_threads_do_not_choose(tmp_path: Path) -> None:
+def test_own_number_of_threads_comes_before_others(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
+    two = replace(TARGET, cores=2)
     Log(path).append([_record(SMALL, "winograd2", 1e-6)])
-    lookup = Lookup([path], replace(TARGET, cores=2))
-    assert not lookup.knows_algorithm(SMALL)
+    assert not Lookup([path], two).knows_algorithm(SMALL)
+    assert Lookup([path], two).algorithm(SMALL, two) == VARIANTS["winograd2"]
+    other = replace(_record(SMALL, "direct", 5e-3), target=target_data(two))
+    Log(path).append([other])
+    assert Lookup([path], two).algorithm(SMALL, two) is None
 
 
 def test_a_race_that_dies_costs_itself_only(monkeypatch: pytest.MonkeyPatch) -> None:
