@@ -16,10 +16,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tilewright.api import CompiledModule, compile, load, targets
     from tilewright.baselines.bench_models import bench
+    from tilewright.debugging import debug_accuracy
     from tilewright.errors import TilewrightError
+    from tilewright.explaining import explain
     from tilewright.inspection import inspect
+    from tilewright.profiling import profile
+    from tilewright.quantization import quantize
+    from tilewright.report import write_report
     from tilewright.runtime.module import Module
     from tilewright.tuner.tune_model import tune
+    from tilewright.verification import verify
 
 try:
     __version__ = version("tilewright")
@@ -32,10 +38,16 @@ __all__ = [
     "TilewrightError",
     "bench",
     "compile",
+    "debug_accuracy",
+    "explain",
     "inspect",
     "load",
+    "profile",
+    "quantize",
     "targets",
     "tune",
+    "verify",
+    "write_report",
 ]
 
 _HOME = {
@@ -44,10 +56,16 @@ _HOME = {
     "TilewrightError": "tilewright.errors",
     "bench": "tilewright.baselines.bench_models",
     "compile": "tilewright.api",
+    "debug_accuracy": "tilewright.debugging",
+    "explain": "tilewright.explaining",
     "inspect": "tilewright.inspection",
     "load": "tilewright.api",
+    "profile": "tilewright.profiling",
+    "quantize": "tilewright.quantization",
     "targets": "tilewright.api",
     "tune": "tilewright.tuner.tune_model",
+    "verify": "tilewright.verification",
+    "write_report": "tilewright.report",
 }
 
 
