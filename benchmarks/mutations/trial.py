@@ -71,7 +71,7 @@ def run_trial(name: str) -> Trial:
         try:
             return _compile_and_run(path, random_of(name))
         except TilewrightError as error:
-            text = _one_line(error).replace(f"{folder}/", "")
+            text = _one_line(error).replace(f"{folder}/", "").replace(folder, ".")
             return Trial(TRACEBACK if text.startswith(FAULT) else REFUSED, text)
         except Exception as error:  # the point of the exercise: nothing else may come out
             where = traceback.extract_tb(error.__traceback__)
