@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from tilewright.compiler.codegen import KERNEL_PREFIX
 from tilewright.compiler.entry_calls import calls, copies
@@ -98,8 +99,13 @@ def tensor_table(name: str, specs: tuple[TensorSpec, ...]) -> str:
 
 
 def _program_table(program: Program, plan: MemoryPlan) -> str:
+    own = {"cpu_features": "cpu_features", "arena_bytes": f"{plan.arena_bytes}u", "run": "run"}
+    return program_table(program, plan, own)
+
+
+def program_table(program: Program, plan: MemoryPlan, own: Mapping[str, str]) -> str:
+    """Return the C struct that the runtime starts from; `own` is what tells how to run it."""
     fields = {
-        "cpu_features": "cpu_features",
         "code_id": "TW_CODE_ID",
         "num_inputs": f"{len(program.inputs)}u",
         "num_outputs": f"{len(program.outputs)}u",
@@ -107,12 +113,16 @@ def _program_table(program: Program, plan: MemoryPlan) -> str:
         "inputs": "inputs_table",
         "outputs": "outputs_table",
         "call_labels": "call_labels",
-        "arena_bytes": f"{plan.arena_bytes}u",
         "payload_bytes": f"{plan.weights_bytes}u",
-        "run": "run",
+        **own,
     }
+    return c_struct("const tw_program tw_main_program", fields)
+
+
+def c_struct(head: str, fields: Mapping[str, str]) -> str:
+    """Return the definition of a C struct with named fields."""
     body = "".join(f"    .{field} = {value},\n" for field, value in fields.items())
-    return f"const tw_program tw_main_program = {{\n{body}}};\n"
+    return f"{head} = {{\n{body}}};\n"
 
 
 def describe(

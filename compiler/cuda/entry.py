@@ -6,12 +6,24 @@ from collections.abc import Mapping
 
 from tilewright.compiler.cuda.kernel import Kernel
 from tilewright.compiler.cuda.targets import CudaTarget
-from tilewright.compiler.entry import c_string, string_table, tensor_table
+from tilewright.compiler.entry import (
+    c_string,
+    c_struct,
+    program_table,
+    string_table,
+    tensor_table,
+)
 from tilewright.compiler.memory import Location, MemoryPlan
 from tilewright.compiler.program import Program
 
 IMAGE_SYMBOL = "tw_cuda_image"
 
+_RUN_BY_DEVICE = {
+    "cpu_features": "cpu_features",  # the host code needs none
+    "arena_bytes": "0u",  # the device has one of its own
+    "device": "&tw_cuda_device",
+    "device_program": "&device_program",
+}
 _SPACES = {
     "input": "TW_INPUT",
     "output": "TW_OUTPUT",
@@ -52,7 +64,7 @@ def generate_cuda_entry(
         _table("tw_cuda_launch", "launches", launches),
         _table("tw_cuda_copy", "copies", copies),
         _device_program(plan, target, len(launches), len(copies)),
-        _program(program, plan),
+        program_table(program, plan, _RUN_BY_DEVICE),
     ]
     return "\n".join(parts)
 
@@ -68,7 +80,7 @@ def _place(location: Location) -> str:
 
 def _device_program(plan: MemoryPlan, target: CudaTarget, launches: int, copies: int) -> str:
     major, minor = target.capability
-    return _struct(
+    return c_struct(
         "static const tw_cuda_program device_program",
         {
             "image": IMAGE_SYMBOL,
@@ -82,28 +94,3 @@ def _device_program(plan: MemoryPlan, target: CudaTarget, launches: int, copies:
             "copies": "copies",
         },
     )
-
-
-def _program(program: Program, plan: MemoryPlan) -> str:
-    return _struct(
-        "const tw_program tw_main_program",
-        {
-            "cpu_features": "cpu_features",
-            "code_id": "TW_CODE_ID",
-            "num_inputs": f"{len(program.inputs)}u",
-            "num_outputs": f"{len(program.outputs)}u",
-            "num_calls": f"{len(program.calls)}u",
-            "inputs": "inputs_table",
-            "outputs": "outputs_table",
-            "call_labels": "call_labels",
-            "arena_bytes": "0u",
-            "payload_bytes": f"{plan.weights_bytes}u",
-            "device": "&tw_cuda_device",
-            "device_program": "&device_program",
-        },
-    )
-
-
-def _struct(head: str, fields: Mapping[str, str]) -> str:
-    body = "".join(f"    .{field} = {value},\n" for field, value in fields.items())
-    return f"{head} = {{\n{body}}};\n"

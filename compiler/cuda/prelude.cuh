@@ -44,29 +44,21 @@ static __device__ __forceinline__ void tw_load_matrix4(unsigned (&r)[4], const v
                : "r"(address)
                : "memory");
 }
-#define TW_MMA_FLOAT(name, shape)                                                              \
-  static __device__ __forceinline__ void name(float (&c)[4], const unsigned (&a)[4],           \
-                                              unsigned b0, unsigned b1) {                      \
-    asm volatile("mma.sync.aligned." shape                                                     \
-                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"            \
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                              \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));              \
+#define TW_MMA(name, shape, type, letter)                                                        \
+  static __device__ __forceinline__ void name(type (&c)[4], const unsigned (&a)[4], unsigned b0,  \
+                                              unsigned b1) {                                     \
+    asm volatile("mma.sync.aligned." shape                                                       \
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"              \
+                 : letter(c[0]), letter(c[1]), letter(c[2]), letter(c[3])                        \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                \
   }
-#define TW_MMA_INT(name, shape)                                                                \
-  static __device__ __forceinline__ void name(int (&c)[4], const unsigned (&a)[4],             \
-                                              unsigned b0, unsigned b1) {                      \
-    asm volatile("mma.sync.aligned." shape                                                     \
-                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"            \
-                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])                              \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));              \
-  }
-TW_MMA_FLOAT(tw_mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
-TW_MMA_FLOAT(tw_mma_half, "m16n8k16.row.col.f32.f16.f16.f32")
-TW_MMA_FLOAT(tw_mma_bfloat, "m16n8k16.row.col.f32.bf16.bf16.f32")
-TW_MMA_INT(tw_mma_s8s8, "m16n8k32.row.col.s32.s8.s8.s32")
-TW_MMA_INT(tw_mma_u8s8, "m16n8k32.row.col.s32.u8.s8.s32")
-TW_MMA_INT(tw_mma_s8u8, "m16n8k32.row.col.s32.s8.u8.s32")
-TW_MMA_INT(tw_mma_u8u8, "m16n8k32.row.col.s32.u8.u8.s32")
+TW_MMA(tw_mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32", float, "+f")
+TW_MMA(tw_mma_half, "m16n8k16.row.col.f32.f16.f16.f32", float, "+f")
+TW_MMA(tw_mma_bfloat, "m16n8k16.row.col.f32.bf16.bf16.f32", float, "+f")
+TW_MMA(tw_mma_s8s8, "m16n8k32.row.col.s32.s8.s8.s32", int, "+r")
+TW_MMA(tw_mma_u8s8, "m16n8k32.row.col.s32.u8.s8.s32", int, "+r")
+TW_MMA(tw_mma_s8u8, "m16n8k32.row.col.s32.s8.u8.s32", int, "+r")
+TW_MMA(tw_mma_u8u8, "m16n8k32.row.col.s32.u8.u8.s32", int, "+r")
 #endif
 
 template <typename To, typename From>

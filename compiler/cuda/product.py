@@ -30,6 +30,7 @@ _FLOATS = ("float16", "bfloat16", "float32")
 _BYTES = ("int8", "uint8")
 # Below these a tile would be mostly empty: one thread or warp for a result is better.
 _LEAST_ROWS, _LEAST_COLUMNS, _LEAST_DEPTH = 8, 8, 8
+_MOST_BATCHES = 65535  # blocks of a grid in y
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +156,10 @@ def read_product(part: Part) -> Product | None:
         depth,
         dtype,
     )
-    _, rows, columns, length = product.sizes
+    batch, rows, columns, length = product.sizes
     if rows < _LEAST_ROWS or columns < _LEAST_COLUMNS or length < _LEAST_DEPTH:
+        return None
+    if batch > _MOST_BATCHES:
         return None
     return product
 

@@ -32,6 +32,7 @@ typedef struct tw_gpu {
 typedef struct tw_gpu_context {
   tw_gpu *gpu;
   CUstream stream;
+  CUevent ready; /* of the caller's tensors on the device */
   CUdeviceptr arena;
   CUdeviceptr *staging;  /* [inputs + outputs] made when first needed */
   CUdeviceptr *bound;    /* [inputs + outputs] of this run */
@@ -178,6 +179,7 @@ static void release(tw_gpu_context *self) {
   if (self->arena) driver->free(self->arena);
   for (uint32_t i = 0; self->staging && i < num_buffers(self->gpu); ++i)
     if (self->staging[i]) driver->free(self->staging[i]);
+  if (self->ready) driver->event_destroy(self->ready);
   if (self->stream) driver->stream_destroy(self->stream);
 }
 
@@ -213,9 +215,10 @@ static void *create_context(void *device) {
   int failed = !self || !self->staging || !self->bound || !self->previous;
   if (failed) tw_fail("out of memory");
   if (!failed && !(failed = tw_cuda_check(driver->push(gpu->context), "cannot use the GPU"))) {
-    /* It waits for the legacy stream, on which DLPack says that inputs are ready. */
-    failed = tw_cuda_check(driver->stream_create(&self->stream, CU_STREAM_DEFAULT),
+    failed = tw_cuda_check(driver->stream_create(&self->stream, CU_STREAM_NON_BLOCKING),
                            "cannot make a stream") ||
+             tw_cuda_check(driver->event_create(&self->ready, CU_EVENT_DISABLE_TIMING),
+                           "cannot make an event") ||
              allocate(driver, &self->arena, gpu->cuda->arena_bytes,
                       "no memory on the GPU for what is between the operators");
     driver->pop(&popped);
@@ -242,18 +245,28 @@ static int is_on_device(const tw_gpu *gpu, const void *pointer, const char *name
                  gpu->ordinal);
 }
 
+/* Wait for the legacy stream, for which DLPack's producers make their tensors ready. */
+static int wait_for_caller(tw_gpu_context *self) {
+  const tw_driver *driver = self->gpu->driver;
+  return tw_cuda_check(driver->event_record(self->ready, NULL), "cannot wait for the caller") ||
+         tw_cuda_check(driver->stream_wait(self->stream, self->ready, 0),
+                       "cannot wait for the caller");
+}
+
 /* Find the address that kernels use for each buffer; inputs that need it are copied there. */
 static int bind(tw_gpu_context *self, const void *const *inputs, void *const *outputs) {
   const tw_gpu *gpu = self->gpu;
   const tw_driver *driver = gpu->driver;
   uint32_t num_inputs = gpu->program->num_inputs;
+  int has_waited = 0;
   for (uint32_t i = 0; i < num_buffers(gpu); ++i) {
     const tilewright_tensor *spec = buffer_spec(gpu, i);
     const void *pointer = i < num_inputs ? inputs[i] : outputs[i - num_inputs];
     if (!pointer && spec->size_bytes)
       return tw_fail("%s '%s' is NULL", i < num_inputs ? "input" : "output", spec->name);
     int on_device = is_on_device(gpu, pointer, spec->name);
-    if (on_device < 0) return -1;
+    if (on_device < 0 || (on_device && !has_waited && wait_for_caller(self))) return -1;
+    has_waited |= on_device;
     if (on_device && (uintptr_t)pointer % COPY_ALIGNMENT == 0) {
       self->bound[i] = (CUdeviceptr)(uintptr_t)pointer;
       continue;

@@ -69,7 +69,8 @@ enum {
   CU_POINTER_ATTRIBUTE_MEMORY_TYPE = 2,
   CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL = 9,
   CU_MEMORYTYPE_DEVICE = 2,
-  CU_STREAM_DEFAULT = 0,
+  CU_STREAM_NON_BLOCKING = 1,
+  CU_EVENT_DISABLE_TIMING = 2,
   CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1,
 };
 
@@ -102,6 +103,7 @@ enum {
   F(cuStreamCreate, stream_create, (CUstream *stream, unsigned flags))                             \
   F(cuStreamDestroy_v2, stream_destroy, (CUstream stream))                                         \
   F(cuStreamSynchronize, synchronize, (CUstream stream))                                           \
+  F(cuStreamWaitEvent, stream_wait, (CUstream stream, CUevent event, unsigned flags))              \
   F(cuStreamBeginCapture_v2, begin_capture, (CUstream stream, int mode))                           \
   F(cuStreamEndCapture, end_capture, (CUstream stream, CUgraph *graph))                            \
   F(cuGraphInstantiateWithFlags, instantiate,                                                      \

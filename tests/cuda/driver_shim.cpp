@@ -114,6 +114,7 @@ API cuPointerGetAttribute(void *value, int attribute, uint64_t pointer) {
 API cuStreamCreate(stream **made, unsigned) { *made = new stream{NULL}; counts["streams"]++; return 0; }
 API cuStreamDestroy_v2(stream *old) { delete old; return 0; }
 API cuStreamSynchronize(stream *) { counts["synchronize"]++; return 0; }
+API cuStreamWaitEvent(stream *, int *, unsigned) { counts["waits"]++; return 0; }
 API cuStreamBeginCapture_v2(stream *on, int) {
   on->capturing = new std::vector<work>;
   counts["captures"]++;

@@ -101,7 +101,8 @@ for given, taken in (({"x": Tensor((24, 48), (1, 24))}, {"y": y}), ({"x": y}, {"
         errors.append(str(error))
 np.savez(sys.argv[2], x=np.array(x.array), y=np.array(y.array), unaligned=unaligned)
 print(json.dumps({"before": before, "after": after, "errors": errors,
-                  "graphs": shim.tw_shim_count(b"graph_launches")}))
+                  "graphs": shim.tw_shim_count(b"graph_launches"),
+                  "waits": shim.tw_shim_count(b"waits")}))
 """
 
 
@@ -160,6 +161,7 @@ def test_tensors_on_the_device_are_used_in_place(folder):
     np.testing.assert_array_equal(arrays["unaligned"], arrays["y"])
     assert found["before"] == found["after"]  # nothing was copied
     assert found["graphs"] == 2
+    assert found["waits"] >= 3  # for the caller's stream, in every run
     messages = ("is not compact", "'x' is float32 \\[24, 40\\]", "output 'y'", r"outputs \['z'\]")
     for message, error in zip(messages, found["errors"], strict=True):
         assert re.search(message, error), error

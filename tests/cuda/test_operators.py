@@ -1,10 +1,13 @@
 """Every kind of operator: the text of its kernels, run thread by thread, against ONNX Runtime."""
 
+from pathlib import Path
+
 import numpy as np
 import onnxruntime
 import pytest
 from onnx import helper
 
+import tilewright
 from tests.compiler.quantize.models import Builder, run_onnxruntime
 from tests.cuda.programs import lower, model_of, run
 
@@ -231,3 +234,15 @@ def test_a_quantized_network_is_exact_and_pads_with_the_zero_point():
     feed = {"x": normal(1, 16, 8, 8)}
     (actual,) = run(lowered, feed).values()
     np.testing.assert_array_equal(actual, run_onnxruntime(model, feed)[0])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_whole_network(precision):
+    path = Path(tilewright.__file__).parent.parent / "examples" / "digits_cnn.onnx"
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (item,) = session.get_inputs()
+    feed = {item.name: np.random.default_rng(0).random((1, 1, 8, 8), np.float32)}
+    (expected,) = session.run(None, feed)
+    (actual,) = run(lower(path, precision), feed).values()
+    scale = float(np.abs(expected).max())
+    np.testing.assert_allclose(actual / scale, expected / scale, atol=3 * _TOLERANCE[precision])
