@@ -13,7 +13,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean, median
 
 import numpy as np
 
@@ -163,8 +163,16 @@ def render(rows: list[dict]) -> str:
             snr = f"{row['ours_db']:.1f} / {row['ort_db']:.1f}"
             probes = [f"{row['int8_gops']:.0f}", f"{row['load']:.1f}", row["commit"]]
             cells.append([label, engine, *times, ratio, snr, *probes])
+    # Of the two peers that with the greater ratio is the faster.
+    slowest = [
+        max(row["engines"][peer]["ratio"] for peer in ("onnxruntime", "openvino"))
+        for row in rows
+        if "error" not in row
+    ]
+    mean = geometric_mean(slowest) if slowest else float("nan")
     return (
         f"# Quantized models\n\n{__doc__.split(chr(10), 2)[2]}\n"
+        f"Geometric mean of ours / the faster peer: {mean:.2f} over {len(slowest)} models.\n\n"
         f"{markdown_table(header, cells)}\n{markdown_machine(describe())}"
     )
 

@@ -122,9 +122,9 @@ class EpilogueBuilder:
     def _before_relu(self, expr: relax.Expr) -> relax.Expr:
         """Return what a relu reads, if it ends an expression whose zero is the least byte."""
         call = self.graph.made_by(expr)
-        if expr in self.region.members and op_name(call) == "relax.nn.relu":
-            return call.args[0]
-        return expr
+        if call is None or expr not in self.region.members or op_name(call) != "relax.nn.relu":
+            return expr
+        return call.args[0]
 
     def value(self, expr: relax.Expr, factor: float) -> Load:
         """Return what computes `factor` times an expression of the region or before it."""
