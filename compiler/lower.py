@@ -21,13 +21,17 @@ from tilewright.compiler.program import Call, Program, Tensor, TensorSpec, stora
 from tilewright.compiler.relax_utils import bindings, constant_array, is_constant, op_name
 from tilewright.errors import CompileError
 
+# Operators in one kernel. What several read is written out for each, so that the expression may
+# grow exponentially; and deep ones are more than the recursion of passes and LLVM bear.
+_MOST_FUSED = 20
 # Loops count in 32 bits; beyond, TVM's passes take all memory before they fail.
 _LONGEST = 2**31 - 1
 
 
 def legalize_and_fuse(mod: tvm.IRModule) -> tvm.IRModule:
     """Turn Relax operators into fused PrimFuncs."""
-    with tvm.target.Target({"kind": "llvm"}):
+    limits = {"relax.FuseOps.max_depth": _MOST_FUSED}
+    with tvm.target.Target({"kind": "llvm"}), tvm.transform.PassContext(config=limits):
         return tvm.ir.transform.Sequential(
             [
                 transform.LegalizeOps(LEGALIZATIONS),

@@ -4,7 +4,8 @@
 
 FuseOps would make one function of both, with an output larger than its anchor; the register tile
 of the anchor could not end in the output. Such a multiplication is marked injective, which an
-anchor does not absorb. Element-wise operators on the large operand's side still fuse with it.
+anchor does not absorb. Element-wise operators on the large operand's side still fuse with it. Functions of very
+many parameters fuse with nothing.
 Runs after AnnotateTIROpPattern.
 """
 
@@ -18,6 +19,10 @@ from tvm import relax
 from tilewright.compiler.relax_utils import bindings, op_name, static_shape
 
 _ELEMENTWISE, _BROADCAST, _INJECTIVE, _REDUCTION, _ANCHOR = range(5)
+_OPAQUE = 8
+# A concatenation of more stays alone: each part is a box of loops, and with the expressions of its
+# neighbours in each the code would be more than LLVM bears.
+_MOST_PARAMETERS = 30
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="LimitFusion")
@@ -27,19 +32,25 @@ class LimitFusion:
     def transform_module(self, mod: tvm.IRModule, _ctx: object) -> tvm.IRModule:
         made_by: dict[relax.Var, relax.Call] = {}
         marked: set[tvm.ir.GlobalVar] = set()
+        alone: set[tvm.ir.GlobalVar] = set()
         for binding in bindings(mod["main"]):
             value = binding.value
             if op_name(value) != "relax.call_tir":
+                continue
+            if len(mod[value.args[0]].params) > _MOST_PARAMETERS:
+                alone.add(value.args[0])
                 continue
             if not isinstance(binding.var.ty, relax.TupleType):
                 made_by[binding.var] = value
                 if _pattern(mod, value) <= _BROADCAST and _enlarges(mod, binding, made_by):
                     marked.add(value.args[0])
-        if not marked:
+        if not marked | alone:
             return mod
         mod = tvm.IRModule(mod.functions, attrs=mod.attrs)
         for global_var in marked:
             mod[global_var] = mod[global_var].with_attr("op_pattern", _INJECTIVE)
+        for global_var in alone:
+            mod[global_var] = mod[global_var].with_attr("op_pattern", _OPAQUE)
         return mod
 
 

@@ -16,6 +16,10 @@ from tilewright.frontends.onnx.values import Value, constant, numpy_dtype
 
 R = relax.op
 
+# Parts of one concatenation; more are joined in groups, which costs a copy where one kernel would
+# nest hundreds of conditions.
+_MOST_JOINED = 32
+
 
 def reshape_to(op: NodeContext, data: Value, shape: Sequence[int]) -> Value:
     """Reshape, unless the shape is the same already; a constant is reshaped when compiling."""
@@ -114,6 +118,9 @@ def concat(op: NodeContext) -> Value:
     values = [op.input(index) for index in range(len(op.inputs))]
     axis = op.attr("axis", 1)
     kept = [value for value in values if value.size] or values[:1]
+    while len(kept) > _MOST_JOINED:
+        parts = [kept[at : at + _MOST_JOINED] for at in range(0, len(kept), _MOST_JOINED)]
+        kept = [part[0] if len(part) == 1 else op.call(R.concat, part, axis) for part in parts]
     return kept[0] if len(kept) == 1 else op.call(R.concat, kept, axis)
 
 
