@@ -216,7 +216,7 @@ def main() -> int:
             row = {"model": name, "form": args.form, "act": args.act, "weights": weights}
             row |= {"commit": commit(), "error": str(error).replace("|", "/")}
         rows.append(row)
-        print(render([row]).split("\n\n")[2], flush=True)
+        print(render([row]).split("\n\n")[3], flush=True)
         stem = RESULTS / f"quantized_{instruction_set()}"
         merged = merge_rows(stem.with_suffix(".json"), rows, ["model", "form", "act", "weights"])
         write_json(stem.with_suffix(".json"), {"machine": describe(), "rows": merged})
