@@ -41,6 +41,10 @@ _MOST_SINGLE_ROWS = 7
 # V1 by llvm-mca, 3x3 of 64 / of 256 channels: 4 x 4 89% / 93%, 6 x 2 86 / 85, 6 x 3 89 (spills) /
 # 89, 8 x 2 80 (spills) / 83, 10 x 2 66 (spills) / 83, 6 x 4 69 / 77 (both spill).
 _ROWS_OF_PAIRS = {1: (1, 2, 4, 6, 8), 2: (1, 2, 4), 4: (1, 2, 4)}
+# Accumulators with 16 registers and no multiply-add from memory: LLVM loads the elements of all
+# rows before it multiplies. On armv7, multiply-adds in the instructions of a step: 6 x 2 vectors 12
+# in 40 to 44 (spills), 5 x 2 10 in 25; of a matrix product 12 in 26 and 10 in 23.
+_MOST_APART = 10
 # Steps of the innermost loop, below which written out steps around it do not pay (measured).
 _MIN_ROLLED = 8
 # Cycles to read a byte from the second and third level and from memory, and the part that is not
@@ -113,6 +117,8 @@ def tiles_that_fit(target: Target, rows_as: RowsAs) -> Iterator[tuple[int, int]]
         most = (registers - operands) // vectors
         if vectors == 1 and _broadcasts_by_register(target):
             most = min(most, _MOST_SINGLE_ROWS)
+        if target.keeps_steps_apart:
+            most = min(most, _MOST_APART // vectors)
         for rows in range(1, most + 1):
             yield rows, vectors
 
