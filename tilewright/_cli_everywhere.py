@@ -45,7 +45,7 @@ def with_quiet(callback: Callable[..., Any]) -> Callable[..., Any]:
         with _silence(quiet, bool(values.get("as_json"))):
             return callback(*args, **values)
 
-    del run.__wrapped__  # type: ignore[attr-defined]  # its signature would be taken instead
+    del run.__wrapped__  # its signature would be taken instead
     run.__signature__ = signature.replace(parameters=[*given, option])  # type: ignore[attr-defined]
     run.__annotations__ = {**hints, "quiet": Quiet}
     return run

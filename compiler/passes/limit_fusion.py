@@ -4,8 +4,8 @@
 
 FuseOps would make one function of both, with an output larger than its anchor; the register tile
 of the anchor could not end in the output. Such a multiplication is marked injective, which an
-anchor does not absorb. Element-wise operators on the large operand's side still fuse with it. Functions of very
-many parameters fuse with nothing.
+anchor does not absorb. Element-wise operators on the large operand's side still fuse with it.
+Functions of very many parameters fuse with nothing.
 Runs after AnnotateTIROpPattern.
 """
 
