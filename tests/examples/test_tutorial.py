@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer.main
 from typer.testing import CliRunner
 
+from benchmarks.bad_input.command_lines import commands
 from tilewright.cli import app
 
 _ROOT = Path(__file__).parents[2]
@@ -74,15 +74,8 @@ def test_api_page_is_current():
 @pytest.fixture
 def cli_options():
     """Return the options of each command."""
-    found = {}
-
-    def visit(words, command):
-        children = getattr(command, "commands", None)
-        if not children:
-            options = {option for parameter in command.params for option in parameter.opts}
-            found[" ".join(words)] = options | {"--help"}
-        for name, child in (children or {}).items():
-            visit((*words, name), child)
-
-    visit((), typer.main.get_command(app))
-    return found
+    return {
+        " ".join(words): {option for parameter in command.params for option in parameter.opts}
+        | {"--help"}
+        for words, command in commands()
+    }

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 import typer.core
-import typer.main
 
 import tilewright
+from benchmarks.bad_input.command_lines import commands
 from tilewright._cli_examples import EXAMPLES
 from tilewright._cli_progress import Reporter
-from tilewright.cli import app
 
 _ROOT = Path(tilewright.__file__).resolve().parent.parent
 # They print a line or nothing; the others print what a program may want to read.
@@ -27,20 +26,7 @@ _WITHOUT_JSON = {
 }
 
 
-def _commands():
-    """Yield the words that lead to each command, and the command."""
-
-    def visit(words, command):
-        children = getattr(command, "commands", None)
-        if not children:
-            yield " ".join(words), command
-        for name, child in (children or {}).items():
-            yield from visit((*words, name), child)
-
-    yield from visit((), typer.main.get_command(app))
-
-
-COMMANDS = dict(_commands())
+COMMANDS = {" ".join(words): command for words, command in commands()}
 
 
 def _options(command) -> set[str]:
