@@ -47,10 +47,12 @@ class QuantizedOperators:
     Args:
         integer_only: nothing between the first quantize and the last dequantize operator may run
             in floats; `check_integer_only` says what does.
+        tables: a curve of a byte (sigmoid, SiLU, GELU) behind a convolution is looked up in a
+            kernel of its own, rather than computed in that of the convolution.
     """
 
-    def __init__(self, integer_only: bool = False) -> None:
-        self.integer_only = integer_only
+    def __init__(self, integer_only: bool = False, tables: bool = False) -> None:
+        self.integer_only, self.tables = integer_only, tables or integer_only
 
     def transform_module(self, mod: tvm.IRModule, _ctx: object) -> tvm.IRModule:
         mod = move_bytes(mod)
@@ -60,7 +62,7 @@ class QuantizedOperators:
             return mod.with_attr(_FAILURES, [_NO_SCALES])
         if not graph.affines:
             return mod
-        rewriter = _Rewriter(mod, graph, self.integer_only)
+        rewriter = _Rewriter(mod, graph, self.integer_only, self.tables)
         main = rewriter.visit_expr(mod["main"])
         if rewriter.failures:
             return mod.with_attr(_FAILURES, rewriter.failures)
@@ -87,9 +89,9 @@ def check_integer_only(mod: tvm.IRModule) -> None:
 
 @relax.expr_functor.mutator
 class _Rewriter(relax.expr_functor.PyExprMutator):
-    def __init__(self, mod: tvm.IRModule, graph: Graph, integer_only: bool) -> None:
+    def __init__(self, mod: tvm.IRModule, graph: Graph, integer_only: bool, tables: bool) -> None:
         super().__init__(mod)
-        self.graph, self.integer_only = graph, integer_only
+        self.graph, self.integer_only, self.tables = graph, integer_only, tables
         self.linear = lru_cache(maxsize=None)(lambda var: read_anchor(graph, var))
         # What comes from floats is quantized by itself: the rest of a kernel is not in floats.
         first = [
@@ -141,8 +143,7 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
         result = self._movement(affine)
         if result is None:
             lookup = find_lookup(self.graph, region)
-            # In floats a curve costs less inside the kernel of its convolution.
-            if lookup is not None and (self.integer_only or region.anchor is None):
+            if lookup is not None and (self.tables or region.anchor is None):
                 result = self._looked_up(region, lookup)
             else:
                 result = self._region(region)

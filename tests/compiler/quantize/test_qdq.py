@@ -10,9 +10,9 @@ from tilewright.compiler.quantize.qdq import QuantizedOperators
 from tilewright.frontends.onnx import import_onnx
 
 
-def _kernels(model):
+def _kernels(model, **options):
     """Return the names of the functions that the pass leaves, without numbers."""
-    mod = QuantizedOperators()(import_onnx(model).module)
+    mod = QuantizedOperators(**options)(import_onnx(model).module)
     return sorted(
         name.name_hint.rstrip("0123456789") for name in mod.functions if name.name_hint != "main"
     )
@@ -42,6 +42,17 @@ def test_values_too_great_to_round_saturate_like_small_ones(scale, zero):
     bytes_ = b.q(b.node("Relu", y), scale, zero)
     model = b.model({"x": ((1, 8, 7, 6), "float32")}, [bytes_])
     _check(model, {"x": _image(b, 1, 8, 7, 6)})
+
+
+@pytest.mark.parametrize("act", ["uint8", "int8"])
+def test_curve_behind_a_convolution_is_computed_or_looked_up(act):
+    b = Builder(act=act)
+    y = b.qdq(b.conv(b.qdq("x", 0.03, 120), 0.03, (16, 8, 3, 3)), 0.05, 100)
+    silu = b.q(b.node("Mul", y, b.qdq(b.node("Sigmoid", y), 1 / 256, 0)), 0.04, 9)
+    model = b.model({"x": ((1, 8, 9, 8), "float32")}, [silu])
+    assert "lookup" not in _kernels(model)
+    assert "lookup" in _kernels(model, tables=True)
+    _check(model, {"x": _image(b, 1, 8, 9, 8)})
 
 
 def _image(b, *shape):
