@@ -44,3 +44,13 @@ def test_every_algorithm_of_a_convolution_is_kept() -> None:
         for name, seconds in times.items()
     ]
     assert select(records) == records
+
+
+def test_warm_times_of_what_reads_its_weights_once_are_left_out() -> None:
+    task = {"name": "matmul", "blocks": ["matmul"], "shapes": [[1, 64], [64, 32]]}
+    task |= {"constants": [1], "macs": 64 * 32}
+    candidate = Candidate((_BLOCKED,), '{"kind":"contraction"}')
+    warm = make_record(1e-6, candidate=candidate, task=task)
+    cold = make_record(2e-6, candidate=candidate, task=task, hardware={"cold": True})
+    many = make_record(1e-6, "b" * 64, candidate=candidate, task={**task, "macs": 64 * 64 * 32})
+    assert select([warm, cold, many]) == [cold, many]
