@@ -1,9 +1,9 @@
 """Models that are meant to take long: `python -m benchmarks.hostile`.
 
 Thousands of nodes in a chain, beside each other and in one concatenation, control flow within
-control flow, and large constants. Each is compiled in a process of its own at four sizes; processor
-time and memory must grow no faster than the size. Writes benchmarks/results/hostile.json and .md;
-exit code 1 where a model grows faster. `--models REGEX --sizes 1000,2500` runs some of it here.
+control flow, and large constants. They are compiled in a child process at four sizes; processor
+time and memory must grow no faster than the size. `--save` writes benchmarks/results/hostile.json
+and .md; exit code 1 where a model grows faster. `--models REGEX --sizes 1000,2500` runs some of it.
 """
 
 from __future__ import annotations
@@ -210,9 +210,9 @@ def summary(found: dict[str, Any]) -> str:
         [
             "# Hostile models",
             "",
-            "Written by `python -m benchmarks.hostile`. Processor time and memory of a compile in",
-            "a process of its own; the size is the number of nodes (of `constants`: 20 to a MB,",
-            "twice; of `nested`: 100 to a level of control flow).",
+            "Written by `python -m benchmarks.hostile --save`. Processor time of a compile, and by",
+            "how much the peak memory of the process grew; the first loads the compiler. The size is",
+            "the number of nodes (of `constants`: 20 to a MB, twice; of `nested`: 100 to a level).",
             "",
             markdown_table(["model", "size", "CPU s", "memory, MB", "file, MB", ""], rows),
             f"Growth of time between the last two sizes, as a power of the size: {grown}.",
@@ -221,18 +221,32 @@ def summary(found: dict[str, Any]) -> str:
     )
 
 
+def save(found: dict[str, Any]) -> None:
+    """Write the result files, models in their order and each by its size."""
+    kinds = list(MODELS)
+
+    def place(name: str) -> tuple[int, int]:
+        kind, size = name.split("/")
+        return kinds.index(kind), int(size)
+
+    ordered = {name: found[name] for name in sorted(found, key=place)}
+    content = {"commit": commit(), "machine": describe(), "found": ordered}
+    write_text(RESULTS / "hostile.json", json.dumps(content, indent=1) + "\n")
+    write_text(RESULTS / "hostile.md", summary(ordered))
+
+
 def main() -> int:
     """Measure what the command line names; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", default="", help="regular expression")
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
+    parser.add_argument("--save", action="store_true", help="write the result files")
     parser.add_argument("--resume", action="store_true", help="keep what was measured before")
     args = parser.parse_args()
     sizes = [int(size) for size in args.sizes.split(",")]
     path = RESULTS / "hostile.json"
     found = json.loads(path.read_text())["found"] if args.resume and path.exists() else {}
     names = [f"{kind}/{size}" for kind in MODELS for size in sizes if re.search(args.models, kind)]
-    is_whole = tuple(sizes) == SIZES
 
     def keep(name: str, row: Any) -> None:
         found[name] = (
@@ -241,11 +255,8 @@ def main() -> int:
             else row
         )
         print(name, found[name], flush=True)
-        if is_whole:
-            ordered = {n: found[n] for k in MODELS for s in SIZES if (n := f"{k}/{s}") in found}
-            content = {"commit": commit(), "machine": describe(), "found": ordered}
-            write_text(path, json.dumps(content, indent=1) + "\n")
-            write_text(RESULTS / "hostile.md", summary(ordered))
+        if args.save:
+            save(found)
 
     run_forked([n for n in names if n not in found], measure, timeout_seconds=_TIMEOUT_S,
                on_result=keep)  # fmt: skip
