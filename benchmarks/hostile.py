@@ -211,7 +211,7 @@ def summary(found: dict[str, Any]) -> str:
             "# Hostile models",
             "",
             "Written by `python -m benchmarks.hostile --save`. Processor time of a compile, and by",
-            "how much the peak memory of the process grew; the first loads the compiler. The size is",
+            "how much the peak memory of the process grew; the first loads the compiler. Size is",
             "the number of nodes (of `constants`: 20 to a MB, twice; of `nested`: 100 to a level).",
             "",
             markdown_table(["model", "size", "CPU s", "memory, MB", "file, MB", ""], rows),
