@@ -9,7 +9,8 @@ the fixed blocked format with blocks of one vector, the processor's natural one:
 NCHW16c with AVX-512. Rows named "Winograd" let all variants use it where it is estimated faster,
 as a compile does; the others compute every convolution directly. Rows named "tuned" take decisions
 and costs of layouts from the shipped tuning logs, where these have them; the others are untuned, so
-that all variants had the same effort. Variants take turns in one process
+that all variants had the same effort; there a conversion is executed where by these costs the
+operators around it gain more than it takes (`tilewright inspect --layouts` says both). Variants take turns in one process
 on one thread; ratios are of ours to the variant, round by round, with 95% bootstrap intervals.
 "same": the strategy chose what ours did. In brackets after a time: conversions executed. "of peak":
 multiply-adds of the best fixed format against the processor's peak in the same minutes; what is
