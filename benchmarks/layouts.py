@@ -6,15 +6,15 @@
 All variants choose among the same tables of layouts (`compiler/layout/strategies.py`): the same
 micro-kernels, packed weights, algorithms and untuned schedules; only the strategy differs. NCHWc is
 the fixed blocked format with blocks of one vector, the processor's natural one: NCHW8c with AVX2,
-NCHW16c with AVX-512. Rows named "Winograd" let all variants use it where it is estimated faster,
-as a compile does; the others compute every convolution directly. Rows named "tuned" take decisions
-and costs of layouts from the shipped tuning logs, where these have them; the others are untuned, so
+NCHW16c with AVX-512. Rows named "Winograd" let all variants use it where it is estimated faster, as
+a compile does; the others compute every convolution directly. Rows named "tuned" take decisions and
+costs of layouts from the shipped tuning logs, where these have them; the others are untuned, so
 that all variants had the same effort; there a conversion is executed where by these costs the
-operators around it gain more than it takes (`tilewright inspect --layouts` says both). Variants take turns in one process
-on one thread; ratios are of ours to the variant, round by round, with 95% bootstrap intervals.
-"same": the strategy chose what ours did. In brackets after a time: conversions executed. "of peak":
-multiply-adds of the best fixed format against the processor's peak in the same minutes; what is
-missing to 100% is the most that any layout could win over it.
+operators around it gain more than it takes (`tilewright inspect --layouts` says both). Variants
+take turns in one process on one thread; ratios are of ours to the variant, round by round, with 95%
+bootstrap intervals. "same": the strategy chose what ours did. In brackets after a time: conversions
+executed. "of peak": multiply-adds of the best fixed format against the processor's peak in the same
+minutes; what is missing to 100% is the most that any layout could win over it.
 """
 
 from __future__ import annotations
