@@ -84,7 +84,12 @@ class RegisterTile:
 
 
 def sequence(statements: Sequence[Any]) -> Any:
-    """Return one statement that runs the given ones in order."""
+    """Return one statement that runs the given ones in order; of none, one that does nothing.
+
+    A step of the window may lie in the padding for every row of a tile.
+    """
+    if not statements:
+        return tirx.Evaluate(0)
     return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))
 
 

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from tvm import te
+from tvm import te, tirx
 
 from tests.compiler.schedule.te_workloads import (
     Workload,
@@ -18,6 +18,7 @@ from tests.compiler.schedule.te_workloads import (
 )
 from tilewright.compiler.schedule import decisions_from_json, default_decisions, schedule
 from tilewright.compiler.schedule.contraction import ContractionDecisions, schedule_contraction
+from tilewright.compiler.schedule.micro_kernel import sequence
 from tilewright.compiler.targets import Target, parse_target
 from tilewright.errors import InvalidScheduleError
 
@@ -138,6 +139,13 @@ def test_any_valid_decisions_compute_the_same(change):
     arrays = workload.arrays()
     result = run(schedule_contraction(workload.func, NATIVE, decisions), arrays, NATIVE)
     np.testing.assert_allclose(result, conv_reference(arrays, 1, (1, 1), 1), **TOLERANCE)
+
+
+def test_a_loop_over_steps_that_every_row_skips_does_nothing():
+    """Found by fuzzing: a step of the window was padding for a whole tile."""
+    nothing = sequence([])
+    func = tirx.PrimFunc([], tirx.For(tirx.Var("k", "int32"), 0, 3, tirx.ForKind.SERIAL, nothing))
+    assert "for k" in func.script()
 
 
 def test_comparison_notices_a_wrong_weight():
