@@ -23,13 +23,12 @@ from tilewright.compiler.codegen import assembly
 from tilewright.compiler.pipeline import lower
 from tilewright.compiler.targets import Target, parse_target
 from tilewright.frontends.onnx import import_onnx
-from tilewright.tuner.device.mca import Loop, cycles, mca_version
+from tilewright.tuner.device.mca import Loop, cycles, innermost_bodies, mca_version
 
 PROCESSORS = ("cascadelake", "icelake-server", "sapphirerapids", "znver4", "skylake-avx512")
 _DOT, _PAIRS = "vpdpbusd", "vpmaddwd"
 _MULTIPLY_ADD = re.compile(rf"\t({_DOT}|{_PAIRS})\s.*%([xyz]mm\d+)$")
 _BRANCH = re.compile(r"\tj\w+\s+(\.\w+)$")
-_LABEL = re.compile(r"(\.\w+):")
 
 
 class ByteLoop(Loop):
@@ -43,14 +42,7 @@ class ByteLoop(Loop):
 
 def loops(text: str) -> Iterator[ByteLoop]:
     """Yield the innermost loops of an assembly text that multiply bytes."""
-    lines = text.splitlines()
-    labels = {m.group(1): i for i, line in enumerate(lines) if (m := _LABEL.match(line))}
-    for end, line in enumerate(lines):
-        branch = _BRANCH.match(line)
-        start = labels.get(branch.group(1), end) if branch else end
-        body = lines[start + 1 : end + 1]
-        if start >= end or any(_LABEL.match(other) for other in body):
-            continue
+    for body in innermost_bodies(text, _BRANCH):
         # Comments follow the code of some lines.
         code = tuple(other.split("#")[0].rstrip() for other in body if re.match(r"\t[a-z]", other))
         found = [m for other in code if (m := _MULTIPLY_ADD.match(other))]

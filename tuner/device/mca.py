@@ -60,15 +60,8 @@ def hottest_loop(text: str) -> Loop:
 
 
 def innermost_loops(text: str) -> Iterator[Loop]:
-    """Yield the loops of an assembly text that hold no other loop."""
-    lines = text.splitlines()
-    labels = {m.group(1): i for i, line in enumerate(lines) if (m := _LABEL.match(line))}
-    for end, line in enumerate(lines):
-        branch = _BRANCH.match(line)
-        start = labels.get(branch.group(1), end) if branch else end
-        body = lines[start + 1 : end + 1]
-        if start >= end or any(_LABEL.match(other) for other in body):
-            continue
+    """Yield the loops of an assembly text for ARM that hold no other loop."""
+    for body in innermost_bodies(text, _BRANCH):
         code = tuple(other for other in body if other.startswith("\t") and "\t." not in other[:2])
         found = [m for other in code if (m := _MULTIPLY_ADD.search(other))]
         yield Loop(
@@ -77,6 +70,23 @@ def innermost_loops(text: str) -> Iterator[Loop]:
             len({m.group(2) for m in found}),
             sum("[sp" in other for other in code),
         )
+
+
+def innermost_bodies(text: str, branches: re.Pattern[str]) -> Iterator[list[str]]:
+    """Yield the lines of each loop of an assembly text that holds no other loop.
+
+    Args:
+        text: of one or several functions.
+        branches: what a line that branches matches; its first group is the label.
+    """
+    lines = text.splitlines()
+    labels = {m.group(1): i for i, line in enumerate(lines) if (m := _LABEL.match(line))}
+    for end, line in enumerate(lines):
+        branch = branches.match(line)
+        start = labels.get(branch.group(1), end) if branch else end
+        body = lines[start + 1 : end + 1]
+        if start < end and not any(_LABEL.match(other) for other in body):
+            yield body
 
 
 def find_mca() -> str:
