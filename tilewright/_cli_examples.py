@@ -36,6 +36,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "quantize": (
         "tilewright quantize model.onnx --calibration samples.npz -o quantized.onnx",
         "tilewright quantize model.onnx --calibration samples -o q.onnx --method mse",
+        "tilewright quantize model.onnx --weights int4 --group 32 -o w4.onnx",
     ),
     "profile": (
         "tilewright profile model.so",

@@ -21,10 +21,35 @@ def mount(app: typer.Typer, errors: Errors) -> None:
     @app.command("quantize")
     def quantize_command(
         model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file in floats.")],
+        out: Annotated[Path, typer.Option("--output", "-o", help="The quantized model to write.")],
         calibration: Annotated[
-            Path, typer.Option(help="An .npz file of samples by input name, or a folder of them.")
-        ],
-        out: Annotated[Path, typer.Option("--output", "-o", help="The QDQ model to write.")],
+            Path | None,
+            typer.Option(
+                help="An .npz file of samples by input name, or a folder of them; "
+                "with --weights it may be left out."
+            ),
+        ] = None,
+        weights: Annotated[
+            str | None,
+            typer.Option(help="Only weights, activations stay in floats: int4 or int8."),
+        ] = None,
+        group: Annotated[
+            int, typer.Option(help="With --weights: weights that share a scale.")
+        ] = 32,
+        symmetric: Annotated[
+            bool,
+            typer.Option(
+                "--symmetric/--asymmetric", help="With --weights: without or with zero points."
+            ),
+        ] = True,
+        operators: Annotated[
+            str,
+            typer.Option(
+                "--operators",
+                help="With --weights: write MatMulNBits of com.microsoft (nbits), or blocked "
+                "DequantizeLinear of opset 21 (dequantize).",
+            ),
+        ] = "nbits",
         method: Annotated[
             str, typer.Option(help="Of choosing ranges: minmax, percentile, mse, entropy, dobi.")
         ] = "minmax",
@@ -50,22 +75,40 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         as_json: AsJson = False,
         debug: Debug = False,
     ) -> None:
-        """Quantize a model to 8 bits after training, by samples of its inputs."""
+        """Quantize a model to 8 bits after training, by samples of its inputs; or only weights."""
         from tilewright.quantization import quantize
+        from tilewright.weight_quantization import quantize_weights
 
         shapes = arguments.parse_shapes(shape)
         with errors(debug), output.progress() as progress:
             arguments.check_writable(out)
-            result = quantize(
-                *(model, calibration, out, method),
-                percentile=percentile,
-                bias_correction=bias_correction,
-                smooth=smooth,
-                shapes=shapes,
-                progress=progress,
-            )
+            if weights is not None:
+                result = quantize_weights(
+                    *(model, out, weights, group),
+                    symmetric=symmetric,
+                    operators=operators,
+                    calibration=calibration,
+                    shapes=shapes,
+                    progress=progress,
+                )
+            elif calibration is None:
+                raise typer.BadParameter(
+                    "bytes for activations need samples: give --calibration, or --weights int4 "
+                    "to quantize only weights"
+                )
+            else:
+                result = quantize(
+                    *(model, calibration, out, method),
+                    percentile=percentile,
+                    bias_correction=bias_correction,
+                    smooth=smooth,
+                    shapes=shapes,
+                    progress=progress,
+                )
         if as_json:
             typer.echo(json.dumps({"file": str(out), **result}, indent=2))
+        elif weights is not None:
+            _print_weights(result, out)
         else:
             _print(result, out)
 
@@ -78,3 +121,16 @@ def _print(result: dict[str, Any], out: Path) -> None:
     typer.echo("lowest signal-to-noise ratios:")
     for layer in result["layers"][:_WORST]:
         typer.echo(f"  {layer['snr_db']:6.1f} dB  {layer['tensor']}")
+
+
+def _print_weights(result: dict[str, Any], out: Path) -> None:
+    """Print what weights became, and which came out worst."""
+    typer.echo(
+        f"{out}: weights of {len(result['layers'])} products in {result['bits']} bits, "
+        f"{result['bytes'] / 1e6:.1f} MB instead of {result['float_bytes'] / 1e6:.1f} MB"
+    )
+    for name, reason in result["kept"].items():
+        typer.echo(f"  in floats: {name}: {reason}")
+    typer.echo("lowest signal-to-noise ratios:")
+    for layer in result["layers"][:_WORST]:
+        typer.echo(f"  {layer['snr_db']:6.1f} dB  {layer['layer']}")
