@@ -44,12 +44,14 @@ def check(models: Sequence[onnx.ModelProto], way: str, seed: int = 0) -> None:
     """
     chosen = WAYS[way]
     feeds = [random_feed(model, seed + index) for index, model in enumerate(models)]
-    models = [chosen.prepare(model, feed) for model, feed in zip(models, feeds, strict=True)]
     whole = {f"g{i}_{name}": array for i, feed in enumerate(feeds) for name, array in feed.items()}
-    found = chosen.run(merged(models), whole, seed)
-    for index, (model, feed) in enumerate(zip(models, feeds, strict=True)):
-        names = [output.name for output in model.graph.output]
-        _compare(model, feed, {name: found[f"g{index}_{name}"] for name in names})
+    together = chosen.prepare(merged(models), whole)
+    found = chosen.run(together, whole, seed)
+    for index in range(len(models)):
+        alone = part(together, index)
+        names = [output.name for output in alone.graph.output]
+        feed = {info.name: whole[info.name] for info in alone.graph.input}
+        _compare(alone, feed, {name: found[name] for name in names})
 
 
 def merged(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
@@ -63,6 +65,29 @@ def merged(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
         for field in ("node", "initializer", "input", "output"):
             getattr(together.graph, field).extend(getattr(graph, field))
     return together
+
+
+def part(together: onnx.ModelProto, index: int) -> onnx.ModelProto:
+    """Return one graph of `merged`, by its prefix and what its outputs need."""
+    prefix, graph = f"g{index}_", together.graph
+    outputs = [info for info in graph.output if info.name.startswith(prefix)]
+    needed, nodes = {info.name for info in outputs}, []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+    alone = onnx.ModelProto()
+    alone.CopyFrom(together)
+    alone.graph.ClearField("node")
+    alone.graph.node.extend(reversed(nodes))
+    for field, kept in (
+        ("initializer", [weight for weight in graph.initializer if weight.name in needed]),
+        ("input", [info for info in graph.input if info.name.startswith(prefix)]),
+        ("output", outputs),
+    ):
+        alone.graph.ClearField(field)
+        getattr(alone.graph, field).extend(kept)
+    return alone
 
 
 def _compare(

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies
 from onnx import TensorProto, helper
 
+from benchmarks.fuzz import __main__ as command
 from benchmarks.fuzz import session
-from benchmarks.fuzz.check import Mismatch, check, difference
+from benchmarks.fuzz.check import Mismatch, check, difference, merged, part
 from benchmarks.fuzz.models import models
 from benchmarks.fuzz.session import run_batch
 from benchmarks.fuzz.ways import ORDER, WAYS, Way
@@ -44,10 +45,39 @@ def _relu() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
+def test_merged_graphs_come_apart_again():
+    together = merged([_relu(), _relu()])
+    for index in range(2):
+        alone = part(together, index).graph
+        assert [node.op_type for node in alone.node] == ["Relu"]
+        assert [info.name for info in alone.input] == [f"g{index}_x"]
+        assert [info.name for info in alone.output] == [f"g{index}_y"]
+
+
+def test_counts_of_runs_side_by_side_are_added(tmp_path, monkeypatch, capsys):
+    totals = {
+        **{"next_seed": 3, "graphs": 5, "ways": {"untuned": 5}, "commits": {"abc": 5}},
+        **{"operators": {"Relu": 7}, "failures": []},
+    }
+    failed = {"seed": 9, "what": "wrong", "commit": "def"}
+    paths = [tmp_path / name for name in ("results.json", "more.json")]
+    command._write(totals, paths[0])
+    command._write(
+        totals | {"next_seed": 99, "commits": {"def": 5}, "failures": [failed]}, paths[1]
+    )
+    monkeypatch.setattr("sys.argv", ["fuzz", "--results", str(paths[0]), "--merge", str(paths[1])])
+    assert command.main() == 0
+    assert "10 graphs clean" in capsys.readouterr().out
+    assert command._read(paths[0]) == {
+        **{"next_seed": 3, "graphs": 10, "ways": {"untuned": 10}, "operators": {"Relu": 14}},
+        **{"commits": {"abc": 5, "def": 5}, "failures": [failed]},
+    }
+
+
 def test_a_wrong_result_is_a_mismatch(monkeypatch):
     wrong = Way(lambda *_: {"g0_y": np.zeros((4, 5), np.float32)})
     monkeypatch.setitem(WAYS, "untuned", wrong)
-    with pytest.raises(Mismatch, match="output y"):
+    with pytest.raises(Mismatch, match="output g0_y"):
         check([_relu()], "untuned")
 
 
