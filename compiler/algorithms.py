@@ -1,4 +1,4 @@
-"""Which algorithm computes a 3x3 convolution: decided on the graph, before there are tasks.
+"""Which algorithm computes a convolution of 3x3: decided on the graph, before there are tasks.
 
 Direct convolution multiplies 9 times for each output and channel; Winograd's F(2x2) and F(4x4) do
 4 and 2.25 times, but they move more data and need larger weights. By default an estimate decides; a
@@ -26,6 +26,9 @@ _PRODUCT_SHARE = 0.85
 _DIRECT_SHARE = 0.95
 _CACHE_BYTES_S = 40e9
 _MEMORY_BYTES_S = 20e9
+# Of that, what weights get which not even the last cache holds: 3 x 3 x 3 with 512 channels of
+# 2 x 7 x 7 takes 12.2 ms by F(4x4) with 113 MB and 11.0 ms directly with 28 MB (Zen 3).
+_FAR_SHARE = 0.6
 # What a board has of those bandwidths (a Raspberry Pi 4 gets 4 GB/s from memory).
 _BOARD_BANDWIDTH = 1 / 8
 _GAIN_WANTED = 1.15
@@ -34,22 +37,45 @@ _BYTES_FOR_A_PERCENT = 5 << 18
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
-    """A 3x3 convolution of stride 1 by its shapes: data NCHW, weight OIHW, output NCHW."""
+    """A convolution of 3x3 and stride 1 by its shapes: data NCHW, weight OIHW, output NCHW.
+
+    With a depth: data NCDHW, weight OIDHW; its window and stride along the depth may be any.
+
+    Attributes:
+        data, weight, out: shapes.
+        dilation: steps between the window's rows and columns.
+    """
 
     data: tuple[int, ...]
     weight: tuple[int, ...]
     out: tuple[int, ...]
+    dilation: tuple[int, int] = (1, 1)
 
     @property
     def key(self) -> str:
         """Hash by value, hexadecimal: the key of its records in a log."""
-        text = json.dumps(["algorithm", self.data, self.weight, self.out])
+        shapes: list[object] = ["algorithm", self.data, self.weight, self.out]
+        if self.dilation != (1, 1):
+            shapes.append(self.dilation)
+        text = json.dumps(shapes)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def multiplications(self) -> int:
         """Multiply-adds of the direct convolution."""
-        return prod(self.out) * self.weight[1] * 9
+        return prod(self.out) * prod(self.weight[1:])
+
+    def tiles(self, variant: Winograd) -> tuple[int, int]:
+        """Return the number of tiles along height and width; see `passes.lower_winograd`.
+
+        With dilation, pixels as far apart as the steps of the window make up images of their own;
+        the tiles are those of the greatest of them.
+        """
+        rows, columns = (
+            -(-extent // (step * variant.outputs))
+            for extent, step in zip(self.out[-2:], self.dilation, strict=True)
+        )
+        return rows, columns
 
 
 Chooser: TypeAlias = Callable[[Convolution, Target], Winograd | None]
@@ -67,20 +93,30 @@ VARIANTS: dict[str, Winograd | None] = {
 """What can be chosen, by name."""
 
 
+def has_tiles(convolution: Convolution, variant: Winograd) -> bool:
+    """Say whether there are several tiles along both sides, as the transforms need."""
+    return min(convolution.tiles(variant)) > 1
+
+
 def estimate_seconds(convolution: Convolution, target: Target) -> dict[str, float]:
-    """Return the estimated seconds of every algorithm on one core, by name."""
+    """Return the estimated seconds of every algorithm that can be used, on one core, by name."""
     data, weight, out = convolution.data, convolution.weight, convolution.out
     peak = 2 * _FMA_PIPES * target.lanes("float32") * _CLOCK_HZ
     share = 1.0 if target.architecture == "x86_64" else _BOARD_BANDWIDTH
     memory, cache = share * _MEMORY_BYTES_S, share * _CACHE_BYTES_S
     found = {DIRECT: 2 * convolution.multiplications / (peak * _DIRECT_SHARE)}
     for variant in WINOGRAD.values():
-        tiles = out[0] * -(-out[2] // variant.outputs) * -(-out[3] // variant.outputs)
+        if not has_tiles(convolution, variant):
+            continue
+        tiles = out[0] * prod(convolution.tiles(variant)) * prod(convolution.dilation)
+        tiles_in, tiles_out = tiles * prod(data[2:-2]), tiles * prod(out[2:-2])
         points = variant.tile**2
-        product = 2 * points * tiles * weight[0] * weight[1] / (peak * _PRODUCT_SHARE)
-        moved = 8 * points * tiles * (weight[0] + weight[1])
-        weights = 4 * points * weight[0] * weight[1]
-        seconds = product + moved / cache + weights / memory
+        pairs = prod(weight[:-2])
+        product = 2 * points * tiles_out * pairs / (peak * _PRODUCT_SHARE)
+        moved = 8 * points * (tiles_out * weight[0] + tiles_in * weight[1])
+        weights = 4 * points * pairs
+        kept = weights <= target.l3_bytes
+        seconds = product + moved / cache + weights / (memory if kept else memory * _FAR_SHARE)
         found[algorithm_name(variant)] = seconds + 4 * (prod(data) + prod(out)) / cache
     return found
 
@@ -99,7 +135,7 @@ def choose_by_time(convolution: Convolution, seconds: Mapping[str, float]) -> Wi
     module and to the memory of whoever runs it: 512 channels of 7 x 7 take 9.4 MB and 2.39 ms
     directly, 16.8 MB and 1.80 ms by F(2x2), 37.7 MB and 1.62 ms by F(4x4) (Zen 3).
     """
-    pairs = 4 * convolution.weight[0] * convolution.weight[1]
+    pairs = 4 * prod(convolution.weight[:-2])
 
     def cost(name: str) -> float:
         variant = VARIANTS[name]

@@ -40,9 +40,10 @@ class Winograd:
         return len(self.data)
 
     def transform_weight(self, weight: np.ndarray) -> np.ndarray:
-        """[O, I, 3, 3] -> [t, t, I, O], computed in float64 and rounded once."""
+        """[O, I, (K,) 3, 3] -> [t, t, (K,) I, O], computed in float64 and rounded once."""
         g = np.asarray(self.weight, dtype=np.float64)
-        transformed = np.einsum("ak,oikl,bl->abio", g, weight.astype(np.float64), g)
+        wide = np.moveaxis(weight.astype(np.float64), (0, 1), (-1, -2))
+        transformed = np.einsum("ak,...klio,bl->ab...io", g, wide, g)
         return np.ascontiguousarray(transformed.astype(weight.dtype))
 
 

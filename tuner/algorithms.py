@@ -65,7 +65,7 @@ def plausible(convolution: Convolution, target: Target) -> list[str]:
     """Return the algorithms worth measuring, direct first."""
     seconds = estimate_seconds(convolution, target)
     least = min(seconds.values())
-    return [name for name in VARIANTS if seconds[name] <= _IMPLAUSIBLE * least]
+    return [name for name, estimate in seconds.items() if estimate <= _IMPLAUSIBLE * least]
 
 
 def candidate(name: str) -> Candidate:
@@ -131,9 +131,16 @@ def _race(
 
 
 def _padding(convolution: Convolution) -> int | None:
-    """Return the padding on each side, or None where the sides differ."""
-    (_, _, *extents), (_, _, *wide) = convolution.out, convolution.data
-    around = {out + 2 - data for out, data in zip(extents, wide, strict=True)}
+    """Return the padding on each side, or None where the sides or dilations differ."""
+    if len(set(convolution.dilation)) > 1:
+        return None
+    (_, _, *outs), (_, _, *wide) = convolution.out, convolution.data
+    windows = convolution.weight[2:]
+    steps = (*(1 for _ in windows[:-2]), *convolution.dilation)
+    around = {
+        out + (window - 1) * step - data
+        for out, data, window, step in zip(outs, wide, windows, steps, strict=True)
+    }
     total = around.pop()
     return total // 2 if not around and total % 2 == 0 and total >= 0 else None
 
@@ -142,7 +149,14 @@ def _build(convolution: Convolution, name: str, target: Target, tuned: Lookup, p
     """Compile one convolution with bias and ReLU by one algorithm."""
     pad = _padding(convolution)
     assert pad is not None
-    imported = import_onnx(operator_model("conv2d", convolution.data, convolution.weight, pad=pad))
+    imported = import_onnx(
+        operator_model(
+            f"conv{len(convolution.data) - 2}d",
+            *(convolution.data, convolution.weight),
+            pad=pad,
+            dilation=convolution.dilation[0],
+        )
+    )
     inputs, outputs = (
         [TensorSpec(spec.name, spec.shape, spec.dtype) for spec in specs]
         for specs in (imported.inputs, imported.outputs)

@@ -37,6 +37,8 @@ from tilewright.errors import InvalidScheduleError
 # In multiples of the second cache level: the weights, which every strip reads again, and V with M.
 _MOST_WEIGHTS = 3
 _LEAST_PRODUCTS = 4
+# Axes of the tiles of plain images: batch, rows, columns. Others have a depth or a dilation.
+_PLANAR_GRID = 3
 # How the labels of layout conversions begin; nothing was chosen for those.
 _CONVERSION = "convert "
 
@@ -184,6 +186,8 @@ class _Joiner:
         if len(product.args) != 3:
             return None
         t, _, *grid, inputs = shape_of(transform_in.params[-1])
+        if len(grid) != _PLANAR_GRID:
+            return None
         outputs = self.program.tensors[result].shape[-1]
         lanes = self.target.lanes("float32")
         packed = (t, t, outputs // lanes, inputs, lanes)

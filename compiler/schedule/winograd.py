@@ -25,6 +25,7 @@ from tilewright.compiler.schedule.expressions import (
     loads_in,
     range_from_zero,
     rebuild,
+    shape_of,
     substitute,
 )
 from tilewright.compiler.schedule.micro_kernel import constant_like, local_buffer, sequence
@@ -32,6 +33,10 @@ from tilewright.compiler.schedule.nests import fused_nest
 from tilewright.compiler.targets import Target
 from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK, WINOGRAD, Matrix, Winograd
 from tilewright.errors import InvalidScheduleError
+
+# Of the product where the convolution is dilated; see `passes.lower_winograd`.
+_DILATED_RANK = 8
+_IMAGES, _TILES = ("image_row", "image_column"), ("tile_row", "tile_column")
 
 Place = Callable[[int, int, dict[Any, Expr]], tuple[Any, Expr]]
 """(row, column, values of the axes) -> buffer and address of an element of a transformed tile."""
@@ -296,7 +301,7 @@ class OutputTile:
     Attributes:
         batch: axes over images.
         channels: axes over channel blocks; the vector of channels is inside.
-        tiles: axes over rows and columns of tiles.
+        tiles: axes over rows and columns of tiles; with dilation, before them those over images.
         body_of: returns the statements of one tile from the values of these axes.
     """
 
@@ -330,16 +335,23 @@ def output_tile(
     (product,) = (load for load in loads_in(stage.value) if not load.source.same_as(stage.buffer))
     variant = _variant(stage.reduction[0].extent)
     a, b = (axis.var for axis in stage.reduction)
-    height, width = (_axis_in(stage, product.indices[dim]) for dim in (3, 4))
+    height, width = (_axis_in(stage, product.indices[dim]) for dim in (-3, -2))
     # In a blocked layout the channel is made of two axes; the inner one comes last.
-    *channels, channel = (a for a in stage.spatial if _uses(product.indices[5], a.var))
+    *channels, channel = (a for a in stage.spatial if _uses(product.indices[-1], a.var))
     known = (height, width, channel, *channels)
     batch = [axis for axis in stage.spatial if axis not in known]
     m, t = variant.outputs, variant.tile
-    tile_axes = [
-        Axis(tirx.Var(name, dtype_of(axis.var)), -(-axis.extent // m))
-        for name, axis in (("tile_row", height), ("tile_column", width))
-    ]
+    shape = shape_of(product.source)
+    dilated = len(shape) == _DILATED_RANK
+    steps = shape[-5:-3] if dilated else (1, 1)
+    image_axes, tile_axes = (
+        [
+            Axis(tirx.Var(name, dtype_of(height.var)), n)
+            for name, n in zip(names, counts, strict=True)
+        ]
+        for names, counts in ((_IMAGES, steps), (_TILES, shape[-3:-1]))
+    )
+    grid = [*image_axes, *tile_axes] if dilated else tile_axes
     final = stages[-1]
     producers = {s.buffer: s for s in stages if s is not stage and s is not final}
     epilogue = inline_loads(final.value, producers) if final is not stage else None
@@ -348,14 +360,20 @@ def output_tile(
     def one_vector(values: dict[Any, Expr], start: Expr, lanes: int) -> list[Any]:
         source = _Square("tile", t, t, lanes, dtype)
         middle = _Square("half", m, t, lanes, dtype)
+        images = [values[axis.var] for axis in image_axes] if dilated else [0, 0]
         first = {
-            height.var: values[tile_axes[0].var] * m,
-            width.var: values[tile_axes[1].var] * m,
+            axis.var: values[tile.var] * (m * step) + image
+            for axis, tile, step, image in zip(
+                (height, width), tile_axes, steps, images, strict=True
+            )
         }
 
         def loaded(lane: Any, row: int, column: int) -> Expr:
             analyzer = sym.Analyzer()
             analyzer.bind(lane, range_from_zero(lanes))
+            for image, step in zip(images, steps, strict=True):
+                if isinstance(image, tirx.Var):
+                    analyzer.bind(image, range_from_zero(step))
             point = values | first | {channel.var: start + lane, a: row, b: column}
             return fetch(substitute(product, point), analyzer)
 
@@ -368,13 +386,19 @@ def output_tile(
         for row in range(m):
             for column in range(m):
                 lane = tirx.Var("lane", dtype)
-                moved = {height.var: first[height.var] + row, width.var: first[width.var] + column}
+                moved = {
+                    height.var: first[height.var] + row * steps[0],
+                    width.var: first[width.var] + column * steps[1],
+                }
                 point = values | moved | {channel.var: start + lane}
                 value = element(row, column, lane)
                 store = _finish(builder, stage, final, epilogue, point, value, lane, lanes)
-                guard = _guard(
-                    [(moved[height.var], height, row), (moved[width.var], width, column)], m
-                )
+                # Where this element of the last tile of the last image lies.
+                last = [
+                    ((tiles.extent - 1) * m + offset + 1) * step - 1
+                    for tiles, offset, step in zip(tile_axes, (row, column), steps, strict=True)
+                ]
+                guard = _guard(moved, (height, width), last)
                 statements.append(store if guard is None else tirx.IfThenElse(guard, store, None))
         return statements
 
@@ -384,7 +408,7 @@ def output_tile(
         )
         return sequence(blocks)
 
-    return OutputTile(batch, channels, tile_axes, body_of)
+    return OutputTile(batch, channels, grid, body_of)
 
 
 def _finish(
@@ -449,12 +473,18 @@ def _uses(expr: Expr, var: Any) -> bool:
     return bool(marks)
 
 
-def _guard(edges: Sequence[tuple[Expr, Axis, int]], m: int) -> Expr | None:
-    """Return the condition that a result lies inside the output, where tiles stick out."""
+def _guard(at: dict[Any, Expr], axes: Sequence[Axis], last: Sequence[int]) -> Expr | None:
+    """Return the condition that a result lies inside the output, where tiles stick out.
+
+    Args:
+        at: its place on each axis.
+        axes: height and width.
+        last: its place in the last tile.
+    """
     terms = [
-        position < axis.extent
-        for position, axis, offset in edges
-        if axis.extent % m and offset >= axis.extent % m
+        at[axis.var] < axis.extent
+        for axis, place in zip(axes, last, strict=True)
+        if place >= axis.extent
     ]
     if not terms:
         return None

@@ -57,7 +57,7 @@ def test_one_dimensional_identity_holds_exactly(outputs):
 @pytest.mark.parametrize("outputs", OUTPUTS)
 @pytest.mark.parametrize(
     ("shape", "padding"),
-    [((1, 16, 8, 8), [1, 1, 1, 1]), ((2, 8, 7, 13), [0, 1, 2, 0]), ((1, 8, 3, 5), [0, 0, 0, 0])],
+    [((1, 16, 8, 8), [1, 1, 1, 1]), ((2, 8, 7, 13), [0, 1, 2, 0]), ((1, 8, 7, 9), [0, 0, 0, 0])],
 )
 def test_lowered_module_computes_the_convolution(outputs, shape, padding):
     rng = np.random.default_rng(0)
@@ -94,6 +94,68 @@ def test_scheduled_transforms_are_right_in_every_format(
     np.testing.assert_allclose(compiled(x), run(mod, x), rtol=0, atol=1e-4)
 
 
+def _check(mod, variant, shape, image_format, path):
+    """Compare a module compiled with one variant in one format with the plain one."""
+    x = np.random.default_rng(1).standard_normal(shape).astype("float32")
+    wanted = run(mod, x)
+    assert "winograd" in str(_force(variant)(mod))
+    compiled = _compiled(mod, variant, image_format, shape, wanted.shape, path)
+    np.testing.assert_allclose(compiled(x), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS)
+@pytest.mark.parametrize(
+    ("size", "padding", "dilation"),
+    [
+        ((12, 13), [2, 2, 2, 2], [2, 2]),
+        ((17, 25), [0, 3, 4, 1], [2, 3]),
+        ((13, 9), [3] * 4, [3, 1]),
+    ],
+)
+def test_dilated_images_are_tiled_each_on_its_own(outputs, size, padding, dilation, tmp_path):
+    rng = np.random.default_rng(0)
+
+    def body(emit, x):
+        y = emit(op.nn.conv2d(x, constant(rng, 21, 12, 3, 3), padding=padding, dilation=dilation))
+        return emit(op.nn.relu(emit(op.add(y, constant(rng, 21, 1, 1)))))
+
+    shape = (2, 12, *size)
+    _check(module([shape], body), outputs, shape, "B", tmp_path / "model.so")
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS)
+@pytest.mark.parametrize("image_format", ["L", "B", "C"])
+@pytest.mark.parametrize(
+    ("taps", "padding", "stride"), [(3, [1] * 6, 1), (2, [0, 1, 1, 1, 1, 2], 2), (1, [0] * 6, 1)]
+)
+def test_slices_of_a_depth_are_transformed_once(
+    outputs, image_format, taps, padding, stride, tmp_path
+):
+    rng = np.random.default_rng(0)
+
+    def body(emit, x):
+        weight = constant(rng, 17, 16, taps, 3, 3)
+        y = emit(op.nn.conv3d(x, weight, strides=[stride, 1, 1], padding=padding))
+        return emit(op.nn.relu(emit(op.add(y, constant(rng, 17, 1, 1, 1)))))
+
+    shape = (1, 16, 5, 9, 7)
+    _check(module([shape], body), outputs, shape, image_format, tmp_path / "model.so")
+
+
+@pytest.mark.parametrize("side", [3, 4])
+def test_an_image_of_one_tile_stays_direct(side):
+    """The transforms find the rows of an image by the tile that they are in."""
+    rng = np.random.default_rng(0)
+
+    def body(emit, x):
+        return emit(op.nn.conv2d(x, constant(rng, 64, 64, 3, 3), padding=[1] * 4))
+
+    shape = (64, 64, side, side)
+    convolution = Convolution(shape, (64, 64, 3, 3), shape)
+    assert "relax.nn.conv2d" in _names(_force(4)(module([shape], body)))
+    assert choose_by_estimate(convolution, parse_target("x86-64-v3")) is not WINOGRAD[4]
+
+
 def test_channels_that_do_not_fill_vectors_leave_nothing_behind(tmp_path):
     """The padding lanes of a blocked image do not reach the next convolution, not even as NaN."""
     shape = (1, 12, 9, 14)
@@ -113,8 +175,8 @@ def test_channels_that_do_not_fill_vectors_leave_nothing_behind(tmp_path):
 
 @pytest.mark.parametrize(
     "attrs",
-    [{"strides": [2, 2]}, {"dilation": [2, 2]}, {"groups": 2}],
-    ids=["strided", "dilated", "grouped"],
+    [{"strides": [2, 2]}, {"groups": 2}],
+    ids=["strided", "grouped"],
 )
 def test_other_convolutions_are_left_alone(attrs):
     rng = np.random.default_rng(0)
@@ -146,6 +208,14 @@ def test_weights_that_leave_the_cache_stay_direct():
         Convolution((1, 64, 56, 56), (64, 64, 3, 3), (1, 64, 56, 56)), native
     )
     assert chosen is WINOGRAD[4]
+
+
+def test_a_wide_dilation_stays_direct():
+    """28 x 28 pixels dilated by 12 make images of 3 x 3, whose tiles are mostly empty."""
+    shapes = (1, 512, 28, 28), (256, 512, 3, 3), (1, 256, 28, 28)
+    native = parse_target("x86-64-v3")
+    assert choose_by_estimate(Convolution(*shapes, (12, 12)), native) is None
+    assert choose_by_estimate(Convolution(*shapes, (2, 2)), native) is WINOGRAD[4]
 
 
 def test_float64_is_left_alone():
