@@ -19,7 +19,7 @@ from tilewright.frontends.onnx.loading import Weight, load_model
 from tilewright.frontends.onnx.regions import Region
 from tilewright.frontends.onnx.shapes import bind_shapes
 from tilewright.frontends.onnx.values import TensorSpec, Value, constant, dtype_of_onnx
-from tilewright.frontends.onnx.walk import UNKNOWN, Problems, Scope
+from tilewright.frontends.onnx.walk import UNKNOWN, Budget, Problems, Scope
 
 EXTENTS_SUFFIX = ".extents"
 
@@ -86,7 +86,7 @@ def import_onnx(
     problems = Problems()
     opsets = {_domain(item.domain): item.version for item in proto.opset_import}
     functions = {(_domain(item.domain), item.name): item for item in proto.functions}
-    scope = Scope(builder, problems, opsets, functions)
+    scope = Scope(builder, problems, opsets, functions, Budget(len(graph.node)))
     for name, tensor in known.items():
         scope.values[name] = Weight(tensor, folder)
     for sparse in graph.sparse_initializer:

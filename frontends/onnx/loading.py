@@ -16,6 +16,8 @@ from tilewright.errors import ModelError
 from tilewright.frontends.onnx.values import Value, constant, numpy_dtype
 
 _WHOLE_CHECK_LIMIT_BYTES = 16 << 20
+# A level of control flow takes three messages; Protocol Buffers reads at most 100 in each other.
+_MOST_NESTED = 31
 
 
 def load_model(model: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None, str]:
@@ -41,6 +43,11 @@ def load_model(model: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, Pa
     if not proto.graph.node and not proto.graph.output:
         raise ModelError(f"{name} is not an ONNX model: it has no graph. Pass an .onnx file.")
     _check_external(proto, folder)
+    if _is_nested_deeper(proto.graph, _MOST_NESTED):
+        raise ModelError(
+            f"{name} has control flow nested more than {_MOST_NESTED} deep, which ONNX's own "
+            "checker cannot read; move inner parts into functions or combine conditions"
+        )
     _check(proto, name)
     return proto, folder, _digest(proto, folder, data)
 
@@ -94,9 +101,22 @@ def _parse(data: memoryview, path: Path) -> onnx.ModelProto:
     except google.protobuf.message.DecodeError as error:
         raise ModelError(
             f"{str(path)!r} ({len(data)} bytes) is not an ONNX model, or is cut short: {error}. "
-            "Check that the file was exported or downloaded completely."
+            "Check that the file was exported or downloaded completely, and that its control flow "
+            f"is nested at most {_MOST_NESTED} deep."
         ) from error
     return proto
+
+
+def _is_nested_deeper(graph: onnx.GraphProto, levels: int) -> bool:
+    """Say whether control flow in control flow goes deeper than so many levels."""
+    if levels < 0:
+        return True
+    return any(
+        _is_nested_deeper(attribute.g, levels - 1)
+        for node in graph.node
+        for attribute in node.attribute
+        if attribute.HasField("g")
+    )
 
 
 def _check(proto: onnx.ModelProto, name: str) -> None:

@@ -140,9 +140,9 @@ class NodeContext:
         """Return this node as seen in a body of its own: what is emitted goes there."""
         return NodeContext(self.node, (), self.opset, self.schema, scope.builder, scope)
 
-    def walk(self, graph: onnx.GraphProto, inputs: Mapping[str, Any]) -> list[Any]:
-        """Import a subgraph of this node in place, and return its outputs."""
-        return self.scope.run_subgraph(graph, inputs)
+    def walk(self, graph: onnx.GraphProto, inputs: Mapping[str, Any], copies: int = 1) -> list[Any]:
+        """Import a subgraph of this node in place, one of so many times; return its outputs."""
+        return self.scope.run_subgraph(graph, inputs, copies)
 
     def give_up(self, failed: Failed) -> Any:
         """Report why a body of this node cannot be imported."""

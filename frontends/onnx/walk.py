@@ -43,6 +43,10 @@ _MOVES = frozenset(
 )
 _NAMES_SHOWN = 5
 _MAX_DEPTH = 32
+# A thousand nodes take seconds to compile. Of a large model, every node may be written out a few
+# times.
+_LEAST_BUDGET = 50_000
+_MOST_COPIES = 4
 
 
 class _Unknown:
@@ -100,8 +104,34 @@ class Problems:
             )
 
 
+class Budget:
+    """How many nodes may be imported: functions in functions, loops in loops multiply them."""
+
+    def __init__(self, written: int) -> None:
+        self.most = max(_LEAST_BUDGET, _MOST_COPIES * written)
+        self.spent = 0
+
+    def spend(self) -> None:
+        """Count a node.
+
+        Raises:
+            ModelError: There are too many.
+        """
+        self.spent += 1
+        if self.spent > self.most:
+            raise ModelError(
+                f"the model unfolds to more than {self.most} nodes, as functions within functions "
+                "or loops within loops are written out; export it with fewer calls, or with loops "
+                "whose end is decided at run time"
+            )
+
+
 class Scope:
-    """The names visible at one place of a model, and how to import nodes there."""
+    """The names visible at one place of a model, and how to import nodes there.
+
+    Attributes:
+        copies: how often the place is written out, as the bodies of loops around it are unrolled.
+    """
 
     def __init__(
         self,
@@ -109,6 +139,7 @@ class Scope:
         problems: Problems,
         opsets: Mapping[str, int],
         functions: Mapping[tuple[str, str], onnx.FunctionProto],
+        budget: Budget,
         parent: Scope | None = None,
         depth: int = 0,
         capture: Captures | None = None,
@@ -117,6 +148,8 @@ class Scope:
         self.problems = problems
         self.opsets = opsets
         self.functions = functions
+        self.budget = budget
+        self.copies = 1
         self.parent = parent
         self.depth = depth
         self.capture = capture
@@ -149,9 +182,12 @@ class Scope:
                     self.values[name] = value
         return [self.lookup(name) for name in names]
 
-    def run_subgraph(self, graph: onnx.GraphProto, inputs: Mapping[str, Any]) -> list[Any]:
-        """Import a graph attribute in place: it sees the names of this scope."""
+    def run_subgraph(
+        self, graph: onnx.GraphProto, inputs: Mapping[str, Any], copies: int = 1
+    ) -> list[Any]:
+        """Import a graph attribute in place, one of so many times: it sees the names here."""
         inner = self._child(self.opsets, parent=self)
+        inner.copies *= copies
         inner.values.update(inputs)
         return inner.run_graph(graph)
 
@@ -176,10 +212,17 @@ class Scope:
     def _child(self, opsets: Mapping[str, int], parent: Scope | None) -> Scope:
         if self.depth >= _MAX_DEPTH:
             raise ModelError(f"functions and subgraphs are nested more than {_MAX_DEPTH} deep")
-        return Scope(self.builder, self.problems, opsets, self.functions, parent, self.depth + 1)
+        inner = Scope(
+            *(self.builder, self.problems, opsets, self.functions, self.budget),
+            parent=parent,
+            depth=self.depth + 1,
+        )
+        inner.copies = self.copies
+        return inner
 
     def _run_node(self, node: onnx.NodeProto) -> Sequence[Any]:
         """Return one value per output; UNKNOWN for all where the node is not supported."""
+        self.budget.spend()
         inputs = [self.lookup(name) for name in node.input]
         try:
             return self._convert(node, inputs)

@@ -56,7 +56,8 @@ def loop(op: NodeContext) -> Any:
     count = _UNROLLED_ITERATIONS + 1
     if trips is not None and trips.data is not None:
         count = max(0, int(np.ravel(trips.data)[0]))
-    if is_decided and (trips is None or count * len(body.node) <= _UNROLLED_NODES):
+    written = op.scope.copies * count * len(body.node)
+    if is_decided and (trips is None or written <= _UNROLLED_NODES):
         unrolled = _unroll(op, body, count, alive)
         if unrolled is not None:
             return unrolled
@@ -77,7 +78,7 @@ def _unroll(op: NodeContext, body: onnx.GraphProto, trips: int, alive: Value) ->
         if not alive.data.reshape(-1)[0]:
             break
         inputs = [constant(np.array(trip, np.int64)), alive, *carried]
-        results = op.walk(body, dict(zip(names, inputs, strict=True)))
+        results = op.walk(body, dict(zip(names, inputs, strict=True)), trips)
         if any(item is not None and not isinstance(item, (Value, list)) for item in results):
             return [results[1]] * len(op.node.output)
         alive, carried = results[0], results[1 : 1 + len(carried)]
@@ -163,7 +164,7 @@ def _scan(
     directions = directions or (0,) * count
     axes = [axis % value.rank for axis, value in zip(axes or (0,) * count, scanned, strict=True)]
     trips = scanned[0].shape[axes[0]]
-    is_long = trips * len(body.node) > _UNROLLED_NODES
+    is_long = op.scope.copies * trips * len(body.node) > _UNROLLED_NODES
     made = scan_region(op, body, carried, scanned, directions, axes) if is_long else None
     if isinstance(made, Failed) and trips > _UNROLLED_ITERATIONS:
         return op.give_up(made)
@@ -185,7 +186,7 @@ def _scan(
             at = trips - 1 - trip if backwards else trip
             shape = [extent for place, extent in enumerate(value.shape) if place != axis]
             slices.append(reshape_to(op, cut(op, value, axis, at, at + 1), shape))
-        results = op.walk(body, dict(zip(names, [*carried, *slices], strict=True)))
+        results = op.walk(body, dict(zip(names, [*carried, *slices], strict=True)), trips)
         carried = results[: len(carried)]
         for rows, row in zip(produced, results[len(carried) :], strict=True):
             rows.append(row)

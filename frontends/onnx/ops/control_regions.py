@@ -40,21 +40,38 @@ def choose(
 ) -> Any:
     """Run one of two branches by a condition known at run time."""
     layouts: list[list[Any]] = []
-    bodies: list[Imported] = []
-    for branch in branches:
-        body = _branch(op, branch, None, layouts)
+    forms: list[_Form] = []
+    others: list[Imported | Failed] = []
+
+    def first(inner: NodeContext, results: list[Any]) -> list[Value]:
+        layouts.append(results)
+        leaves = _leaves(inner, results)
+
+        def second(inner: NodeContext, results: list[Any]) -> list[Value]:
+            layouts.append(results)
+            own = _leaves(inner, results)
+            if [_shape_of(item) for item in layouts[0]] != [_shape_of(item) for item in results]:
+                op.fail("a condition known only at run time selects between sequences that differ")
+            forms.extend(_form(op, *pair) for pair in zip(leaves, own, strict=True))
+            return _formed(inner, own, forms)
+
+        # Within the first: only both together tell in which form each returns its results, and
+        # to import both again would take 2 ** depth imports where branches are nested.
+        other = import_body(op, branches[1], [], lambda _inner, _own: {}, second)
+        others.append(other)
+        if isinstance(other, Failed):
+            raise other.error
+        return _formed(inner, leaves, forms)
+
+    made = import_body(op, branches[0], [], lambda _inner, _own: {}, first)
+    for body in (*others, made):
         if isinstance(body, Failed):
             return op.give_up(body)
-        bodies.append(body)
-    if [_shape_of(item) for item in layouts[0]] != [_shape_of(item) for item in layouts[1]]:
-        op.fail("a condition known only at run time selects between sequences that differ")
-    selected = _select(op, condition, *bodies)
-    if selected is not None:
-        return _assembled(layouts[0], selected)
-    forms = [_form(op, *pair) for pair in zip(*(body.results for body in bodies), strict=True)]
-    if any(form.open for form in forms):
-        again = [_branch(op, branch, forms, []) for branch in branches]
-        bodies = [body for body in again if isinstance(body, Imported)]
+    bodies = [body for body in (made, *others) if isinstance(body, Imported)]
+    if not any(form.open for form in forms):
+        selected = _select(op, condition, *bodies)
+        if selected is not None:
+            return _assembled(layouts[0], selected)
     # Both bodies take what either captures.
     captured = {id(value): value for body in bodies for value in body.captured}
     places = tuple(
@@ -73,21 +90,13 @@ def choose(
     return _assembled(layouts[0], finished)
 
 
-def _branch(
-    op: NodeContext, graph: onnx.GraphProto, forms: Sequence[_Form] | None, layouts: list[list[Any]]
-) -> Imported | Failed:
-    def finish(inner: NodeContext, results: list[Any]) -> list[Value]:
-        layouts.append(results)
-        leaves = _leaves(inner, results)
-        if forms is None:
-            return leaves
-        outputs = []
-        for value, form in zip(leaves, forms, strict=True):
-            outputs.append(extended(inner, value, form.shape))
-            outputs += [size_at(value, axis) for axis in form.open]
-        return outputs
-
-    return import_body(op, graph, [], lambda _inner, _own: {}, finish)
+def _formed(op: NodeContext, leaves: Sequence[Value], forms: Sequence[_Form]) -> list[Value]:
+    """Return what a branch passes on: each result in its form, then the sizes that are open."""
+    outputs = []
+    for value, form in zip(leaves, forms, strict=True):
+        outputs.append(extended(op, value, form.shape))
+        outputs += [size_at(value, axis) for axis in form.open]
+    return outputs
 
 
 def _shape_of(item: Any) -> int:

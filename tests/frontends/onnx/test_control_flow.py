@@ -6,7 +6,7 @@ import pytest
 
 import tilewright
 from tests.frontends.onnx.oracle import compare, run_onnxruntime
-from tilewright.errors import UnsupportedModelError
+from tilewright.errors import ModelError, UnsupportedModelError
 from tilewright.frontends.onnx import import_onnx
 
 RNG = np.random.default_rng(6)
@@ -253,3 +253,93 @@ def test_weights_inside_a_body_are_stored_once():
         text, *({"x": floats(64, 64), "n": np.int64(n)} for n in (0, 1, 3)), tolerance=1e-2
     )
     assert compiled.description["weights_bytes"] < 2 * 64 * 64 * 4
+
+
+def _nested(depth, body, result):
+    """Return `body` within so many conditionals, which fall to other sizes than it has."""
+    for level in range(depth):
+        body = (
+            f"r{level} = If(flag) <then_branch = t{level} () => (float[a{level}] {result}) "
+            f"{{ {body} }}, else_branch = e{level} () => (float[b{level}] n{level}) "
+            f"{{ n{level} = Neg(x) }}>"
+        )
+        result = f"r{level}"
+    return body, result
+
+
+def test_nested_branches_that_differ_in_size_are_imported_once_each():
+    inner, result = _nested(9, "s = Slice(x, zero, two)", "s")
+    text = f"""
+        test (float[5] x, bool flag) => (float {result}) {{
+        zero = Constant<value_ints = [0]>()
+        two = Constant<value_ints = [2]>()
+        {inner}
+        }}"""
+    check(text, *({"x": floats(5), "flag": np.array(flag)} for flag in (True, False)))
+    deepest = import_onnx(parsed(text))
+    assert len(deepest.regions) == 9  # twice as many for each level, were branches imported twice
+
+
+def test_loops_in_unrolled_loops_stay_loops_when_they_would_multiply():
+    body, value = "w = Neg(v0)", "w"
+    for level in range(5):
+        outer = "x" if level == 4 else f"v{level + 1}"
+        body = (
+            f"o{level} = Loop(trips, yes, {outer}) <body = b{level} "
+            f"(int64 i{level}, bool c{level}, float[3] v{level}) => "
+            f"(bool g{level}, float[3] {value}) {{ g{level} = Identity(c{level}) {body} }}>\n"
+        )
+        value = f"o{level}"
+    text = f"""
+        test (float[3] x) => (float {value}) {{
+        yes = Constant<value = bool {{1}}>()
+        trips = Constant<value_int = 23>()
+        {body}
+        }}"""
+    x = floats(3)
+    found = tilewright.compile(parsed(text), logs=()).run({"x": x})[value]
+    np.testing.assert_array_equal(found, -x)  # 23 ** 5 is odd
+
+
+def test_functions_that_multiply_are_refused():
+    calls = "".join(
+        f'<opset_import: ["" : 20, "local" : 1], domain: "local"> f{k} (a) => (b) '
+        f"{{ c = local.f{k - 1}(a) d = Neg(c) b = local.f{k - 1}(d) }}\n"
+        for k in range(1, 20)
+    )
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 20, "local" : 1]> '
+        f"test (float[3] x) => (float[3] y) {{ y = local.f19(x) }}\n"
+        f'<opset_import: ["" : 20], domain: "local"> f0 (a) => (b) {{ b = Abs(a) }}\n{calls}'
+    )
+    with pytest.raises(ModelError, match="unfolds to more than 50000 nodes"):
+        import_onnx(model)
+
+
+def test_control_flow_deeper_than_can_be_read_is_refused_by_name(tmp_path):
+    def graph(depth):
+        node = onnx.helper.make_node("Abs", ["x"], ["y"])
+        info = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [3])
+        for _ in range(depth):
+            branch = onnx.helper.make_graph([node], "branch", [], [info])
+            node = onnx.NodeProto(op_type="If", input=["flag"], output=["y"])
+            for name in ("then_branch", "else_branch"):
+                node.attribute.add(name=name, type=onnx.AttributeProto.GRAPH).g.CopyFrom(branch)
+        return node
+
+    model = parsed("test (float[3] x, bool flag) => (float[3] y) { y = Abs(x) }")
+    model.graph.node[0].CopyFrom(graph(5))
+    assert import_onnx(model).inputs
+    chain = model.graph.node[0]
+    for _ in range(40):
+        inner = onnx.NodeProto(op_type="If", input=["flag"], output=["y"])
+        branch = inner.attribute.add(name="then_branch", type=onnx.AttributeProto.GRAPH).g
+        branch.node.add().CopyFrom(chain)
+        chain = inner
+    model.graph.node[0].CopyFrom(chain)
+    with pytest.raises(ModelError, match="nested more than 31 deep"):
+        import_onnx(model)
+    path = tmp_path / "deep.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="nested at most 31 deep"):
+        import_onnx(path)
