@@ -12,7 +12,9 @@ from onnx import TensorProto, helper
 from benchmarks.fuzz import __main__ as command
 from benchmarks.fuzz import session
 from benchmarks.fuzz.check import Mismatch, check, difference, merged, part
+from benchmarks.fuzz.graph import Graph, small_enough
 from benchmarks.fuzz.models import models
+from benchmarks.fuzz.moves import MOVES
 from benchmarks.fuzz.session import run_batch
 from benchmarks.fuzz.ways import ORDER, WAYS, Way
 
@@ -43,6 +45,13 @@ def _relu() -> onnx.ModelProto:
     infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [4, 5]) for n in "xy"]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", infos[:1], infos[1:])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_inputs_larger_than_any_result_may_be_are_drawn_from():
+    graph = Graph(lambda integers: integers.wrapped_strategy.start)
+    x = graph.add_input((3, 48, 17, 17))
+    assert not small_enough(x.shape)
+    assert all(move(graph, x) or True for move in MOVES)
 
 
 def test_merged_graphs_come_apart_again():

@@ -18,6 +18,12 @@ _UNARY = (
 _BINARY = ("Add", "Mul", "Sub", "Max", "Min")
 
 
+def _partner(graph: Graph, x: Value) -> Value:
+    """Return a tensor that x broadcasts with; x itself where any result is too large."""
+    others = [other for other in graph.values if broadcasts(x.shape, other.shape)]
+    return graph.pick(others or [x])
+
+
 @move
 def normalise_batch(graph: Graph, x: Value) -> Value | None:
     """BatchNormalization for inference, which is folded into what stands before it."""
@@ -73,10 +79,7 @@ def combine_with_constant(graph: Graph, x: Value) -> Value | None:
 @move
 def combine(graph: Graph, x: Value) -> Value | None:
     """A binary operator with another tensor of the graph: residuals and gates."""
-    others = [other for other in graph.values if broadcasts(x.shape, other.shape)]
-    if not others:
-        return None
-    return graph.emit(graph.pick(_BINARY), [x.name, graph.pick(others).name])
+    return graph.emit(graph.pick(_BINARY), [x.name, _partner(graph, x).name])
 
 
 @move
@@ -95,8 +98,7 @@ def reduce(graph: Graph, x: Value) -> Value | None:
 @move
 def divide(graph: Graph, x: Value) -> Value | None:
     """x / (1 + |y|), y of the graph or x itself."""
-    others = [other for other in graph.values if broadcasts(x.shape, other.shape)]
-    size = graph.emit("Abs", [graph.pick(others).name])
+    size = graph.emit("Abs", [_partner(graph, x).name])
     below = graph.emit("Add", [size.name, graph.weight(np.float32(1))], size.shape)
     return graph.emit("Div", [x.name, below.name])
 
@@ -112,9 +114,8 @@ def raise_to_power(graph: Graph, x: Value) -> Value | None:
 @move
 def select(graph: Graph, x: Value) -> Value | None:
     """Where: x or another tensor, by a comparison with a constant."""
-    others = [other for other in graph.values if broadcasts(x.shape, other.shape)]
     is_chosen = graph.emit("Greater", [x.name, graph.weight(np.float32(0.1))], x.shape)
-    return graph.emit("Where", [is_chosen.name, x.name, graph.pick(others).name])
+    return graph.emit("Where", [is_chosen.name, x.name, _partner(graph, x).name])
 
 
 @move
