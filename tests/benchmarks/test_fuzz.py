@@ -14,7 +14,7 @@ from benchmarks.fuzz import session
 from benchmarks.fuzz.check import Mismatch, check, difference, merged, part
 from benchmarks.fuzz.graph import Graph, small_enough
 from benchmarks.fuzz.models import models
-from benchmarks.fuzz.moves import MOVES
+from benchmarks.fuzz.moves import MOVES, windows
 from benchmarks.fuzz.session import run_batch
 from benchmarks.fuzz.ways import ORDER, WAYS, Way
 
@@ -52,6 +52,12 @@ def test_inputs_larger_than_any_result_may_be_are_drawn_from():
     x = graph.add_input((3, 48, 17, 17))
     assert not small_enough(x.shape)
     assert all(move(graph, x) or True for move in MOVES)
+
+
+@pytest.mark.parametrize(("extent", "pads", "outside"), [(8, [0, 0], True), (7, [0, 0], False)])
+def test_windows_that_onnx_counts_wrongly_are_known(extent, pads, outside):
+    window = {"kernel_shape": [1], "strides": [3], "dilations": [1], "pads": pads}
+    assert windows._begins_outside((extent,), window) is outside
 
 
 def test_merged_graphs_come_apart_again():

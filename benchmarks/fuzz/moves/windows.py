@@ -121,11 +121,26 @@ def pool(graph: Graph, x: Value) -> Value | None:
     window = draw_window(graph, x, 3)
     if window is None:
         return None
-    ceil = int(graph.chance(4))
+    ceil = graph.chance(4) and not _begins_outside(x.shape[2:], window)
     if graph.chance():
-        return graph.emit("MaxPool", [x.name], ceil_mode=ceil, **window)
+        return graph.emit("MaxPool", [x.name], ceil_mode=int(ceil), **window)
     counted = int(graph.chance())
     return graph.emit("AveragePool", [x.name], count_include_pad=counted, **window)
+
+
+def _begins_outside(spatial: tuple[int, ...], window: dict[str, Any]) -> bool:
+    """Say whether rounding up adds a window that begins beyond the tensor and its left padding.
+
+    Such a window is left out, but ONNX's shape inference counts it.
+    """
+    pads = window["pads"]
+    for axis, extent in enumerate(spatial):
+        stride = window["strides"][axis]
+        reach = window["dilations"][axis] * (window["kernel_shape"][axis] - 1) + 1
+        span = extent + pads[axis] + pads[len(spatial) + axis] - reach
+        if -(-span // stride) * stride >= extent + pads[axis]:
+            return True
+    return False
 
 
 @move
