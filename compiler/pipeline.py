@@ -29,6 +29,7 @@ from tilewright.compiler.passes.fold_batch_norm import FoldBatchNorm
 from tilewright.compiler.passes.join_winograd import join_winograd
 from tilewright.compiler.passes.lower_conv_transpose import LowerConvTranspose
 from tilewright.compiler.passes.lower_winograd import LowerWinograd
+from tilewright.compiler.passes.pack_weights import PackWeights
 from tilewright.compiler.program import Program, TensorSpec
 from tilewright.compiler.quantize.explain import Explained, explain_quantized
 from tilewright.compiler.quantize.qdq import QuantizedOperators, check_integer_only
@@ -75,6 +76,7 @@ def graph_passes(
     choose = None if isinstance(winograd, bool) else winograd
     return [
         QuantizedOperators(integer_only, tables=target.lanes("float32") < _CURVE_LANES),
+        PackWeights(target),
         CanonicalizeOps(),
         FoldBatchNorm(),
         LowerConvTranspose(),

@@ -28,6 +28,7 @@ from tilewright.compiler.layout.propagation import (
     apply_layouts,
     choose_layouts,
 )
+from tilewright.compiler.passes.pack_weights import PackWeights
 from tilewright.compiler.pipeline import Lowered, fuse
 from tilewright.compiler.program import Call, Program, Tensor, TensorSpec
 from tilewright.compiler.regions import RegionSource
@@ -91,6 +92,7 @@ def lower_for_cuda(
             "do not run; fix the condition with --constant, or compile for a processor"
         )
     host = parse_target(HOST)
+    mod = PackWeights(None)(mod)
     program = fuse(mod, inputs, outputs, host, winograd=False, progress=progress)
     _check_quantized(program, precision)
     progress("layouts")

@@ -26,6 +26,7 @@ from tilewright.compiler.layout.operator import Choice, Operator
 from tilewright.compiler.layout.primitives import Layout
 from tilewright.compiler.layout.strides import read_walk
 from tilewright.compiler.targets import Target
+from tilewright.compiler.weight_only import PRODUCT_BLOCK
 from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK
 
 __all__ = ["Choice", "Operator", "operator_choices", "works_on_images"]
@@ -37,7 +38,10 @@ def operator_choices(operator: Operator, target: Target) -> tuple[Choice, ...]:
     if _is_transform(accesses):
         return tuple(_transform_choices(operator, target))
     anchor = find_contraction(accesses)
-    if anchor is not None:
+    if any(access.name.startswith(PRODUCT_BLOCK) for access in accesses):
+        # Its weights are packed already; matrices lie as they are.
+        found = _plain_choices(operator, accesses, target)
+    elif anchor is not None:
         found = contraction_choices(operator, accesses, anchor, target)
     elif any(access.reduction for access in accesses):
         found = _reduction_choices(operator, accesses, target)
@@ -100,6 +104,15 @@ def _reduction_choices(
         seconds = costs.seconds(operator, layouts, target, points, _window_share(image_format))
         found.append(Choice(f"{image_format} -> {image_format}", tuple(layouts), seconds))
     return found
+
+
+def _plain_choices(
+    operator: Operator, accesses: Sequence[BlockAccess], target: Target
+) -> list[Choice]:
+    points = max(access.points for access in accesses)
+    logical = operator.logical()
+    seconds = costs.seconds(operator, logical, target, points, costs.CONTRACTION_SHARE)
+    return [Choice("packed", tuple(logical), seconds)]
 
 
 def _window_share(image_format: str) -> float:

@@ -25,6 +25,11 @@ from tilewright.compiler.schedule.reduction import (
     default_reduction_decisions,
     schedule_reduction,
 )
+from tilewright.compiler.schedule.weight_only import (
+    default_weight_only,
+    find_weight_only,
+    schedule_weight_only,
+)
 from tilewright.compiler.schedule.window import (
     WindowDecisions,
     default_window,
@@ -61,6 +66,7 @@ Decisions: TypeAlias = (
 _KINDS: dict[str, Any] = {
     "contraction": ContractionDecisions,
     "integer": ContractionDecisions,
+    "weight_only": ContractionDecisions,
     "window": WindowDecisions,
     "winograd": WinogradDecisions,
     "reduction": ReductionDecisions,
@@ -69,6 +75,7 @@ _KINDS: dict[str, Any] = {
 _SCHEDULERS: dict[str, Any] = {
     "contraction": schedule_contraction,
     "integer": schedule_integer,
+    "weight_only": schedule_weight_only,
     "window": schedule_window,
     "winograd": schedule_winograd,
     "reduction": schedule_reduction,
@@ -104,6 +111,8 @@ def _kind(func: tirx.PrimFunc, target: Target) -> str:
     stages = read_stages(func)
     if stages is not None and find_dot(stages, target) is not None:
         return "integer"
+    if stages is not None and find_weight_only(stages) is not None:
+        return "weight_only"
     return classify(func, target.lanes("float32"))
 
 
@@ -115,6 +124,9 @@ def default_decisions(func: tirx.PrimFunc, target: Target) -> Decisions:
     dot = None if stages is None else find_dot(stages, target)
     if dot is not None:
         return default_integer(dot, target)
+    weight_only = None if stages is None else find_weight_only(stages)
+    if weight_only is not None:
+        return default_weight_only(weight_only, target)
     anchor = None if stages is None else find_anchor(stages, target.lanes("float32"))
     if stages is not None and anchor is not None:
         if anchor.kind == "window":

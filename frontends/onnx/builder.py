@@ -51,6 +51,8 @@ class GraphBuilder:
         self.regions: list[Any] = [] if regions is None else regions
         # Results of NonZero by the id of its input, which is kept alive beside it.
         self.nonzero_of: dict[int, tuple[Value, Value]] = {}
+        # Result of a product -> why its integer weights were decoded when compiling.
+        self.decoded: dict[str, str] = {}
         self._used: dict[str, int] = {}
 
     def parameter(self, name: str, shape: Sequence[int], dtype: str) -> tuple[relax.Var, Value]:
