@@ -1,14 +1,16 @@
 """Models that are meant to take long: `python -m benchmarks.hostile`.
 
 Thousands of nodes in a chain, beside each other and in one concatenation, control flow within
-control flow, and large constants. They are compiled in a child process at four sizes; processor
-time and memory must grow no faster than the size. `--save` writes benchmarks/results/hostile.json
-and .md; exit code 1 where a model grows faster. `--models REGEX --sizes 1000,2500` runs some of it.
+control flow, constants that are large, and many that are folded. Each is compiled in a process of
+its own at four sizes; processor time and memory must grow no faster than the size. `--save` writes
+benchmarks/results/hostile.json and .md; exit code 1 where a model grows faster.
+`--models REGEX --sizes 1000,2500` runs some of it, `--resume` keeps what was measured before.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 import re
@@ -22,9 +24,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+import tilewright
 from benchmarks.forked import Lost, run_forked
 from benchmarks.machine import commit, describe
 from benchmarks.report import RESULTS, markdown_table, write_text
+from tilewright.compiler.package import prepare_runtime
+from tilewright.errors import TilewrightError
 
 _OPSET, _IR = 20, 10
 _WIDTH = 16
@@ -42,9 +47,13 @@ def _info(name: str, shape: list[int], kind: int = TensorProto.FLOAT) -> onnx.Va
 def _model(
     nodes: list[onnx.NodeProto], weights: list[onnx.TensorProto], outputs: list[Any]
 ) -> onnx.ModelProto:
-    graph = helper.make_graph(nodes, "hostile", [_info("x", [4, _WIDTH])], outputs, weights)
+    graph = helper.make_graph([], "hostile", [_info("x", [4, _WIDTH])], outputs, weights)
+    for node in nodes:  # make_graph fails for what is nested deeply
+        graph.node.add().CopyFrom(node)
     opsets = [helper.make_opsetid("", _OPSET)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=_IR)
+    model = onnx.ModelProto(ir_version=_IR, opset_import=opsets)
+    model.graph.CopyFrom(graph)
+    return model
 
 
 def _weight(rng: np.random.Generator, name: str, *shape: int) -> onnx.TensorProto:
@@ -107,13 +116,13 @@ def nested(size: int) -> onnx.ModelProto:
     result = "deepest"
     for level in range(depth):
         plain = [helper.make_node("Neg", ["x"], [f"else{level}"])]
-        branches = [
-            helper.make_graph(nodes, name, [], [_info(out, [4, _WIDTH])])
-            for nodes, name, out in ((inside, "then", result), (plain, "else", f"else{level}"))
-        ]
-        node = helper.make_node(
-            *("If", ["flag"], [f"if{level}"]), then_branch=branches[0], else_branch=branches[1]
-        )
+        node = onnx.NodeProto(op_type="If", input=["flag"], output=[f"if{level}"])
+        for nodes, name, out in ((inside, "then", result), (plain, "else", f"else{level}")):
+            graph = node.attribute.add(name=f"{name}_branch", type=onnx.AttributeProto.GRAPH).g
+            graph.name = name
+            graph.output.append(_info(out, [4, _WIDTH]))
+            for inner in nodes:
+                graph.node.add().CopyFrom(inner)
         inside, result = [node], f"if{level}"
     head = [
         helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0),
@@ -121,6 +130,20 @@ def nested(size: int) -> onnx.ModelProto:
     ]
     zero = numpy_helper.from_array(np.float32(0), "zero")
     return _model([*head, *inside], [zero], [_info(result, [4, _WIDTH])])
+
+
+def folded(size: int) -> onnx.ModelProto:
+    """A chain of constants that are computed from each other, every tenth added to the input."""
+    rng, weights, nodes, last, total = np.random.default_rng(0), [], [], "w", "x"
+    weights.append(_weight(rng, "w", 4, _WIDTH))
+    for index in range(size * 10 // 11):
+        kind = ("Sin", "Tanh", "Neg", "Abs")[index % 4]
+        nodes.append(helper.make_node(kind, [last], [f"c{index}"]))
+        last = f"c{index}"
+        if index % 10 == 9:
+            nodes.append(helper.make_node("Add", [total, last], [f"s{index}"]))
+            total = f"s{index}"
+    return _model(nodes, weights, [_info(total, [4, _WIDTH])])
 
 
 def constants(size: int) -> onnx.ModelProto:
@@ -141,7 +164,7 @@ def constants(size: int) -> onnx.ModelProto:
 
 MODELS: dict[str, Callable[[int], onnx.ModelProto]] = {
     function.__name__: function
-    for function in (chain, elementwise, branches, residuals, nested, constants)
+    for function in (chain, elementwise, branches, residuals, nested, folded, constants)
 }
 
 
@@ -151,23 +174,22 @@ def measure(name: str) -> dict[str, float | str]:
     Args:
         name: "model/size".
     """
-    import tilewright
-    from tilewright.errors import TilewrightError
-
     kind, size = name.split("/")
     model = MODELS[kind](int(size))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start, children = time.process_time(), _children_s()
+    stages: list[str] = []
     try:
-        compiled = tilewright.compile(model, logs=())
+        compiled = tilewright.compile(model, logs=(), progress=stages.append)
     except TilewrightError as error:
-        return {"cpu_s": time.process_time() - start, "refused": str(error)[:200]}
+        return {"cpu_s": round(time.process_time() - start, 2), "refused": str(error)[:200]}
     cpu_s = time.process_time() - start + _children_s() - children
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "cpu_s": round(cpu_s, 2),
         "grown_mb": round((peak - before) / 1000, 1),
         "file_mb": round(compiled.path.stat().st_size / 1e6, 2),
+        "stages": len(stages),
     }
 
 
@@ -201,20 +223,22 @@ def summary(found: dict[str, Any]) -> str:
     for name, row in found.items():
         kind, size = name.split("/")
         if "refused" in row:
-            cells = [f"{row['cpu_s']:.1f}", "", "", f"refused: {row['refused'][:90]}"]
+            cells = [f"{row['cpu_s']:.1f}", "", "", "", f"refused: {row['refused'][:90]}"]
         else:
-            cells = [f"{row['cpu_s']:.1f}", f"{row['grown_mb']:.0f}", f"{row['file_mb']:.1f}", ""]
+            sizes = [f"{row['grown_mb']:.0f}", f"{row['file_mb']:.1f}", str(row["stages"])]
+            cells = [f"{row['cpu_s']:.1f}", *sizes, ""]
         rows.append([kind, size, *cells])
     grown = ", ".join(f"{kind} {p:.2f}" for kind, p in powers(found).items())
     return "\n".join(
         [
             "# Hostile models",
             "",
-            "Written by `python -m benchmarks.hostile --save`. Processor time of a compile, and by",
-            "how much the peak memory of the process grew; the first loads the compiler. Size is",
-            "the number of nodes (of `constants`: 20 to a MB, twice; of `nested`: 100 to a level).",
+            "Written by `python -m benchmarks.hostile --save`. Processor time of a compile in a",
+            "process of its own, by how much the peak of its memory grew, and in how many steps it",
+            "reported progress. Size is the number of nodes (of `constants`: 20 to a MB, twice; of",
+            "`nested`: 100 to a level).",
             "",
-            markdown_table(["model", "size", "CPU s", "memory, MB", "file, MB", ""], rows),
+            markdown_table(["model", "size", "CPU s", "memory, MB", "file, MB", "steps", ""], rows),
             f"Growth of time between the last two sizes, as a power of the size: {grown}.",
             "",
         ]
@@ -258,8 +282,12 @@ def main() -> int:
         if args.save:
             save(found)
 
-    run_forked([n for n in names if n not in found], measure, timeout_seconds=_TIMEOUT_S,
-               on_result=keep)  # fmt: skip
+    prepare_runtime()
+    importlib.import_module("tilewright.frontends.onnx")  # once, before the processes part
+
+    for name in names:
+        if name not in found:
+            run_forked([name], measure, timeout_seconds=_TIMEOUT_S, on_result=keep)
     slow = {kind: p for kind, p in powers(found).items() if p > LARGEST_POWER}
     print(powers(found))
     return 1 if slow else 0
