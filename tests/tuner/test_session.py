@@ -13,6 +13,9 @@ from tilewright.compiler.targets import parse_target
 from tilewright.errors import CompileError, LogError
 from tilewright.tuner import Log, Lookup, MeasureOptions, TuneOptions, tune, tune_tasks
 from tilewright.tuner.budget import Progress, next_task
+from tilewright.tuner.candidate import canonical_json, digest
+from tilewright.tuner.measure import Measurement, Measurer
+from tilewright.tuner.session import STRATEGIES
 
 _TRIALS = 20
 
@@ -198,3 +201,48 @@ def test_budget_leaves_what_no_longer_improves():
     stuck = Progress(1, 1e-4, [1e-3] * 12)
     moving = Progress(1, 1e-4, [1e-3, 9e-4, 8e-4])
     assert next_task([stuck, moving]) == 1
+
+
+class _Built:
+    """A batch that needs no building."""
+
+    ready = True
+
+    def __init__(self, candidates):
+        self.candidates = candidates
+
+    def wait(self):
+        pass
+
+
+def _imagined(candidate):
+    """Return what a candidate takes, the same whenever it is asked."""
+    return 1e-6 * (1 + int(digest(candidate.to_json())[:6], 16) % 1000)
+
+
+def _searched(seed, strategy, order):
+    tasks = [(matmul_task(), 3), (matmul_task(rows=17, name="z"), 1)]
+    options = TuneOptions(trials=24, batch=4, seed=seed, strategy=strategy)
+    tune_tasks(tasks, native(), None, options, lambda _session: None)
+    asked, order[:] = list(order), []
+    return asked
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_seed_repeats_a_session_where_measurements_are_the_same(monkeypatch, strategy):
+    order = []
+
+    def collect(_self, batch, _best):
+        order.extend(canonical_json(candidate.to_json()) for candidate in batch.candidates)
+        return [Measurement(c, "ok", "", (_imagined(c),) * 2) for c in batch.candidates]
+
+    def race(_self, _task, candidates):
+        return [(_imagined(candidate),) for candidate in candidates]
+
+    monkeypatch.setattr(Measurer, "submit", lambda _self, _task, given, _known: _Built(given))
+    monkeypatch.setattr(Measurer, "collect", collect)
+    monkeypatch.setattr(Measurer, "race", race)
+    first, again, other = (_searched(seed, strategy, order) for seed in (5, 5, 6))
+    assert len(first) == 24
+    assert first == again
+    assert first != other
