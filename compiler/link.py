@@ -81,9 +81,19 @@ def link(
         return (work / "module.so").read_bytes()
 
 
-def link_relocatable(kernels: bytes | None, entry: str, architecture: str | None = None) -> bytes:
-    """Return one object file of entry, runtime and kernels, for linking into a program."""
-    flags = _COMPILE_FLAGS_OF.get(architecture or "", ())
+def link_relocatable(
+    kernels: bytes | None,
+    entry: str,
+    architecture: str | None = None,
+    extra_flags: Sequence[str] = (),
+) -> bytes:
+    """Return one object file of entry, runtime and kernels, for linking into a program.
+
+    Args:
+        kernels, entry, architecture: as for `link`.
+        extra_flags: for compiling, for instance a sanitizer.
+    """
+    flags = (*_COMPILE_FLAGS_OF.get(architecture or "", ()), *extra_flags)
     sources = resources.files("tilewright.runtime") / "c"
     with (
         resources.as_file(sources) as source_dir,
