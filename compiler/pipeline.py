@@ -35,6 +35,7 @@ from tilewright.compiler.quantize.explain import Explained, explain_quantized
 from tilewright.compiler.quantize.qdq import QuantizedOperators, check_integer_only
 from tilewright.compiler.regions import RegionSource, lower_region, region_of
 from tilewright.compiler.schedule import decisions_from_json, schedule
+from tilewright.compiler.schedule.integer import multiplies_pairs
 from tilewright.compiler.targets import Target
 from tilewright.compiler.tasks import Tuned, as_lookup, tuned_choices
 from tilewright.compiler.work import operations_by_label
@@ -75,7 +76,11 @@ def graph_passes(
     """Return the passes on Relax, in order; `winograd` is as for `lower`."""
     choose = None if isinstance(winograd, bool) else winograd
     return [
-        QuantizedOperators(integer_only, tables=target.lanes("float32") < _CURVE_LANES),
+        QuantizedOperators(
+            integer_only,
+            tables=target.lanes("float32") < _CURVE_LANES,
+            winograd=bool(winograd) and multiplies_pairs(target),
+        ),
         PackWeights(target),
         CanonicalizeOps(),
         FoldBatchNorm(),

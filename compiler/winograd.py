@@ -16,6 +16,7 @@ import numpy as np
 Matrix = tuple[tuple[float, ...], ...]
 INPUT_BLOCK = "winograd_input"
 OUTPUT_BLOCK = "winograd_output"
+PRODUCT = "winograd_product"
 
 
 @dataclass(frozen=True)

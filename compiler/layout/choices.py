@@ -31,6 +31,9 @@ from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK
 
 __all__ = ["Choice", "Operator", "operator_choices", "works_on_images"]
 
+# Of images that are not in floats.
+_BYTE_FORMATS = ("L", "C")
+
 
 def operator_choices(operator: Operator, target: Target) -> tuple[Choice, ...]:
     """Return the layouts that the operator can work in; the first is always all-logical."""
@@ -75,9 +78,14 @@ def _is_transform(accesses: Sequence[BlockAccess]) -> bool:
 
 
 def _transform_choices(operator: Operator, target: Target) -> list[Choice]:
-    """Winograd's transforms read or write images vector by vector, in any format."""
+    """Winograd's transforms read or write images vector by vector, in any format.
+
+    Bytes come channels last: their vectors are longer than a block of channels.
+    """
     found = []
-    for image_format in FORMATS:
+    images = [operator.func.params[position].dtype for position in operator.images]
+    floats = all(str(dtype).startswith("float") for dtype in images)
+    for image_format in FORMATS if floats else _BYTE_FORMATS:
         layouts = _in_format(operator, operator.images, image_format, target)
         for position in operator.constants:
             shape = operator.shapes[position]

@@ -218,10 +218,11 @@ def _integer(
     along = None if reduction is None else _dim_indexed_by(operands.weight_load, reduction)
     if dim is None or along is None:
         return []
-    group = dot_group(target, data_shape[depth_dim])
+    group = dot_group(target, data_shape[depth_dim], str(operands.data_load.buffer.dtype))
     if data_shape[depth_dim] % group:
         return []
-    weight = grouped_weight(shape, dim, along, target.lanes("int32"), group)
+    batches = len(shape) - 2 if not is_image and dim == len(shape) - 1 else 0
+    weight = grouped_weight(shape, dim, along, target.lanes("int32"), group, batches)
     if is_image:
         out = channels_last(operator.shapes[operator.output])
         layouts = _around(operator, operands, channels_last(data_shape), weight, out)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from tilewright.compiler.access import BlockAccess, Load
 from tilewright.compiler.layout.formats import CHANNEL
 from tilewright.compiler.layout.primitives import Layout, Pad, Primitive, Reorder, Split
-from tilewright.compiler.schedule.integer import DATA_DTYPE, SUM_DTYPE, WEIGHT_DTYPE
+from tilewright.compiler.schedule.integer import DATA_DTYPE, SUM_DTYPE, WEIGHT_DTYPE, WIDE_DTYPE
 
 
 def is_integer(anchor: BlockAccess, data: Load, weight: Load) -> bool:
-    """Say whether a contraction sums products of unsigned and signed bytes."""
-    dtypes = (str(anchor.output.dtype), str(data.buffer.dtype), str(weight.buffer.dtype))
-    return dtypes == (SUM_DTYPE, DATA_DTYPE, WEIGHT_DTYPE)
+    """Say whether a contraction sums products of unsigned and signed bytes, or of 16 bits."""
+    dtypes = (str(data.buffer.dtype), str(weight.buffer.dtype))
+    known = (DATA_DTYPE, WEIGHT_DTYPE), (WIDE_DTYPE, WIDE_DTYPE)
+    return str(anchor.output.dtype) == SUM_DTYPE and dtypes in known
 
 
 def channels_last(shape: tuple[int, ...]) -> Layout:
@@ -24,9 +25,9 @@ def channels_last(shape: tuple[int, ...]) -> Layout:
 
 
 def grouped_weight(
-    shape: tuple[int, ...], column: int, reduction: int, lanes: int, group: int
+    shape: tuple[int, ...], column: int, reduction: int, lanes: int, group: int, batches: int = 0
 ) -> Layout:
-    """Return weights as [column / lanes, reduction / group, rest.., lanes, group].
+    """Return weights as [batches.., column / lanes, reduction / group, rest.., lanes, group].
 
     Args:
         shape: logical shape of the weights.
@@ -34,6 +35,7 @@ def grouped_weight(
         reduction: dimension that is summed in groups.
         lanes: output columns in one vector.
         group: products that one instruction sums.
+        batches: how many leading dimensions stay in front.
     """
     factors = {column: lanes, reduction: group}
     steps: list[Primitive] = [
@@ -45,6 +47,7 @@ def grouped_weight(
     def place(dim: int) -> int:
         return dim + sum(1 for split in factors if split < dim)
 
-    rest = [place(dim) for dim in range(len(shape)) if dim not in factors]
+    front = [place(dim) for dim in range(batches)]
+    rest = [place(dim) for dim in range(batches, len(shape)) if dim not in factors]
     outer = [place(column), place(reduction)]
-    return Layout(shape, (*steps, Reorder((*outer, *rest, outer[0] + 1, outer[1] + 1))))
+    return Layout(shape, (*steps, Reorder((*front, *outer, *rest, outer[0] + 1, outer[1] + 1))))

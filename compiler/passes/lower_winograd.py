@@ -24,11 +24,11 @@ image. Weights grow by t^2 / 9: layers whose weights would not stay in cache are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
 
 import tvm
-from tvm import relax, te, tirx, topi
+from tvm import relax, te
 
 from tilewright.compiler.algorithms import (
     Chooser,
@@ -38,9 +38,9 @@ from tilewright.compiler.algorithms import (
 )
 from tilewright.compiler.relax_utils import constant_array, is_constant, op_name, static_shape
 from tilewright.compiler.targets import Target
-from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK, Matrix, Winograd
+from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK, PRODUCT, Winograd
+from tilewright.compiler.winograd_tensors import depth_product, input_transform, output_transform
 
-PRODUCT = "winograd_product"
 _CONVOLUTIONS = ("relax.nn.conv2d", "relax.nn.conv3d")
 _PLANAR_RANK = 4
 # What FuseOps knows as an operator whose element-wise epilogue fuses with it.
@@ -135,101 +135,3 @@ def _is_candidate(call: relax.Call, target: Target) -> bool:
         and shape[1] >= lanes
         and str(call.args[1].ty.dtype) == "float32"
     )
-
-
-def _entry(matrix: Matrix, row: tirx.Expr, column: tirx.Expr) -> tirx.Expr:
-    """Return matrix[row, column] as an expression, for loops that are not written out."""
-    value: tirx.Expr = tirx.const(0.0, "float32")
-    for i, values in enumerate(matrix):
-        for j, entry in enumerate(values):
-            if entry:
-                here = tirx.all(row == i, column == j)
-                value = tirx.Select(here, tirx.const(entry, "float32"), value)
-    return value
-
-
-def input_transform(
-    x: te.Tensor,
-    variant: Winograd,
-    before: Sequence[int],
-    after: Sequence[int],
-    tiles: tuple[int, int],
-    steps: tuple[int, int] = (1, 1),
-) -> te.Tensor:
-    """V[a, b, n, .., th, tw, c] = sum of B^T[a, i] B^T[b, j] x[n, c, .., m th + i, m tw + j].
-
-    The sum is over i and j; between them and n and c may be a depth, which keeps its padding. With
-    dilation there are indices p and q in front of th and tw, and rows are (m th + i) steps + p.
-
-    Args:
-        x: [N, C, (D,) H, W].
-        variant: which tiles.
-        before, after: padding of each axis behind the channels.
-        tiles: number of tiles along height and width.
-        steps: the dilation of height and width.
-    """
-    batch, channels, *extents = (int(extent) for extent in x.shape)
-    m, t = variant.outputs, variant.tile
-    needed = [
-        (m * count + 2) * step - extent - pad
-        for count, step, extent, pad in zip(tiles, steps, extents[-2:], before[-2:], strict=True)
-    ]
-    behind = [*after[:-2], *needed]
-    padded = topi.nn.pad(x, [0, 0, *before], [0, 0, *behind], 0.0, name="pad_temp")
-    images = [] if steps == (1, 1) else steps
-    depth = [int(extent) for extent in padded.shape[2:-2]]
-    i, j = te.reduce_axis((0, t), "i"), te.reduce_axis((0, t), "j")
-
-    def value(a: tirx.Expr, b: tirx.Expr, n: tirx.Expr, *rest: tirx.Expr) -> tirx.Expr:
-        *outer, th, tw, c = rest
-        row, column = th * m + i, tw * m + j
-        if images:
-            *outer, p, q = outer
-            row, column = row * steps[0] + p, column * steps[1] + q
-        matrices = _entry(variant.data, a, i) * _entry(variant.data, b, j)
-        return te.sum(padded[(n, c, *outer, row, column)] * matrices, axis=[i, j])
-
-    return te.compute((t, t, batch, *depth, *images, *tiles, channels), value, name=INPUT_BLOCK)
-
-
-def depth_product(data: te.Tensor, weight: te.Tensor, stride: int, depth: int) -> te.Tensor:
-    """M[a, b, n, d, r, o] = sum over k, c of V[a, b, n, d stride + k, r, c] U[a, b, k, c, o].
-
-    Args:
-        data: V [t, t, N, padded depth, tiles of a slice, C].
-        weight: U [t, t, K, C, O].
-        stride: of the depth.
-        depth: of the result.
-    """
-    t, _, batch, _, rows, channels = (int(extent) for extent in data.shape)
-    *_, taps, _, outputs = (int(extent) for extent in weight.shape)
-    k, c = te.reduce_axis((0, taps), "k"), te.reduce_axis((0, channels), "c")
-    return te.compute(
-        (t, t, batch, depth, rows, outputs),
-        lambda a, b, n, d, r, o: te.sum(
-            data[a, b, n, d * stride + k, r, c] * weight[a, b, k, c, o], axis=[k, c]
-        ),
-        name=PRODUCT,
-    )
-
-
-def output_transform(
-    x: te.Tensor, variant: Winograd, out: tuple[int, ...], steps: tuple[int, int] = (1, 1)
-) -> te.Tensor:
-    """y[n, o, .., h, w] = sum of A^T[h % m, a] A^T[w % m, b] M[a, b, n, .., h / m, w / m, o].
-
-    The sum is over a and b. With dilation there are indices h % steps and w % steps before the
-    last three, and the others have h / steps and w / steps for h and w.
-    """
-    m, t = variant.outputs, variant.tile
-    a, b = te.reduce_axis((0, t), "a"), te.reduce_axis((0, t), "b")
-
-    def value(n: tirx.Expr, o: tirx.Expr, *rest: tirx.Expr) -> tirx.Expr:
-        *outer, h, w = rest
-        if steps != (1, 1):
-            outer += [h % steps[0], w % steps[1]]
-            h, w = h // steps[0], w // steps[1]
-        matrices = _entry(variant.result, h % m, a) * _entry(variant.result, w % m, b)
-        return te.sum(x[(a, b, n, *outer, h // m, w // m, o)] * matrices, axis=[a, b])
-
-    return te.compute(out, value, name=OUTPUT_BLOCK)

@@ -173,7 +173,9 @@ class FixedEpilogueBuilder(EpilogueBuilder):
     def _scaled(self, whole: _Whole, factor: Factor) -> Load:
         """Return int64 products of integers with their multiplier."""
         assert self._target is not None
-        factors = np.asarray(whole.scale * factor)
+        # Kernels with floats have the factor in single precision and round its product once: with
+        # the same factor, which a multiplier holds exactly, both give the same bytes.
+        factors = np.asarray(whole.scale * factor).astype(np.float32).astype(np.float64)
         precision = self._precision[self._target]
         if self._measuring:
             precision.note(float(np.abs(factors).max()), whole.bound)

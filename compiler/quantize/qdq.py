@@ -29,7 +29,10 @@ from tilewright.compiler.quantize.lookup import Lookup, find_lookup
 from tilewright.compiler.quantize.movement import move_bytes
 from tilewright.compiler.quantize.pooling import Average, read_average
 from tilewright.compiler.quantize.region import Region, find_regions, is_movement
+from tilewright.compiler.quantize.winograd_sums import WinogradSums, winograd_sums
 from tilewright.compiler.relax_utils import static_shape
+from tilewright.compiler.winograd import INPUT_BLOCK, PRODUCT
+from tilewright.compiler.winograd_tensors import whole_product
 from tilewright.errors import CompileError
 
 # What FuseOps knows as an epilogue, as an anchor that takes one, and as complete.
@@ -49,10 +52,14 @@ class QuantizedOperators:
             in floats; `check_integer_only` says what does.
         tables: a curve of a byte (sigmoid, SiLU, GELU) behind a convolution is looked up in a
             kernel of its own, rather than computed in that of the convolution.
+        winograd: let convolutions use Winograd's algorithm; see `winograd_sums`.
     """
 
-    def __init__(self, integer_only: bool = False, tables: bool = False) -> None:
+    def __init__(
+        self, integer_only: bool = False, tables: bool = False, winograd: bool = False
+    ) -> None:
         self.integer_only, self.tables = integer_only, tables or integer_only
+        self.winograd = winograd
 
     def transform_module(self, mod: tvm.IRModule, _ctx: object) -> tvm.IRModule:
         mod = move_bytes(mod)
@@ -62,7 +69,7 @@ class QuantizedOperators:
             return mod.with_attr(_FAILURES, [_NO_SCALES])
         if not graph.affines:
             return mod
-        rewriter = _Rewriter(mod, graph, self.integer_only, self.tables)
+        rewriter = _Rewriter(mod, graph, self.integer_only, self.tables, self.winograd)
         main = rewriter.visit_expr(mod["main"])
         if rewriter.failures:
             return mod.with_attr(_FAILURES, rewriter.failures)
@@ -89,9 +96,12 @@ def check_integer_only(mod: tvm.IRModule) -> None:
 
 @relax.expr_functor.mutator
 class _Rewriter(relax.expr_functor.PyExprMutator):
-    def __init__(self, mod: tvm.IRModule, graph: Graph, integer_only: bool, tables: bool) -> None:
+    def __init__(
+        self, mod: tvm.IRModule, graph: Graph, integer_only: bool, tables: bool, winograd: bool
+    ) -> None:
         super().__init__(mod)
         self.graph, self.integer_only, self.tables = graph, integer_only, tables
+        self.winograd = winograd
         self.linear = lru_cache(maxsize=None)(lambda var: read_anchor(graph, var))
         # What comes from floats is quantized by itself: the rest of a kernel is not in floats.
         first = [
@@ -201,15 +211,14 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
     ) -> relax.Expr:
         """Emit the sums and the region as one PrimFunc: FuseOps would not always join them."""
         operands = builder.operands
-
-        count = len(self._summed(linear))
+        summed, accumulated = self._anchor(linear, shape)
 
         def compute(*tensors: te.Tensor) -> te.Tensor:
-            builder.sums = _accumulated(linear, *tensors[:count])
-            operands.tensors = tensors[count:]
+            builder.sums = accumulated(*tensors[: len(summed)])
+            operands.tensors = tensors[len(summed) :]
             return te.compute(shape, lambda *at: element(at), name="requantize")
 
-        return self._te(_name(linear), compute, [*self._summed(linear), *operands.exprs], _OPAQUE)
+        return self._te(_name(linear), compute, [*summed, *operands.exprs], _OPAQUE)
 
     def _float_result(self, var: relax.Var) -> relax.Expr:
         """Emit an integer operator whose result is needed in floats."""
@@ -218,8 +227,10 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
         region = Region(var, frozenset([var]), var)
         builder = EpilogueBuilder(self.graph, region, linear, self._bytes, self._remapped)
         element = builder.value(var, 1.0)
-        sums = self._sums(linear)
-        return self._elementwise("rescale", builder, element, sums, self.graph.shape(var))
+        shape = self.graph.shape(var)
+        summed, accumulated = self._anchor(linear, shape)
+        sums = self._te(_name(linear), accumulated, summed, _ANCHOR)
+        return self._elementwise("rescale", builder, element, sums, shape)
 
     def _elementwise(
         self,
@@ -245,17 +256,29 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
             name, compute, given, _OPAQUE if self.integer_only and floats else _ELEMENTWISE
         )
 
-    def _sums(self, linear: Linear | Average) -> relax.Expr:
-        return self._te(
-            *(_name(linear), lambda *given: _accumulated(linear, *given)),
-            *(self._summed(linear), _ANCHOR),
-        )
+    def _anchor(
+        self, linear: Linear | Average, shape: tuple[int, ...]
+    ) -> tuple[list[relax.Expr], Callable[..., te.Tensor]]:
+        """Return what sums of a shape are made from, and the tensor expression that makes them."""
+        if isinstance(linear, Average):
+            return [self._data(linear)], linear.sums
+        fast = winograd_sums(linear, shape) if self.winograd else None
+        if fast is not None:
+            return [self._products(fast)], fast.sums
+        operands = [self._data(linear), relax.const(linear.weight)]
+        return operands, lambda data, weight: accumulate(linear, data, weight)
 
-    def _summed(self, linear: Linear | Average) -> list[relax.Expr]:
-        """Return what an anchor sums: its data, and its weights where it has some."""
-        if linear.weight is None:
-            return [self._data(linear)]
-        return [self._data(linear), relax.const(linear.weight)]
+    def _products(self, fast: WinogradSums) -> relax.Expr:
+        """Emit what Winograd's output transform sums: the transformed data times the weights."""
+
+        def reshape(expr: relax.Expr, *shape: int) -> relax.Expr:
+            return self.builder_.emit(relax.op.reshape(expr, shape))
+
+        side, _, inputs, outputs = fast.weight.shape
+        data = self._te(INPUT_BLOCK, fast.transformed, [self._data(fast.linear)], _ANCHOR)
+        rows = reshape(data, side, side, fast.rows, inputs)
+        result = self._te(PRODUCT, whole_product, [rows, relax.const(fast.weight)], _ANCHOR)
+        return reshape(result, side, side, fast.out[0], *fast.tiles, outputs)
 
     def _data(self, linear: Linear | Average) -> relax.Expr:
         """Return the bytes that an operator reads, with channels in whole groups."""
@@ -352,12 +375,6 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
 def read_anchor(graph: Graph, var: relax.Var) -> Linear | Average | None:
     """Return the integer sums that compute a variable, or None."""
     return read_linear(graph, var) or read_average(graph, var)
-
-
-def _accumulated(linear: Linear | Average, data: te.Tensor, *weight: te.Tensor) -> te.Tensor:
-    if isinstance(linear, Average):
-        return linear.sums(data)
-    return accumulate(linear, data, *weight)
 
 
 def _rescaled(value: Any, factor: float, zero: int) -> Any:

@@ -25,6 +25,7 @@ from tilewright.compiler.schedule.micro_kernel import (
 from tilewright.compiler.targets import Target
 
 DATA_DTYPE, WEIGHT_DTYPE, SUM_DTYPE = "uint8", "int8", "int32"
+WIDE_DTYPE = "int16"
 
 Accumulate: TypeAlias = Callable[[Expr, Any, Expr], Expr]
 """(accumulator, data of one cell, weights) -> accumulator."""

@@ -33,6 +33,7 @@ from tilewright.compiler.schedule.dot_kernel import (
     DATA_DTYPE,
     SUM_DTYPE,
     WEIGHT_DTYPE,
+    WIDE_DTYPE,
     Accumulate,
     DotEmitter,
     has_arm_dot,
@@ -68,13 +69,16 @@ _DPBUSD = {512: "llvm.x86.avx512.vpdpbusd.512", 256: "llvm.x86.avx512.vpdpbusd.2
 _MADDWD = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}
 
 
-def dot_group(target: Target, depth: int = 1) -> int:
+def dot_group(target: Target, depth: int = 1, dtype: str = DATA_DTYPE) -> int:
     """Return how many neighbouring products the target's dot instruction sums.
 
     Args:
         target: what for.
         depth: extent of the reduction axis, of which matrix products need a multiple.
+        dtype: of the data.
     """
+    if dtype == WIDE_DTYPE:
+        return _WIDENED_GROUP
     if has_mixed_dot(target) and depth % MATRIX_GROUP == 0:
         return MATRIX_GROUP
     return _QUAD if _has_vnni(target) or has_arm_dot(target) else _WIDENED_GROUP
@@ -114,11 +118,12 @@ def find_dot(stages: Sequence[Stage], target: Target) -> Dot | None:
     weight = next(access for access in anchor.accesses if access.vector)
     data = next(access for access in anchor.accesses if not access.vector)
     dtypes = str(data.buffer.dtype), str(weight.buffer.dtype)
-    if dtypes != (DATA_DTYPE, WEIGHT_DTYPE):
+    is_wide = dtypes == (WIDE_DTYPE, WIDE_DTYPE) and multiplies_pairs(target)
+    if dtypes != (DATA_DTYPE, WEIGHT_DTYPE) and not is_wide:
         return None
     for axis in anchor.stage.reduction:
         steps = data.offset.of(axis.var), weight.offset.of(axis.var)
-        group = dot_group(target, axis.extent)
+        group = dot_group(target, axis.extent, dtypes[0])
         if steps == (1, 1) and axis.extent == group and weight.vector == group:
             return _in_cells(anchor, axis.var, group)
     return None
@@ -152,7 +157,7 @@ def _access_in_cells(access: Access, grouped: Any, group: int) -> Access | None:
     return replace(access, offset=offset, vector=access.vector // group)
 
 
-def _is_widened(target: Target) -> bool:
+def multiplies_pairs(target: Target) -> bool:
     """Tell whether pairs of 16 bits are multiplied, by x86 without VNNI."""
     return target.architecture == "x86_64" and not _has_vnni(target)
 
@@ -162,7 +167,7 @@ def default_integer(dot: Dot, target: Target) -> ContractionDecisions:
     long = target.architecture == "armv7"
     paired = target.architecture == "aarch64" and not has_arm_dot(target)
     spare = _LONG_TEMPORARIES if long else _PAIRED_TEMPORARIES if paired else 0
-    spare = _WIDENED_TEMPORARIES if _is_widened(target) else spare
+    spare = _WIDENED_TEMPORARIES if multiplies_pairs(target) else spare
     registers = target.vector_registers - spare
     rows = RowsAs.LANES if long or target.multiplies_by_lane else RowsAs.ELEMENTS
     rows = RowsAs.PAIRS if dot.group == MATRIX_GROUP else rows
@@ -215,7 +220,8 @@ class _DotBuilder(KernelBuilder):
             raise InvalidScheduleError(
                 f"data behind {access.buffer.name!r} does not come in groups of {self.dot.group}"
             )
-        widens = not in_cells.vector and _is_widened(self.target)
+        is_narrow = str(in_cells.buffer.dtype) != WIDE_DTYPE
+        widens = is_narrow and not in_cells.vector and multiplies_pairs(self.target)
         return (widen(self, in_cells) if widens else in_cells), clips
 
     def task_start(self, task: Any, grid: TaskGrid) -> list[Any]:

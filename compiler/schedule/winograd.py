@@ -84,7 +84,7 @@ def schedule_winograd(
     stages = read_stages(func) or ()
     stage = find_stage(stages)
     assert stage is not None
-    builder = Builder(func.params, target.lanes("float32"))
+    builder = Builder(func.params, target.lanes(str(stage.buffer.dtype)))
     if stage.name.startswith(INPUT_BLOCK):
         body = _input(builder, stages, stage)
     else:
@@ -127,11 +127,20 @@ def _vector(lane: Any, lanes: int, statement: Any) -> Any:
 
 
 class _Square:
-    """A local array of vectors [rows, columns], and statements that fill it lane by lane."""
+    """A local array of vectors [rows, columns], and statements that fill it lane by lane.
 
-    def __init__(self, name: str, rows: int, columns: int, lanes: int, dtype: str) -> None:
-        self.columns, self.lanes, self.dtype = columns, lanes, dtype
-        self.buffer = local_buffer(name, rows * columns * lanes, "float32")
+    Args:
+        name: of the buffer.
+        rows, columns, lanes: its extents.
+        dtype: of indices.
+        numbers: of the elements.
+    """
+
+    def __init__(
+        self, name: str, rows: int, columns: int, lanes: int, dtype: str, numbers: str
+    ) -> None:
+        self.columns, self.lanes, self.dtype, self.numbers = columns, lanes, dtype, numbers
+        self.buffer = local_buffer(name, rows * columns * lanes, numbers)
 
     def load(self, row: int, column: int, lane: Any) -> Expr:
         base = (row * self.columns + column) * self.lanes
@@ -141,33 +150,40 @@ class _Square:
         lane = tirx.Var("lane", self.dtype)
         base = (row * self.columns + column) * self.lanes
         index = lane + constant_like(base, self.dtype)
-        store = tirx.BufferStore(self.buffer, value_of(lane), [index])
+        value = value_of(lane)
+        if dtype_of(value) != self.numbers:
+            value = tirx.Cast(self.numbers, value)
+        store = tirx.BufferStore(self.buffer, value, [index])
         return _vector(lane, self.lanes, store)
 
 
-def _combine(coefficients: Sequence[float], vectors: Sequence[Expr]) -> Expr:
+def _combine(coefficients: Sequence[float], vectors: Sequence[Expr], numbers: str) -> Expr:
     """Return the sum of coefficient * vector; ones and zeros cost nothing."""
+
+    def number(value: float) -> Expr:
+        return tirx.const(value if numbers.startswith("float") else int(value), numbers)
+
     total: Expr | None = None
     for coefficient, vector in zip(coefficients, vectors, strict=True):
         if coefficient == 0:
             continue
         size = abs(coefficient)
-        term = vector if size == 1 else vector * tirx.const(size, "float32")
+        term = vector if size == 1 else vector * number(size)
         if total is None:
-            total = term if coefficient > 0 else tirx.const(0.0, "float32") - term
+            total = term if coefficient > 0 else number(0) - term
         else:
             total = total + term if coefficient > 0 else total - term
-    return tirx.const(0.0, "float32") if total is None else total
+    return number(0) if total is None else total
 
 
 def _transform(
     matrix: Matrix, source: _Square, middle: _Square
 ) -> tuple[list[Any], Callable[[int, int, Any], Expr]]:
     """Return the statements of matrix * source, and the elements of that times matrix^T."""
-    size = len(matrix[0])
+    size, numbers = len(matrix[0]), source.numbers
 
     def half(lane: Any, row: int, column: int) -> Expr:
-        return _combine(matrix[row], [source.load(k, column, lane) for k in range(size)])
+        return _combine(matrix[row], [source.load(k, column, lane) for k in range(size)], numbers)
 
     statements = [
         middle.store(row, column, partial(half, row=row, column=column))
@@ -176,7 +192,7 @@ def _transform(
     ]
 
     def element(row: int, column: int, lane: Any) -> Expr:
-        return _combine(matrix[column], [middle.load(row, k, lane) for k in range(size)])
+        return _combine(matrix[column], [middle.load(row, k, lane) for k in range(size)], numbers)
 
     return statements, element
 
@@ -236,11 +252,11 @@ def input_tile(
     (data,) = (load for load in loads_in(stage.value) if not load.source.same_as(stage.buffer))
     source_value = inline_loads(data, producers)
     i, j = (axis.var for axis in stage.reduction)
-    dtype = dtype_of(channel.var)
+    dtype, numbers = dtype_of(channel.var), str(stage.buffer.dtype)
 
     def one_vector(values: dict[Any, Expr], start: Expr, lanes: int, is_inside: bool) -> list[Any]:
-        source = _Square("tile", t, t, lanes, dtype)
-        middle = _Square("half", t, t, lanes, dtype)
+        source = _Square("tile", t, t, lanes, dtype, numbers)
+        middle = _Square("half", t, t, lanes, dtype, numbers)
 
         def at(lane: Any, row: int, column: int) -> tuple[dict[Any, Expr], sym.Analyzer]:
             analyzer = sym.Analyzer()
@@ -355,11 +371,11 @@ def output_tile(
     final = stages[-1]
     producers = {s.buffer: s for s in stages if s is not stage and s is not final}
     epilogue = inline_loads(final.value, producers) if final is not stage else None
-    dtype = dtype_of(channel.var)
+    dtype, numbers = dtype_of(channel.var), str(stage.buffer.dtype)
 
     def one_vector(values: dict[Any, Expr], start: Expr, lanes: int) -> list[Any]:
-        source = _Square("tile", t, t, lanes, dtype)
-        middle = _Square("half", m, t, lanes, dtype)
+        source = _Square("tile", t, t, lanes, dtype, numbers)
+        middle = _Square("half", m, t, lanes, dtype, numbers)
         images = [values[axis.var] for axis in image_axes] if dilated else [0, 0]
         first = {
             axis.var: values[tile.var] * (m * step) + image
