@@ -29,13 +29,14 @@ from tilewright.compiler.passes.fold_batch_norm import FoldBatchNorm
 from tilewright.compiler.passes.join_winograd import join_winograd
 from tilewright.compiler.passes.lower_conv_transpose import LowerConvTranspose
 from tilewright.compiler.passes.lower_winograd import LowerWinograd
+from tilewright.compiler.passes.pack_bits import pack_bits
 from tilewright.compiler.passes.pack_weights import PackWeights
 from tilewright.compiler.program import Program, TensorSpec
 from tilewright.compiler.quantize.explain import Explained, explain_quantized
 from tilewright.compiler.quantize.qdq import QuantizedOperators, check_integer_only
 from tilewright.compiler.regions import RegionSource, lower_region, region_of
 from tilewright.compiler.schedule import decisions_from_json, schedule
-from tilewright.compiler.schedule.integer import multiplies_pairs
+from tilewright.compiler.schedule.dot_groups import is_widened
 from tilewright.compiler.targets import Target
 from tilewright.compiler.tasks import Tuned, as_lookup, tuned_choices
 from tilewright.compiler.work import operations_by_label
@@ -79,7 +80,7 @@ def graph_passes(
         QuantizedOperators(
             integer_only,
             tables=target.lanes("float32") < _CURVE_LANES,
-            winograd=bool(winograd) and multiplies_pairs(target),
+            winograd=bool(winograd) and is_widened(target),
         ),
         PackWeights(target),
         CanonicalizeOps(),
@@ -163,6 +164,7 @@ def lower(
         kernels=kernels | joined.kernels | empty,
         regions={name: lower_region(regions[mark], mark, inner) for name, mark in places.items()},
     )
+    program = pack_bits(program)
     dump("scheduled", tvm.IRModule(_named(program.kernels)))
     return Lowered(program, plan, conversions, stale, operations, quantized)
 

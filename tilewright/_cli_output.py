@@ -139,13 +139,14 @@ def print_targets(targets: Sequence[Mapping[str, Any]]) -> None:
 def _print_quantized(operators: Sequence[Mapping[str, Any]]) -> None:
     """Print one line per operator of a quantized model."""
     count = sum(item["integer"] for item in operators)
-    table = _table("operator", "result", "integer", "why not")
+    table = _table("operator", "result", "integer", "form", "why not")
     for item in operators:
         _row(
             table,
             item["operator"],
             item["name"],
             "yes" if item["integer"] else "no",
+            item["form"],
             item["reason"],
         )
     new_console().print(table)

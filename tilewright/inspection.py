@@ -158,7 +158,8 @@ def describe_quantized(
     """Return for every operator of a quantized model whether it runs on integers.
 
     Returns:
-        By operator "name", "operator", "integer", and "reason", which says why not.
+        By operator "name", "operator", "integer", "reason", which says why not, and "form", the
+        bits of its weights and data ("W4A8").
     """
     from dataclasses import asdict
 

@@ -23,7 +23,8 @@ from tilewright.compiler.layout.formats import (
 from tilewright.compiler.layout.integer_choices import channels_last, grouped_weight, is_integer
 from tilewright.compiler.layout.operator import Choice, Operator
 from tilewright.compiler.layout.primitives import Layout, Reorder, blocked
-from tilewright.compiler.schedule.integer import dot_group
+from tilewright.compiler.schedule.dot_groups import dot_group, dot_groups, products_in_a_cell
+from tilewright.compiler.schedule.low_bit import read_low_bit
 from tilewright.compiler.targets import Target
 
 
@@ -218,20 +219,28 @@ def _integer(
     along = None if reduction is None else _dim_indexed_by(operands.weight_load, reduction)
     if dim is None or along is None:
         return []
-    group = dot_group(target, data_shape[depth_dim], str(operands.data_load.buffer.dtype))
-    if data_shape[depth_dim] % group:
-        return []
+    low_bit = read_low_bit(anchor.value.b)
+    found = []
+    dtype = str(operands.data_load.buffer.dtype)
+    # The right operand of a stacked product is [.., K, N]: its stack stays in front.
     batches = len(shape) - 2 if not is_image and dim == len(shape) - 1 else 0
-    weight = grouped_weight(shape, dim, along, target.lanes("int32"), group, batches)
-    if is_image:
-        out = channels_last(operator.shapes[operator.output])
-        layouts = _around(operator, operands, channels_last(data_shape), weight, out)
-    else:
-        layouts = operator.logical()
-        layouts[operands.weight] = weight
-    macs = anchor.points * prod(weight.physical_shape) / prod(shape) / group
-    seconds = costs.seconds(operator, layouts, target, macs, costs.CONTRACTION_SHARE)
-    return [Choice("C -> C" if is_image else "packed", tuple(layouts), seconds)]
+    for group in dot_groups(target, data_shape[depth_dim], low_bit, dtype):
+        if data_shape[depth_dim] % group:
+            continue
+        weight = grouped_weight(shape, dim, along, target.lanes("int32"), group, batches)
+        if is_image:
+            out = channels_last(operator.shapes[operator.output])
+            layouts = _around(operator, operands, channels_last(data_shape), weight, out)
+        else:
+            layouts = operator.logical()
+            layouts[operands.weight] = weight
+        macs = anchor.points * prod(weight.physical_shape) / prod(shape)
+        share = costs.CONTRACTION_SHARE * products_in_a_cell(target, group, low_bit)
+        seconds = costs.seconds(operator, layouts, target, macs, share)
+        name = "C -> C" if is_image else "packed"
+        name += "" if group == dot_group(target, data_shape[depth_dim]) else f" by {group}"
+        found.append(Choice(name, tuple(layouts), seconds))
+    return found
 
 
 def _grouped(

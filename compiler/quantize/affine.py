@@ -21,7 +21,14 @@ from tvm import relax, te, tirx
 from tilewright.compiler.relax_utils import constant_array, op_name
 
 ATTRIBUTE = "tilewright.quantization"
-RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
+# Types below a byte lie one in a byte, in its low bits.
+BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8}
+"""Bits of the integers that a byte can hold, by type."""
+
+RANGES = {
+    **{f"int{bits}": (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) for bits in (2, 4, 8, 16)},
+    **{f"uint{bits}": (0, (1 << bits) - 1) for bits in (2, 4, 8, 16)},
+}
 
 MAGIC = 1.5 * 2.0**23
 MAGIC_BITS = 0x4B400000
@@ -55,9 +62,19 @@ class Affine:
         return self.scale.ndim == 0
 
     @property
+    def in_bytes(self) -> bool:
+        """Whether the whole tensor has one scale, and every integer fits a byte."""
+        return self.is_uniform and self.dtype in BITS
+
+    @property
     def range(self) -> tuple[int, int]:
         """Least and greatest integer."""
         return RANGES[self.dtype]
+
+    @property
+    def unsigned(self) -> str:
+        """Type of the same integers moved up, so that the least is 0."""
+        return f"uint{BITS[self.dtype]}"
 
 
 def read_affine(mod: tvm.IRModule, expr: object) -> Affine | None:
@@ -130,13 +147,20 @@ def emit_affine(
 def _element(
     kind: str, x: te.Tensor, parameters: Callable[[Sequence[Any]], tuple[Any, Any]], dtype: str
 ) -> Callable[..., Any]:
+    bits = BITS.get(dtype, 8)
+
     def quantized(*at: Any) -> Any:
         scale, zero = parameters(at)
-        return saturated(x(*at) / scale, zero, dtype)
+        whole = saturated(x(*at) / scale, zero, dtype)
+        return whole & tirx.const((1 << bits) - 1, "uint8") if bits < 8 else whole
 
     def real(*at: Any) -> Any:
         scale, zero = parameters(at)
-        return (x(*at).astype("int32") - zero).astype("float32") * scale
+        whole = x(*at).astype("int32")
+        if bits < 8 and not dtype.startswith("u"):
+            sign = tirx.const(1 << (bits - 1), "int32")
+            whole = (whole ^ sign) - sign
+        return (whole - zero).astype("float32") * scale
 
     return quantized if kind == "quantize" else real
 
@@ -156,7 +180,7 @@ def saturated(value: Any, zero: Any, dtype: str, *, is_small: bool = False) -> A
     Args:
         value: float32.
         zero: int32.
-        dtype: of the result.
+        dtype: whose range the result has; below a byte it is stored in one.
         is_small: the absolute value is known to be below `SMALL`. It can be rounded as it is then,
             and is limited as an integer, which instructions that narrow and saturate do at once.
     """
@@ -164,12 +188,17 @@ def saturated(value: Any, zero: Any, dtype: str, *, is_small: bool = False) -> A
         bits = tirx.reinterpret("int32", value + tirx.const(MAGIC, "float32"))
         whole = bits + (zero - tirx.const(MAGIC_BITS, "int32"))
         low, high = (tirx.const(bound, "int32") for bound in RANGES[dtype])
-        return tirx.max(tirx.min(whole, high), low).astype(dtype)
+        return tirx.max(tirx.min(whole, high), low).astype(storage(dtype))
     low, high = (tirx.const(bound, "int32") - zero for bound in RANGES[dtype])
     bits = rounded_bits(value, low.astype("float32"), high.astype("float32"))
-    return (tirx.reinterpret("int32", bits) + zero).astype(dtype)
+    return (tirx.reinterpret("int32", bits) + zero).astype(storage(dtype))
+
+
+def storage(dtype: str) -> str:
+    """Return the type that a kernel reads and writes integers of a type as."""
+    return "uint8" if BITS.get(dtype, 8) < 8 else dtype
 
 
 def unsigned_zero(affine: Affine) -> int:
-    """Return the zero point of the same bytes as unsigned ones, signed bytes moved up by 128."""
-    return int(affine.zero) + (128 if affine.dtype == "int8" else 0)
+    """Return the zero point of the same integers as unsigned ones: int8 moved up by 128."""
+    return int(affine.zero) - affine.range[0]

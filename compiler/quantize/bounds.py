@@ -41,7 +41,7 @@ def greatest(
             return linear.bound * float(np.abs(linear.scale).max())
         affine = graph.of_kind(expr, "dequantize")
         if affine is not None:
-            if not affine.is_uniform or affine.dtype not in ("uint8", "int8"):
+            if not affine.in_bytes:
                 return float("inf")
             zero = unsigned_zero(affine)
             return max(zero, _BYTE - zero) * float(affine.scale)

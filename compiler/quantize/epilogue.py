@@ -117,7 +117,7 @@ class EpilogueBuilder:
                 return inner(at) / _number(scale)
 
         point = tirx.const(zero, "int32")
-        return lambda at: saturated(value(at), point, "uint8", is_small=is_small)
+        return lambda at: saturated(value(at), point, affine.unsigned, is_small=is_small)
 
     def _before_relu(self, expr: relax.Expr) -> relax.Expr:
         """Return what a relu reads, if it ends an expression whose zero is the least byte."""
@@ -153,7 +153,7 @@ class EpilogueBuilder:
 
     def _outside(self, expr: relax.Expr, factor: float) -> Load:
         affine = self.graph.of_kind(expr, "dequantize")
-        if affine is not None and affine.is_uniform and affine.dtype in ("uint8", "int8"):
+        if affine is not None and affine.in_bytes:
             source = self.read_bytes(affine.source)
             return self._bytes(source, unsigned_zero(affine), float(affine.scale) * factor)
         load = self.operands.load(self.remap(expr))

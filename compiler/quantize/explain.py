@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import tvm
 from tvm import relax
 
+from tilewright.compiler.quantize.affine import BITS
 from tilewright.compiler.quantize.graph import Graph
+from tilewright.compiler.quantize.linear import read_linear
 from tilewright.compiler.quantize.movement import move_bytes
 from tilewright.compiler.quantize.qdq import read_anchor
 from tilewright.compiler.quantize.region import ELEMENTWISE, find_regions, is_movement
@@ -15,7 +17,7 @@ from tilewright.compiler.relax_utils import is_constant, op_name
 
 _LINEAR = frozenset(("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d", "relax.matmul"))
 _INTEGER_ONLY = frozenset(("relax.nn.softmax", "relax.nn.layer_norm", "relax.take"))
-_BYTES = ("uint8", "int8")
+_TYPES = "integers of 2, 4 and 8 bits"
 _INTEGER_SUMS = ("conv_int8", "matmul_int8")
 
 
@@ -28,12 +30,14 @@ class Explained:
         operator: what it is, for instance "nn.conv2d".
         integer: whether it runs on integers.
         reason: why not; empty where it does.
+        form: bits of its weights and data, for instance "W4A8"; empty where there are no weights.
     """
 
     name: str
     operator: str
     integer: bool
     reason: str = ""
+    form: str = ""
 
 
 def explain_quantized(mod: tvm.IRModule) -> tuple[Explained, ...]:
@@ -59,7 +63,9 @@ def explain(mod: tvm.IRModule) -> list[Explained]:
             continue
         reason = "" if name in _INTEGER_SUMS else _reason(graph, var, inside)
         label = name.removeprefix("relax.")
-        found.append(Explained(var.name, label, not reason, reason))
+        linear = None if reason or name in _INTEGER_SUMS else read_linear(graph, var)
+        form = "" if linear is None else linear.form
+        found.append(Explained(var.name, label, not reason, reason, form))
     return found
 
 
@@ -104,8 +110,8 @@ def _linear_reason(graph: Graph, call: relax.Call) -> str:
     affine = graph.of_kind(data, "dequantize")
     if affine is None:
         return "its data is not quantized"
-    if affine.dtype not in _BYTES:
-        return f"its data is {affine.dtype}; integer sums take uint8 and int8"
+    if affine.dtype not in BITS:
+        return f"its data is {affine.dtype}; integer sums take {_TYPES}"
     if not affine.is_uniform:
         return "its data has a scale for each channel; integer sums take one for the tensor"
     if graph.of_kind(weight, "dequantize") and not is_constant(graph.affines[weight].source):
@@ -113,8 +119,8 @@ def _linear_reason(graph: Graph, call: relax.Call) -> str:
     constant = graph.quantized_constant(weight)
     if constant is None:
         return "its weights are not quantized constants"
-    if constant.affine.dtype not in _BYTES:
-        return f"its weights are {constant.affine.dtype}; integer sums take int8 and uint8"
+    if constant.affine.dtype not in BITS:
+        return f"its weights are {constant.affine.dtype}; integer sums take {_TYPES}"
     if not constant.affine.is_uniform and op_name(call) != "relax.matmul" and constant.affine.axis:
         return "its weights have a scale for each input channel"
     return "its weights less their zero point need more than 8 bits, or its sums more than 32"

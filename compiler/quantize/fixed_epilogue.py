@@ -71,7 +71,7 @@ class FixedEpilogueBuilder(EpilogueBuilder):
             NotIntegerError: an operator of the region has no integer form, or reads floats.
         """
         affine = self.graph.affines[self.region.root]
-        low, high = RANGES["uint8"]
+        low, high = RANGES[affine.unsigned]
         rounded = self._rounded(self.region.root, affine.source, float(affine.scale))
         zero = tirx.const(unsigned_zero(affine), "int32")
         return lambda at: limited(rounded(at) + zero, low, high).astype("uint8")
@@ -130,7 +130,7 @@ class FixedEpilogueBuilder(EpilogueBuilder):
         if is_variable(expr, self.region.anchor):
             return self._accumulator()
         affine = self.graph.of_kind(expr, "dequantize")
-        if affine is None or not affine.is_uniform or affine.dtype not in ("uint8", "int8"):
+        if affine is None or not affine.in_bytes:
             return None
         scale = np.float64(affine.scale)
         if affine.source in self.region.members:

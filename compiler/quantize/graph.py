@@ -59,6 +59,17 @@ class Graph:
                 found[var] = affine
         return found
 
+    @cached_property
+    def _dtypes(self) -> dict[relax.Expr, str]:
+        return {a.source: a.dtype for a in self.affines.values() if a.kind == "dequantize"}
+
+    def dtype_read(self, expr: relax.Expr) -> str | None:
+        """Return the integer type that a dequantize operator reads an expression as, if any does.
+
+        Integers below a byte are stored as uint8, whose type does not tell.
+        """
+        return self._dtypes.get(expr)
+
     def of_kind(self, expr: relax.Expr, kind: str) -> Affine | None:
         """Return the conversion that makes a variable, if it is of a kind."""
         affine = self.affines.get(expr) if isinstance(expr, relax.Var) else None

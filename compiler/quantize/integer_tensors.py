@@ -90,7 +90,7 @@ class IntegerTensors:
 
     def _bytes(self, expr: relax.Expr) -> Affine | None:
         affine = self.graph.of_kind(expr, "dequantize")
-        if affine is None or not affine.is_uniform or affine.dtype not in ("uint8", "int8"):
+        if affine is None or not affine.in_bytes:
             return None
         return affine
 

@@ -14,8 +14,17 @@ from typing import Any
 import numpy as np
 from tvm import relax, te, tirx, topi
 
-from tilewright.compiler.quantize.affine import Affine
+from tilewright.compiler.quantize.affine import BITS, Affine, unsigned_zero
 from tilewright.compiler.quantize.graph import Graph
+from tilewright.compiler.quantize.low_bit import (
+    ANY_BYTE,
+    WeightRange,
+    data_mask,
+    name_of,
+    narrowed_data,
+    narrowed_weight,
+    weight_range,
+)
 from tilewright.compiler.relax_utils import op_name
 
 _CONVOLUTIONS = {"relax.nn.conv1d": 1, "relax.nn.conv2d": 2, "relax.nn.conv3d": 3}
@@ -25,6 +34,7 @@ _GROUP = 4
 # A float bias counts as an integer multiple of the accumulator's scale up to this error.
 _BIAS_ERROR = 1e-2
 _INT32_LIMIT = 2.0**31
+_BYTE = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +50,8 @@ class Linear:
         channel: dimension of the output that the channels are, from the right.
         pad_channels: channels of zeros that the data lacks.
         window: (strides, padding, dilation, groups) of a convolution, None for a product.
+        weights: which integers the weights are.
+        mask: bits that can be set in the data.
     """
 
     data: relax.Var
@@ -50,6 +62,19 @@ class Linear:
     channel: int
     pad_channels: int
     window: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int] | None
+    weights: WeightRange = ANY_BYTE
+    mask: int = 0xFF
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether fewer than 8 bits are enough for a factor, of sums over many channels."""
+        grouped = self.window is not None and self.window[-1] > 1
+        return not grouped and (self.weights.bits < _BYTE or self.mask < (1 << _BYTE) - 1)
+
+    @property
+    def form(self) -> str:
+        """Bits of weights and data, for instance "W4A8"."""
+        return name_of(self.weights, self.mask)
 
     @property
     def bound(self) -> int:
@@ -94,18 +119,17 @@ def read_linear(graph: Graph, var: relax.Var) -> Linear | None:
     data, weight = call.args
     affine = graph.of_kind(data, "dequantize")
     constant = graph.quantized_constant(weight)
-    if affine is None or constant is None or not affine.is_uniform:
-        return None
-    if affine.dtype not in ("uint8", "int8"):
+    if affine is None or constant is None or not affine.in_bytes:
         return None
     out_axis = 0 if name in _CONVOLUTIONS else constant.integers.ndim - 1
     centred = _centred(constant.integers, constant.affine, out_axis)
     if centred is None or (name == _MATMUL and constant.integers.ndim != 2):
         return None
-    # Signed data is read as unsigned, 128 higher.
-    affine = replace(affine, zero=affine.zero + (128 if affine.dtype == "int8" else 0))
+    # Signed data is read as unsigned, int8 128 higher.
+    affine = replace(affine, zero=np.array(unsigned_zero(affine), "int32"))
     summed = tuple(axis for axis in range(centred.ndim) if axis != out_axis)
     sums = centred.astype(np.int64).sum(axis=summed)
+    mask = data_mask(graph, graph.affines[data])
     bound = np.abs(centred.astype(np.int64)).sum(axis=summed).max(initial=0) * 255
     if 2 * bound >= _INT32_LIMIT:
         return None
@@ -122,11 +146,14 @@ def read_linear(graph: Graph, var: relax.Var) -> Linear | None:
             pad = -centred.shape[1] % _GROUP
     elif centred.shape[0] % _GROUP:
         pad = -centred.shape[0] % _GROUP
+    weights = weight_range(centred)
     if pad:
+        # The border of data is its zero point, in channels that are not there too.
+        weights = replace(weights, is_sign=weights.is_sign and not affine.zero)
         in_axis = 1 - out_axis
         widths = [(0, pad if axis == in_axis else 0) for axis in range(centred.ndim)]
         centred = np.pad(centred, widths)
-    return Linear(data, affine, centred, scale, offset, channel, pad, window)
+    return Linear(data, affine, centred, scale, offset, channel, pad, window, weights, mask)
 
 
 def _ints(values: Any) -> tuple[int, ...]:
@@ -135,7 +162,7 @@ def _ints(values: Any) -> tuple[int, ...]:
 
 def _centred(integers: np.ndarray, affine: Affine, out_axis: int) -> np.ndarray | None:
     """Return the weights less their zero points as int8, or None where they do not fit."""
-    if affine.dtype not in ("uint8", "int8"):
+    if affine.dtype not in BITS:
         return None
     if not affine.is_uniform and affine.axis != out_axis:
         return None
@@ -162,18 +189,24 @@ def centred_bytes(integers: np.ndarray, zero: np.ndarray, axis: int) -> np.ndarr
 def accumulate(linear: Linear, data: te.Tensor, weight: te.Tensor) -> te.Tensor:
     """Return the int32 sums of products as a tensor expression."""
     if linear.window is None:
-        return _product(data, weight)
+        return _product(linear, data, weight)
     return _convolution(linear, data, weight)
 
 
-def _product(data: te.Tensor, weight: te.Tensor) -> te.Tensor:
+def _term(linear: Linear, data: tirx.PrimExpr, weight: tirx.PrimExpr) -> tirx.PrimExpr:
+    """Return a product in int32, with the ranges of its factors where they are narrow."""
+    if linear.is_narrow:
+        data = narrowed_data(data, linear.mask)
+        weight = narrowed_weight(weight, linear.weights)
+    return data.astype("int32") * weight.astype("int32")
+
+
+def _product(linear: Linear, data: te.Tensor, weight: te.Tensor) -> te.Tensor:
     depth, columns = (int(extent) for extent in weight.shape)
     k = te.reduce_axis((0, depth), "k")
     return te.compute(
         (*data.shape[:-1], columns),
-        lambda *at: te.sum(
-            data(*at[:-1], k).astype("int32") * weight(k, at[-1]).astype("int32"), axis=[k]
-        ),
+        lambda *at: te.sum(_term(linear, data(*at[:-1], k), weight(k, at[-1])), axis=[k]),
         name="matmul",
     )
 
@@ -206,8 +239,8 @@ def _convolution(linear: Linear, data: te.Tensor, weight: te.Tensor) -> te.Tenso
             group = o if per_group == 1 else tirx.floordiv(o, per_group)
             from_channel = group if depth == 1 else group * depth + channel
         inner = channel if groups == 1 or depth > 1 else 0
-        term = source(n, from_channel, *places).astype("int32")
+        term = _term(linear, source(n, from_channel, *places), weight(o, inner, *taps))
         axes = [*taps, channel] if groups == 1 or depth > 1 else taps
-        return te.sum(term * weight(o, inner, *taps).astype("int32"), axis=axes)
+        return te.sum(term, axis=axes)
 
     return te.compute((data.shape[0], outputs, *extents), element, name="conv")

@@ -78,7 +78,7 @@ def _dequantized(graph: Graph, region: Region) -> list[relax.Var]:
         operands = [affine.source] if affine is not None else list(graph.value[var].args)
         for operand in operands:
             inner = graph.of_kind(operand, "dequantize")
-            if inner is not None and inner.is_uniform and inner.dtype in ("uint8", "int8"):
+            if inner is not None and inner.in_bytes:
                 found[operand] = None
     return sorted(found, key=graph.index.__getitem__)
 
@@ -120,7 +120,8 @@ def _quantized(values: np.ndarray, affine: Affine) -> np.ndarray:
     with np.errstate(all="ignore"):
         steps = np.rint(np.broadcast_to(values, (256,)) / np.float32(affine.scale))
     limited = np.clip(np.nan_to_num(steps, nan=0.0), -(2.0**30), 2.0**30).astype(np.int64)
-    return np.clip(limited + unsigned_zero(affine), 0, 255)
+    low, high = affine.range
+    return np.clip(limited + unsigned_zero(affine), 0, high - low)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

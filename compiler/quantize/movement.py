@@ -36,7 +36,7 @@ def _moves_dequantized(graph: Graph, var: relax.Var) -> bool:
     if call is None or op_name(call) not in _MOVED:
         return False
     affine = graph.of_kind(call.args[0], "dequantize")
-    if affine is None or not affine.is_uniform or affine.dtype not in ("uint8", "int8"):
+    if affine is None or not affine.in_bytes:
         return False
     if is_constant(affine.source):
         return False

@@ -117,7 +117,7 @@ def read_average(graph: Graph, var: relax.Var) -> Average | None:
     if call is None or (name != "relax.mean" and name not in _POOLS):
         return None
     affine = graph.of_kind(call.args[0], "dequantize")
-    if affine is None or not affine.is_uniform or affine.dtype not in ("uint8", "int8"):
+    if affine is None or not affine.in_bytes:
         return None
     shape = graph.shape(call.args[0])
     if name == "relax.mean":

@@ -18,7 +18,14 @@ import numpy as np
 import tvm
 from tvm import relax, te, tirx, topi
 
-from tilewright.compiler.quantize.affine import Affine, saturated, unsigned_zero
+from tilewright.compiler.quantize.affine import (
+    BITS,
+    RANGES,
+    Affine,
+    saturated,
+    storage,
+    unsigned_zero,
+)
 from tilewright.compiler.quantize.epilogue import EpilogueBuilder, Load, Operands
 from tilewright.compiler.quantize.fixed_epilogue import FixedEpilogueBuilder, NotIntegerError
 from tilewright.compiler.quantize.fixed_point import Precision, limited, shifted
@@ -158,8 +165,9 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
             else:
                 result = self._region(region)
         self.bytes[root] = result
-        if affine.dtype == "int8":
-            result = self._te("to_signed", _flip("int8"), [result], None)
+        if not affine.dtype.startswith("u"):
+            flip = _flip(affine.dtype, storage(affine.dtype))
+            result = self._te("to_signed", flip, [result], None)
         self.set_var_remap(root, result)
 
     def _region(self, region: Region) -> relax.Expr:
@@ -185,7 +193,7 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
     def _stays_float(self, var: relax.Var) -> bool:
         """Say whether a quantize operator behind the first one has no integer form."""
         affine = self.graph.of_kind(var, "quantize")
-        if affine is None or (affine.is_uniform and affine.dtype in ("uint8", "int8")):
+        if affine is None or (affine.in_bytes):
             return False
         return self.graph.follows_bytes(var)
 
@@ -313,7 +321,8 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
     def _requantized(self, found: Affine, wanted: Affine) -> relax.Expr:
         """Return the bytes of a dequantize's source, in the scale of another quantize."""
         source = self._bytes(found.source)
-        if found.scale == wanted.scale and unsigned_zero(found) == unsigned_zero(wanted):
+        same = found.scale == wanted.scale and unsigned_zero(found) == unsigned_zero(wanted)
+        if same and BITS[found.dtype] <= BITS[wanted.dtype]:
             return source
         factor = float(found.scale) / float(wanted.scale)
         zero, new = unsigned_zero(found), unsigned_zero(wanted)
@@ -321,10 +330,10 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
         def element(x: te.Tensor) -> Callable[..., Any]:
             def requantized(*at: Any) -> Any:
                 if self.integer_only:
-                    return _rescaled(x(*at).astype("int32") - zero, factor, new)
+                    return _rescaled(x(*at).astype("int32") - zero, factor, new, wanted.unsigned)
                 centred = (x(*at).astype("int32") - tirx.const(zero, "int32")).astype("float32")
                 value = centred * tirx.const(np.float32(factor), "float32")
-                return saturated(value, tirx.const(new, "int32"), "uint8")
+                return saturated(value, tirx.const(new, "int32"), wanted.unsigned)
 
             return requantized
 
@@ -348,12 +357,13 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
         return self.visit_expr(expr)
 
     def _bytes(self, var: relax.Expr) -> relax.Expr:
-        """Return unsigned bytes of a quantized tensor; signed ones are moved up by 128."""
+        """Return unsigned bytes of a quantized tensor; int8 ones are moved up by 128."""
         if var in self.bytes:
             return self.bytes[var]
         expr = self.visit_expr(var)
-        if str(expr.ty.dtype) == "int8":
-            expr = self._te("to_unsigned", _flip("uint8"), [expr], None)
+        dtype = self.graph.dtype_read(var) or str(expr.ty.dtype)
+        if not dtype.startswith("u"):
+            expr = self._te("to_unsigned", _flip(dtype, "uint8"), [expr], None)
         self.bytes[var] = expr
         return expr
 
@@ -377,13 +387,13 @@ def read_anchor(graph: Graph, var: relax.Var) -> Linear | Average | None:
     return read_linear(graph, var) or read_average(graph, var)
 
 
-def _rescaled(value: Any, factor: float, zero: int) -> Any:
-    """Return unsigned bytes of int32 times a factor, by a dyadic number."""
+def _rescaled(value: Any, factor: float, zero: int, dtype: str) -> Any:
+    """Return int32 times a factor, by a dyadic number, in bytes of an unsigned type."""
     precision = Precision()
     precision.note(factor, 255)
     multiplier = tirx.const(round(factor * 2.0**precision.shift), "int64")
     whole = shifted(value.astype("int64") * multiplier, precision.shift) + zero
-    return limited(whole, 0, 255).astype("uint8")
+    return limited(whole, *RANGES[dtype]).astype("uint8")
 
 
 def _name(linear: Linear | Average) -> str:
@@ -392,11 +402,16 @@ def _name(linear: Linear | Average) -> str:
     return "matmul_int8" if linear.window is None else "conv_int8"
 
 
-def _flip(dtype: str) -> Callable[[te.Tensor], te.Tensor]:
-    """Return what moves signed bytes up by 128, or unsigned ones down."""
+def _flip(signed: str, dtype: str) -> Callable[[te.Tensor], te.Tensor]:
+    """Return what moves integers of a signed type up until the least is 0, or down again.
+
+    Args:
+        signed: the type, for instance "int8" for 128 up or down.
+        dtype: that the result is stored as.
+    """
 
     def compute(x: te.Tensor) -> te.Tensor:
-        top = tirx.const(-128 if x.dtype == "int8" else 128, x.dtype)
+        top = tirx.const(RANGES[signed][0] if x.dtype == "int8" else -RANGES[signed][0], x.dtype)
         return te.compute(
             x.shape, lambda *at: tirx.reinterpret(dtype, x(*at) ^ top), name="flip_sign"
         )

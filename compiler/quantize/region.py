@@ -46,7 +46,7 @@ def is_movement(graph: Graph, expr: relax.Expr) -> bool:
     if op_name(call) == "relax.concat" and not isinstance(first, relax.Tuple):
         return False
     found = [graph.of_kind(source, "dequantize") for source in sources]
-    return all(a is not None and a.is_uniform and a.dtype in ("uint8", "int8") for a in found)
+    return all(a is not None and a.in_bytes for a in found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +81,7 @@ def find_regions(
     for binding in reversed(graph.bindings):
         var = binding.var
         affine = graph.of_kind(var, "quantize")
-        if affine is None or var in inside or not affine.is_uniform:
-            continue
-        if affine.dtype not in ("uint8", "int8"):
+        if affine is None or var in inside or not affine.in_bytes:
             continue
         found[var] = region = _grow(graph, linears, var, alone)
         inside |= region.members
@@ -137,7 +135,7 @@ def _members(
             continue
         affine = graph.affines.get(var)
         if affine is not None:
-            if not affine.is_uniform or affine.dtype not in ("uint8", "int8"):
+            if not affine.in_bytes:
                 continue
             if is_constant(affine.source):
                 continue

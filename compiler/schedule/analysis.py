@@ -21,6 +21,7 @@ from tilewright.compiler.schedule.expressions import (
     range_from_zero,
     rebuild,
     substitute,
+    without_range,
 )
 
 Kind = Literal["contraction", "window", "reduction", "elementwise"]
@@ -323,9 +324,8 @@ def _simplify_indices(expr: Expr, analyzer: sym.Analyzer) -> Expr:
 
 
 def _is_product(term: Expr) -> bool:
-    """Tell whether a term is a load, or a product of two loads, up to casts."""
-    if isinstance(term, tirx.Cast):
-        return _is_product(term.value)
+    """Tell whether a term is a load, or a product of two loads, up to casts and bounds."""
+    term = without_range(term)
     if isinstance(term, tirx.Mul):
         return _is_product(term.a) and _is_product(term.b) and len(loads_in(term)) == 2
     return isinstance(term, TensorLoad)

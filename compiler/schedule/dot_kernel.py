@@ -162,7 +162,22 @@ class DotEmitter(LaneEmitter):
 
     def cell_of(self, operand: Operand, row: int, column: int, base: Expr, offset: int) -> Expr:
         """Return the bytes of one cell of data, or of a vector of cells of weights."""
-        cell = offset + operand.rows[row] + operand.columns[column]
-        address = (base + constant_like(cell, self.index_dtype)) * self.group
-        count = self.group if operand.vector == 0 else self.group * self.tile.lanes
-        return tirx.BufferLoad(operand.buffer, [ramp(address, 1, count)])
+        lanes = 1 if operand.vector == 0 else self.tile.lanes
+        return cell_of(operand, row, column, base, offset, group=self.group, lanes=lanes)
+
+
+def cell_of(
+    operand: Operand, row: int, column: int, base: Expr, offset: int, *, group: int, lanes: int
+) -> Expr:
+    """Return the bytes of neighbouring cells of an operand.
+
+    Args:
+        operand: rows, columns and steps in cells.
+        row, column: of the tile.
+        base, offset: variable and constant part of the address of the step, in cells.
+        group: bytes in a cell.
+        lanes: cells.
+    """
+    cell = offset + operand.rows[row] + operand.columns[column]
+    address = (base + constant_like(cell, base)) * group
+    return tirx.BufferLoad(operand.buffer, [ramp(address, 1, group * lanes)])

@@ -33,6 +33,7 @@ _BINARY = (
     tirx.LShift,
     tirx.RShift,
 )
+_BOUNDS = (tirx.Max, tirx.Min, tirx.BitwiseAnd)
 _UNARY = (tirx.Not, tirx.BitwiseNot)
 Expr = Any
 Leaf = Callable[[Expr], Expr | None]
@@ -101,6 +102,25 @@ def _with_children(expr: Expr, new: tuple[Expr, ...]) -> Expr:
     if isinstance(expr, _UNARY):
         return type(expr)(*new)
     return tirx.Let(expr.var, *new)
+
+
+def without_range(expr: Expr) -> Expr:
+    """Return what is inside casts, and inside constants that bound it or say what bits it has."""
+    while True:
+        if isinstance(expr, tirx.Cast):
+            expr = expr.value
+        elif isinstance(expr, _BOUNDS) and isinstance(expr.b, tirx.IntImm):
+            expr = expr.a
+        elif isinstance(expr, tirx.Select) and _is_sign(expr):
+            expr = expr.condition.a
+        else:
+            return expr
+
+
+def _is_sign(expr: Expr) -> bool:
+    """Tell whether a choice is between two constants, by the sign of something."""
+    values = expr.true_value, expr.false_value
+    return isinstance(expr.condition, tirx.GT) and all(isinstance(v, tirx.IntImm) for v in values)
 
 
 def substitute(expr: Expr, values: Mapping[Any, Expr]) -> Expr:

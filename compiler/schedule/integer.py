@@ -8,6 +8,7 @@ multiply-add is that instruction. Tiles, tasks and padding are those of `schedul
 
     group 4: vpdpbusd (AVX-512 VNNI, AVX-VNNI); it does not saturate
     group 2: vpmaddwd and an add on data and weights of 16 bits, see `widened`; exact, without VNNI
+    group 4: vpmaddubsw, without VNNI, for weights of few bits, see `quad_kernel`
     group 8, 4: usmmla or usdot, sdot, for ARM with i8mm or dot products
     group 2: products in 16 bits, for ARM without dot products
 """
@@ -15,20 +16,29 @@ multiply-add is that instruction. Tiles, tasks and padding are those of `schedul
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from tvm import tirx
 from tvm.ir import TensorLoad
 
-from tilewright.compiler.schedule.analysis import Access, Anchor, Stage, find_anchor, read_stages
+from tilewright.compiler.schedule.analysis import Access, Stage, find_anchor, read_stages
+from tilewright.compiler.schedule.bit_packing import PLANES
+from tilewright.compiler.schedule.cells import CellBuilder, Dot, in_cells
 from tilewright.compiler.schedule.contraction import (
     ContractionDecisions,
     default_contraction,
     plan_contraction,
 )
 from tilewright.compiler.schedule.cost import RowsAs
+from tilewright.compiler.schedule.dot_groups import (
+    dot_groups,
+    has_vnni,
+    is_quads,
+    is_widened,
+    is_x86,
+)
 from tilewright.compiler.schedule.dot_kernel import (
     DATA_DTYPE,
     SUM_DTYPE,
@@ -44,8 +54,9 @@ from tilewright.compiler.schedule.dot_kernel import (
     paired_dot,
     signed_dot,
 )
-from tilewright.compiler.schedule.expressions import Expr, Linear
+from tilewright.compiler.schedule.expressions import Expr
 from tilewright.compiler.schedule.long_kernel import LongDotEmitter, long_dot
+from tilewright.compiler.schedule.low_bit import read_low_bit
 from tilewright.compiler.schedule.matrix_kernel import MATRIX_GROUP, MatrixDotEmitter
 from tilewright.compiler.schedule.micro_kernel import (
     Emitter,
@@ -54,54 +65,22 @@ from tilewright.compiler.schedule.micro_kernel import (
     emit_reduction,
     sequence,
 )
-from tilewright.compiler.schedule.padding import Clip
+from tilewright.compiler.schedule.packed_builder import PackedBuilder
+from tilewright.compiler.schedule.quad_kernel import QUAD, QuadEmitter, quad_steps
 from tilewright.compiler.schedule.tile_geometry import TileGeometry
-from tilewright.compiler.schedule.tile_loops import KernelBuilder, TaskGrid
+from tilewright.compiler.schedule.tile_loops import TaskGrid
 from tilewright.compiler.schedule.weight_sums import SignedDotEmitter, WeightSums
 from tilewright.compiler.schedule.widened import widen
 from tilewright.compiler.targets import Target
 from tilewright.errors import InvalidScheduleError
 
-_QUAD, _WIDENED_GROUP = 4, 2
+_PLANE_TEMPORARIES_X86, _PLANE_TEMPORARIES = 6, 3
 # Registers of a step beyond those of a multiply-add: products in 16 bits, or widened weights.
 _PAIRED_TEMPORARIES, _LONG_TEMPORARIES, _WIDENED_TEMPORARIES = 4, 4, 2
+# Steps of a block of narrow sums in one round.
+_QUAD_UNROLL = 8
 _DPBUSD = {512: "llvm.x86.avx512.vpdpbusd.512", 256: "llvm.x86.avx512.vpdpbusd.256"}
 _MADDWD = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}
-
-
-def dot_group(target: Target, depth: int = 1, dtype: str = DATA_DTYPE) -> int:
-    """Return how many neighbouring products the target's dot instruction sums.
-
-    Args:
-        target: what for.
-        depth: extent of the reduction axis, of which matrix products need a multiple.
-        dtype: of the data.
-    """
-    if dtype == WIDE_DTYPE:
-        return _WIDENED_GROUP
-    if has_mixed_dot(target) and depth % MATRIX_GROUP == 0:
-        return MATRIX_GROUP
-    return _QUAD if _has_vnni(target) or has_arm_dot(target) else _WIDENED_GROUP
-
-
-def _has_vnni(target: Target) -> bool:
-    wide = target.vector_bits == 512
-    return ("avx512_vnni" if wide else "avx_vnni") in target.features
-
-
-@dataclass(frozen=True, eq=False)
-class Dot:
-    """An integer contraction.
-
-    Attributes:
-        original: the anchor in elements, its grouped reduction axis last.
-        cells: the same in cells of `group` elements, without that axis.
-        group: elements in a cell.
-    """
-
-    original: Anchor
-    cells: Anchor
-    group: int
 
 
 def find_dot(stages: Sequence[Stage], target: Target) -> Dot | None:
@@ -118,48 +97,16 @@ def find_dot(stages: Sequence[Stage], target: Target) -> Dot | None:
     weight = next(access for access in anchor.accesses if access.vector)
     data = next(access for access in anchor.accesses if not access.vector)
     dtypes = str(data.buffer.dtype), str(weight.buffer.dtype)
-    is_wide = dtypes == (WIDE_DTYPE, WIDE_DTYPE) and multiplies_pairs(target)
+    is_wide = dtypes == (WIDE_DTYPE, WIDE_DTYPE) and is_widened(target)
     if dtypes != (DATA_DTYPE, WEIGHT_DTYPE) and not is_wide:
         return None
+    low_bit = read_low_bit(anchor.term)
     for axis in anchor.stage.reduction:
         steps = data.offset.of(axis.var), weight.offset.of(axis.var)
-        group = dot_group(target, axis.extent, dtypes[0])
-        if steps == (1, 1) and axis.extent == group and weight.vector == group:
-            return _in_cells(anchor, axis.var, group)
+        groups = dot_groups(target, axis.extent, low_bit, dtypes[0])
+        if steps == (1, 1) and axis.extent in groups and weight.vector == axis.extent:
+            return in_cells(anchor, axis.var, axis.extent, low_bit)
     return None
-
-
-def _in_cells(anchor: Anchor, grouped: Any, group: int) -> Dot | None:
-    """Return the anchor with `group` elements as one, where every other step is whole."""
-    stage = anchor.stage
-    kept = tuple(axis for axis in stage.reduction if not axis.var.same_as(grouped))
-    axis = next(axis for axis in stage.reduction if axis.var.same_as(grouped))
-    if not kept:
-        return None
-    cells = [_access_in_cells(access, grouped, group) for access in anchor.accesses]
-    if any(cell is None for cell in cells):
-        return None
-    original = replace(anchor, stage=replace(stage, reduction=(*kept, axis)))
-    in_cells = replace(
-        anchor,
-        stage=replace(stage, reduction=kept),
-        accesses=tuple(cell for cell in cells if cell is not None),
-    )
-    return Dot(original, in_cells, group)
-
-
-def _access_in_cells(access: Access, grouped: Any, group: int) -> Access | None:
-    linear = access.offset
-    others = {v: c for v, c in linear.coefficients.items() if not v.same_as(grouped)}
-    if any(c % group for c in (linear.constant, access.vector, *others.values())):
-        return None
-    offset = Linear(linear.constant // group, {v: c // group for v, c in others.items()})
-    return replace(access, offset=offset, vector=access.vector // group)
-
-
-def multiplies_pairs(target: Target) -> bool:
-    """Tell whether pairs of 16 bits are multiplied, by x86 without VNNI."""
-    return target.architecture == "x86_64" and not _has_vnni(target)
 
 
 def default_integer(dot: Dot, target: Target) -> ContractionDecisions:
@@ -167,12 +114,21 @@ def default_integer(dot: Dot, target: Target) -> ContractionDecisions:
     long = target.architecture == "armv7"
     paired = target.architecture == "aarch64" and not has_arm_dot(target)
     spare = _LONG_TEMPORARIES if long else _PAIRED_TEMPORARIES if paired else 0
-    spare = _WIDENED_TEMPORARIES if multiplies_pairs(target) else spare
+    spare = _WIDENED_TEMPORARIES if is_widened(target) else spare
+    if dot.group == PLANES:
+        spare = _PLANE_TEMPORARIES_X86 if is_x86(target) else _PLANE_TEMPORARIES
     registers = target.vector_registers - spare
     rows = RowsAs.LANES if long or target.multiplies_by_lane else RowsAs.ELEMENTS
     rows = RowsAs.PAIRS if dot.group == MATRIX_GROUP else rows
     narrowed = replace(target, vector_registers=registers)
     decisions = default_contraction(dot.cells, narrowed, rows)
+    if is_quads(dot, target) or dot.group == PLANES:
+        # Blocks of the narrow sums are runs of the longest loop.
+        extents = [axis.extent for axis in dot.cells.stage.reduction]
+        order = tuple(sorted(range(len(extents)), key=lambda position: extents[position]))
+        unroll = min(_QUAD_UNROLL, extents[order[-1]])
+        clip = decisions.clip_pad and dot.group == QUAD
+        return replace(decisions, chains=1, unroll=unroll, reduction_order=order, clip_pad=clip)
     # A second set of accumulators would not fit beside the widened data.
     return replace(decisions, chains=1, unroll=1) if long else decisions
 
@@ -197,32 +153,24 @@ def schedule_integer(
     if decisions is None:
         decisions = default_integer(dot, target)
     plan = plan_contraction(dot.cells, decisions, target)
+    if dot.group == PLANES:
+        return PackedBuilder(func, stages, dot, plan, target).build()
+    if is_quads(dot, target) and plan.chains > 1:
+        raise InvalidScheduleError(f"narrow sums have one chain, found {plan.chains}")
     builder = _DotBuilder(func, stages, dot.cells, plan, target.lanes("float32"))
     builder.dot, builder.target = dot, target
     return builder.build()
 
 
-class _DotBuilder(KernelBuilder):
-    """Tiles of 32-bit cells; what is behind a pad is found in elements first."""
-
-    dot: Dot
+class _DotBuilder(CellBuilder):
     target: Target
     sums: WeightSums
 
-    def _resolve(self, access: Access) -> tuple[Access, list[Clip]]:
-        position = self.anchor.accesses.index(access)
-        self.anchor = self.dot.original
-        resolved, clips = super()._resolve(self.dot.original.accesses[position])
-        self.anchor = self.dot.cells
-        grouped = self.dot.original.stage.reduction[-1].var
-        in_cells = _access_in_cells(resolved, grouped, self.dot.group)
-        if in_cells is None:
-            raise InvalidScheduleError(
-                f"data behind {access.buffer.name!r} does not come in groups of {self.dot.group}"
-            )
-        is_narrow = str(in_cells.buffer.dtype) != WIDE_DTYPE
-        widens = is_narrow and not in_cells.vector and multiplies_pairs(self.target)
-        return (widen(self, in_cells) if widens else in_cells), clips
+    def read_from(self, access: Access) -> Access:
+        """Return the access to bytes, or to a copy of data in 16 bits."""
+        as_it_is = access.vector or not is_widened(self.target) or is_quads(self.dot, self.target)
+        is_wide = str(access.buffer.dtype) == WIDE_DTYPE
+        return access if as_it_is or is_wide else widen(self, access)
 
     def task_start(self, task: Any, grid: TaskGrid) -> list[Any]:
         """Return the sums of the weights of a task's column tile, where data must be signed."""
@@ -259,6 +207,9 @@ class _DotBuilder(KernelBuilder):
 
         def emitter(tile: RegisterTile, accumulators: Any, index_dtype: str) -> Emitter:
             arguments = (tile, accumulators, index_dtype, self.dot.group)
+            if is_quads(self.dot, self.target):
+                extents = [axis.extent for axis in self.stage.reduction]
+                return QuadEmitter(*arguments[:-1], extents, quad_steps(self.dot.low_bit))
             if self.dot.group == MATRIX_GROUP:
                 return MatrixDotEmitter(*arguments[:-1])
             accumulate = accumulate_for(self.target)
@@ -281,7 +232,7 @@ def accumulate_for(target: Target) -> Accumulate:
         return signed_dot
     if target.architecture != "x86_64":
         return paired_dot if target.architecture == "aarch64" else long_dot
-    return partial(_dpbusd if _has_vnni(target) else _maddwd, bits=target.vector_bits)
+    return partial(_dpbusd if has_vnni(target) else _maddwd, bits=target.vector_bits)
 
 
 def _dpbusd(old: Expr, data: TensorLoad, weight: TensorLoad, bits: int) -> Expr:

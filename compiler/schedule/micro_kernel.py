@@ -271,6 +271,8 @@ class Emitter:
                 return tirx.BufferLoad(operand.buffer, [ramp(address, operand.vector, lanes)])
             if isinstance(node, tirx.Cast) and lanes > 1:
                 return tirx.Cast(f"{dtype_of(node)}x{lanes}", rebuild(node.value, leaf))
+            if isinstance(node, tirx.IntImm | tirx.FloatImm):
+                return splat(node, lanes)
             return None
 
         return rebuild(self.tile.term, leaf)

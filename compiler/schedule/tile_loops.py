@@ -187,7 +187,11 @@ class KernelBuilder:
                 continue
             wanted.append(stage)
             needed += [load.source for load in loads_in(stage.value)]
-        return [emit_stage(self, stage, self.max_lanes) for stage in self.stages if stage in wanted]
+        return [self.emit_producer(stage) for stage in self.stages if stage in wanted]
+
+    def emit_producer(self, stage: Stage) -> Any:
+        """Return the loops that compute a stage before the tiles read it."""
+        return emit_stage(self, stage, self.max_lanes)
 
     def _resolve(self, access: Access) -> tuple[Access, list[Clip]]:
         """Read through a pad where its border can be skipped."""

@@ -13,7 +13,7 @@ from tilewright.compiler.layout.rewrite import rewrite
 from tilewright.compiler.package import package
 from tilewright.compiler.program import Call, Program, Tensor, TensorSpec
 from tilewright.compiler.schedule import schedule
-from tilewright.compiler.schedule.integer import dot_group
+from tilewright.compiler.schedule.dot_groups import dot_group
 from tilewright.compiler.targets import parse_target
 
 pytestmark = pytest.mark.arm

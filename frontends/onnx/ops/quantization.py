@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from tvm import relax, te, tirx
 
-from tilewright.compiler.quantize.affine import emit_affine, saturated
+from tilewright.compiler.quantize.affine import BITS, RANGES, emit_affine, saturated
 from tilewright.frontends.onnx.folding import fold
 from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.ops.convolution import conv_te, with_bias
 from tilewright.frontends.onnx.ops.division import quotient
 from tilewright.frontends.onnx.ops.elementwise import FLOATS, cast, round_to_even
 from tilewright.frontends.onnx.ops.integer_products import dot_convolution, dot_product
-from tilewright.frontends.onnx.ops.small_types import decode, integer_range, is_small_integer
+from tilewright.frontends.onnx.ops.small_types import decode, is_small_integer
 from tilewright.frontends.onnx.ops.window import read_window
 from tilewright.frontends.onnx.registry import register
 from tilewright.frontends.onnx.values import Value, constant, dtype_of_onnx, is_small
@@ -23,7 +23,7 @@ R = relax.op
 
 MICROSOFT = "com.microsoft"
 _CONV = {1: R.nn.conv1d, 2: R.nn.conv2d, 3: R.nn.conv3d}
-_RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
+_WHOLE_BYTES = {dtype: bounds for dtype, bounds in RANGES.items() if not is_small(dtype)}
 
 
 def along(op: NodeContext, value: Value, shape: Sequence[int], axis: int, block: int) -> Value:
@@ -72,13 +72,15 @@ def quantize_linear(op: NodeContext) -> Value:
     saturate = bool(op.attr("saturate", 1))
     output, precision = op.attr("output_dtype", 0), op.attr("precision", 0)
     dtype = zero.dtype if zero is not None else dtype_of_onnx(output) if output else "uint8"
-    if dtype not in _RANGES and not is_small(dtype):
-        op.fail(f"quantization to {dtype}; supported are {', '.join(_RANGES)} and smaller types")
+    if dtype not in _WHOLE_BYTES and not is_small(dtype):
+        types = ", ".join(_WHOLE_BYTES)
+        op.fail(f"quantization to {dtype}; supported are {types} and smaller types")
     axis = axis % data.rank if data.rank else 0
     wide = dtype_of_onnx(precision) if precision else "float32"
-    fixed = dtype in _RANGES and is_fixed(data, scale, zero, axis, block)
+    fixed = dtype in RANGES and is_fixed(data, scale, zero, axis, block)
     if fixed and data.dtype == wide == scale.dtype == "float32":
-        return affine(op, "quantize", data, dtype, scale, zero, axis)
+        result = affine(op, "quantize", data, dtype, scale, zero, axis)
+        return op.from_bits(result, dtype) if is_small(dtype) else result
     if data.dtype == "float64":
         wide = "float64"
     scale = along(op, cast(op, scale, wide), data.shape, axis, block)
@@ -106,14 +108,14 @@ def quantize(
         if zero is not None and not (zero.data is not None and not zero.data.any()):
             scaled = op.call(R.add, scaled, cast(op, zero, scaled.dtype))
         return cast(op, scaled, dtype, saturate)
-    if dtype in _RANGES and data.dtype == scale.dtype == "float32" and scale.rank == 0:
+    if dtype in _WHOLE_BYTES and data.dtype == scale.dtype == "float32" and scale.rank == 0:
         zero = op.scalar(0, "int32") if zero is None else cast(op, zero, "int32")
         if zero.rank == 0:
             return op.te(_saturated, data, scale, zero, dtype, name="quantize_linear")
     rounded = round_to_even(op, quotient(op, data, scale))
     if zero is not None:
         rounded = op.call(R.add, rounded, cast(op, zero, rounded.dtype))
-    low, high = _RANGES[dtype] if dtype in _RANGES else integer_range(dtype)
+    low, high = RANGES[dtype]
     clipped = op.call(R.clip, rounded, min=float(low), max=float(high))
     return cast(op, cast(op, clipped, "int32"), dtype)
 
@@ -128,17 +130,20 @@ def _saturated(data: te.Tensor, scale: te.Tensor, zero: te.Tensor, dtype: str) -
 @register("DequantizeLinear", 10, foldable=False)
 def dequantize_linear(op: NodeContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html"""
-    data, scale, zero = _widened(op, op.input(0)), op.input(1), op.optional(2)
+    data, scale, zero = op.input(0), op.input(1), op.optional(2)
     axis, block = op.attr("axis", 1), op.attr("block_size", 0)
     output = op.attr("output_dtype", 0)
     axis = axis % data.rank if data.rank else 0
     dtype = dtype_of_onnx(output) if output else scale.dtype
-    if (
-        data.dtype in _AFFINE
-        and dtype == scale.dtype == "float32"
-        and is_fixed(data, scale, zero, axis, block)
-    ):
+    fixed = dtype == scale.dtype == "float32" and is_fixed(data, scale, zero, axis, block)
+    if fixed and data.dtype in _AFFINE:
         return affine(op, "dequantize", data, data.dtype, scale, zero, axis)
+    if fixed and data.dtype in BITS:
+        if data.data is None:
+            return affine(op, "dequantize", op.bits(data), data.dtype, scale, zero, axis)
+        whole = constant(data.data, "uint8" if data.dtype.startswith("u") else "int8")
+        return affine(op, "dequantize", whole, whole.dtype, scale, zero, axis)
+    data = _widened(op, data)
     if all(value is None or value.is_constant for value in (data, scale, zero)):
         folded = fold(op.node, op.inputs, op.opset)
         if folded is not None:
@@ -150,7 +155,7 @@ def dequantize_linear(op: NodeContext) -> Value:
     return op.call(R.multiply, cast(op, centred, dtype), scale)
 
 
-_AFFINE = (*_RANGES, "int32")
+_AFFINE = (*_WHOLE_BYTES, "int32")
 
 
 def is_fixed(data: Value, scale: Value, zero: Value | None, axis: int, block: int) -> bool:
@@ -198,7 +203,7 @@ def real(
 
 def quantized(op: NodeContext, data: Value, scale: Value, zero: Value | None, dtype: str) -> Value:
     """Quantize the result of a quantized operator."""
-    if dtype in _RANGES and is_fixed(data, scale, zero, 0, 0):
+    if dtype in _WHOLE_BYTES and is_fixed(data, scale, zero, 0, 0):
         return affine(op, "quantize", data, dtype, scale, zero, 0)
     return quantize(op, data, scale, zero, dtype)
 

@@ -55,12 +55,6 @@ def is_small_integer(dtype: str) -> bool:
     return dtype in _INTEGER_BITS
 
 
-def integer_range(dtype: str) -> tuple[int, int]:
-    """Return the smallest and the largest number of an integer type below one byte."""
-    bits = _INTEGER_BITS[dtype]
-    return (0, 2**bits - 1) if dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-
-
 def decode(op: NodeContext, data: Value) -> Value:
     """Convert a value of a small type to int32 or float32; both hold every number of it."""
     if data.data is not None:

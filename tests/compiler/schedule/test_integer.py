@@ -9,7 +9,7 @@ from tilewright.compiler.layout.integer_choices import channels_last, grouped_we
 from tilewright.compiler.layout.primitives import Layout
 from tilewright.compiler.layout.rewrite import rewrite
 from tilewright.compiler.schedule import default_decisions, schedule
-from tilewright.compiler.schedule.integer import dot_group
+from tilewright.compiler.schedule.dot_groups import dot_group
 from tilewright.compiler.targets import parse_target
 
 TARGETS = ("native", "x86-64-v4", "x86-64-v3")

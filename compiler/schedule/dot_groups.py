@@ -1,0 +1,98 @@
+"""How many neighbouring products a kernel of integers sums at once: the forms that a target has.
+
+The number of elements in a group of packed weights says which form computes a contraction, so that
+a choice of layout is a choice of form.
+"""
+
+from __future__ import annotations
+
+from tilewright.compiler.schedule.bit_packing import PLANES
+from tilewright.compiler.schedule.cells import Dot
+from tilewright.compiler.schedule.dot_kernel import (
+    DATA_DTYPE,
+    WIDE_DTYPE,
+    has_arm_dot,
+    has_mixed_dot,
+)
+from tilewright.compiler.schedule.low_bit import LowBit
+from tilewright.compiler.schedule.matrix_kernel import MATRIX_GROUP
+from tilewright.compiler.schedule.quad_kernel import QUAD, has_quads, quad_steps
+from tilewright.compiler.targets import Target
+
+_FOUR, _WIDENED_GROUP = 4, 2
+_X86_BITS = (256, 512)
+# And, count and add: of half bytes by vpshufb, in pairs as a multiply-add and an add are; by cnt.
+_PLANE_INSTRUCTIONS_X86, _PLANE_INSTRUCTIONS = 8 / 2, 3
+
+
+def dot_groups(
+    target: Target, depth: int, low_bit: LowBit, dtype: str = DATA_DTYPE
+) -> tuple[int, ...]:
+    """Return the groups that a target has kernels for, the one for all bytes first.
+
+    Args:
+        target: what for.
+        depth: extent of the reduction axis that the data's neighbours lie along.
+        low_bit: what is known of the factors.
+        dtype: of the data.
+    """
+    if dtype == WIDE_DTYPE:
+        return (_WIDENED_GROUP,)
+    found = [dot_group(target, depth)]
+    if is_widened(target) and has_quads(target) and quad_steps(low_bit) > 0:
+        found.append(QUAD)
+    if low_bit.is_narrow and has_planes(target):
+        found.append(PLANES)
+    return tuple(found)
+
+
+def has_planes(target: Target) -> bool:
+    """Tell whether there are kernels by bits for a target."""
+    return target.architecture != "x86_64" or target.vector_bits in _X86_BITS
+
+
+def products_in_a_cell(target: Target, group: int, low_bit: LowBit) -> float:
+    """Return how many products one multiply-add of the estimate stands for, by instructions.
+
+    Args:
+        target, low_bit: see `dot_groups`.
+        group: one of `dot_groups`.
+    """
+    if group == QUAD and is_widened(target):
+        # Two instructions a step as for pairs of 16 bits, and as many again for each block.
+        return QUAD / (1 + 1 / quad_steps(low_bit))
+    if group == PLANES:
+        instructions = _PLANE_INSTRUCTIONS_X86 if is_x86(target) else _PLANE_INSTRUCTIONS
+        return PLANES / instructions / (low_bit.weight_bits * low_bit.data_bits)
+    return group
+
+
+def is_x86(target: Target) -> bool:
+    return target.architecture == "x86_64"
+
+
+def dot_group(target: Target, depth: int = 1) -> int:
+    """Return how many neighbouring products the target's dot instruction sums.
+
+    Args:
+        target: what for.
+        depth: extent of the reduction axis, of which matrix products need a multiple.
+    """
+    if has_mixed_dot(target) and depth % MATRIX_GROUP == 0:
+        return MATRIX_GROUP
+    return _FOUR if has_vnni(target) or has_arm_dot(target) else _WIDENED_GROUP
+
+
+def has_vnni(target: Target) -> bool:
+    wide = target.vector_bits == 512
+    return ("avx512_vnni" if wide else "avx_vnni") in target.features
+
+
+def is_widened(target: Target) -> bool:
+    """Tell whether pairs of 16 bits are multiplied, by x86 without VNNI."""
+    return target.architecture == "x86_64" and not has_vnni(target)
+
+
+def is_quads(dot: Dot, target: Target) -> bool:
+    """Tell whether a contraction is laid out for vpmaddubsw."""
+    return dot.group == QUAD and is_widened(target)
