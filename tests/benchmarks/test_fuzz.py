@@ -11,12 +11,14 @@ from onnx import TensorProto, helper
 
 from benchmarks.fuzz import __main__ as command
 from benchmarks.fuzz import session
-from benchmarks.fuzz.check import Mismatch, check, difference, merged, part
+from benchmarks.fuzz.check import Mismatch, check, difference, merged, part, random_feed
 from benchmarks.fuzz.graph import Graph, small_enough
 from benchmarks.fuzz.models import models
 from benchmarks.fuzz.moves import MOVES, windows
 from benchmarks.fuzz.session import run_batch
 from benchmarks.fuzz.ways import ORDER, WAYS, Way
+from tilewright.errors import MeasureError
+from tilewright.reference import reference_outputs
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -87,6 +89,34 @@ def test_counts_of_runs_side_by_side_are_added(tmp_path, monkeypatch, capsys):
         **{"next_seed": 3, "graphs": 10, "ways": {"untuned": 10}, "operators": {"Relu": 14}},
         **{"commits": {"abc": 5, "def": 5}, "failures": [failed]},
     }
+
+
+def test_nodes_are_referred_to_whoever_can_run_them():
+    """ONNX's reference fails for the second node, ONNX Runtime for the first."""
+    weights = {
+        "w": np.ones((3, 1, 2, 2), np.float32),
+        "v": np.ones((3, 2, 1, 1), np.float32),
+    }
+    nodes = [
+        helper.make_node(
+            "Conv", ["x", "w"], ["m"], auto_pad="SAME_UPPER", dilations=[2, 2], group=3
+        ),
+        helper.make_node("ConvTranspose", ["m", "v"], ["y"], group=3),
+    ]
+    info = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 4, 4])]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        info,
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 6, 4, 4])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    feed = random_feed(model, 0)
+    for one in ("onnx", "onnxruntime"):
+        with pytest.raises(MeasureError):
+            reference_outputs(model, feed, ["y"], one)
+    check([model], "untuned")
 
 
 def test_a_wrong_result_is_a_mismatch(monkeypatch):
