@@ -55,6 +55,17 @@ from tilewright.compiler.targets import Target
 from tilewright.compiler.weight_only import WeightWords, read_words
 from tilewright.errors import InvalidScheduleError
 
+# Registers beside sums and words of a tile: an element of the data, masks, floats on their way.
+_SPARE = 6
+# Vectors of a tile with one row. Microseconds of 4096 x 4096 in groups of 32 from memory (Zen 3):
+# 3 vectors 703, 4 748, 5 656, 6 1225 and 7 1085 (sums spilled). Packed so that the vectors of a
+# tile make one stream, 4 take 931: several streams are fetched sooner.
+_MOST_VECTORS = 8
+# Vectors of a tile with several rows.
+_TILE_VECTORS = 2
+# Sums under way that hide the latency of multiply-add.
+_IN_FLIGHT = 8
+
 
 @dataclass(frozen=True, eq=False)
 class WeightOnly:
@@ -147,24 +158,23 @@ def _scratch(name: str, rows: int, width: int) -> Any:
 
 
 def default_weight_only(found: WeightOnly, target: Target) -> ContractionDecisions:
-    """Choose a tile whose sums of a group, unpacked weights and masks stay in registers.
+    """Choose the largest tile whose words, and sums of a group, stay in registers.
 
-    With one row, what counts is that enough multiply-adds are under way and that memory is read
-    in few streams; with more, that unpacked weights serve as many rows as fit.
+    With one row many vectors hide the latency of multiply-add, and read memory in many streams;
+    with more rows the weights of a step, once unpacked, serve as many as fit. The sums over all
+    groups wait in memory between groups.
     """
     anchor = found.anchor
     rows = prod(anchor.stage.spatial[position].extent for position in anchor.rows)
     vectors_in_all = tile_count(anchor.vector_axis.extent, anchor.lanes)
-    registers = target.vector_registers
     if rows == 1:
-        vectors = min(vectors_in_all, _ROW_VECTORS)
-        row_tile, chains = (1, 1), _IN_FLIGHT // vectors
+        most = min(_MOST_VECTORS, (target.vector_registers - _SPARE) // 2)
+        vectors, row_tile = min(vectors_in_all, most), (1, 1)
+        chains = max(1, min(_IN_FLIGHT // vectors // 2 * 2, found.words.in_word))
     else:
-        vectors = min(vectors_in_all, _TILE_VECTORS)
-        # Beside the sums: weights of a step and their floats, a row's element, a mask.
-        most = max(1, (registers - 2 * vectors - 2) // vectors)
-        inner = tile_count(rows, tile_count(rows, most))
-        row_tile, chains = (1, inner), 1
+        vectors, chains = min(vectors_in_all, _TILE_VECTORS), 1
+        most = max(1, (target.vector_registers - _SPARE) // vectors)
+        row_tile = (1, tile_count(rows, tile_count(rows, most)))
     fused = max(1, len(anchor.rows))
     return ContractionDecisions(
         row_tile=row_tile,
@@ -172,15 +182,8 @@ def default_weight_only(found: WeightOnly, target: Target) -> ContractionDecisio
         fused_rows=fused,
         row_block=choose_row_block(anchor, target, fused, row_tile, vectors),
         reduction_order=(0, 1),
-        chains=max(1, min(chains, found.words.in_word)),
-        unroll=max(1, min(chains, found.words.in_word)),
+        chains=chains,
     )
-
-
-# Column vectors of a tile with one row, and with several.
-_ROW_VECTORS, _TILE_VECTORS = 4, 2
-# Sums under way that hide the latency of multiply-add.
-_IN_FLIGHT = 8
 
 
 def schedule_weight_only(
@@ -206,9 +209,10 @@ def schedule_weight_only(
         raise InvalidScheduleError(
             f"groups of {found.anchor.stage.name!r} are summed in order and without panels"
         )
-    plan = plan_contraction(found.anchor, decisions, target)
+    # Its chains are codes of one word, not steps.
+    plan = plan_contraction(found.anchor, replace(decisions, chains=1), target)
     builder = WeightOnlyBuilder(func, stages, found.anchor, plan, target.lanes("float32"))
-    builder.found = found
+    builder.found, builder.chains = found, decisions.chains
     return builder.build()
 
 
@@ -216,6 +220,7 @@ class WeightOnlyBuilder(KernelBuilder):
     """Builds tiles of words; the data is spread over the codes of a word first."""
 
     found: WeightOnly
+    chains: int
 
     def _prologue(self) -> list[Any]:
         """Return what makes the data: its producer if it has one, a padded copy, its spreading."""
@@ -253,6 +258,6 @@ class WeightOnlyBuilder(KernelBuilder):
         """Return the accumulators of a tile, and the statements that fill them."""
 
         def emitter(tile: RegisterTile, accumulators: Any, index_dtype: str) -> Emitter:
-            return GroupEmitter(tile, accumulators, index_dtype, self.found.words, self.plan.chains)
+            return GroupEmitter(tile, accumulators, index_dtype, self.found.words, self.chains)
 
-        return emit_reduction(replace(tile, chains=1), bases, self.index_dtype, emitter)
+        return emit_reduction(tile, bases, self.index_dtype, emitter)
