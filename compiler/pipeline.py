@@ -6,7 +6,7 @@ Relax module -> canonical Relax -> fused PrimFuncs -> layouts -> schedules -> pr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -159,12 +159,8 @@ def lower(
         integer_only=integer_only,
         regions=regions,
     )
-    program = replace(
-        program,
-        kernels=kernels | joined.kernels | empty,
-        regions={name: lower_region(regions[mark], mark, inner) for name, mark in places.items()},
-    )
-    program = pack_bits(program)
+    lowered = {name: lower_region(regions[mark], mark, inner) for name, mark in places.items()}
+    program = pack_bits(program, kernels | joined.kernels | empty, lowered)
     dump("scheduled", tvm.IRModule(_named(program.kernels)))
     return Lowered(program, plan, conversions, stale, operations, quantized)
 

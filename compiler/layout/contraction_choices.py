@@ -225,7 +225,9 @@ def _integer(
     # The right operand of a stacked product is [.., K, N]: its stack stays in front.
     batches = len(shape) - 2 if not is_image and dim == len(shape) - 1 else 0
     for group in dot_groups(target, data_shape[depth_dim], low_bit, dtype):
-        if data_shape[depth_dim] % group:
+        usual = group == dot_group(target, data_shape[depth_dim])
+        whole = prod(anchor.extents[axis] for axis in anchor.reduction) > group
+        if data_shape[depth_dim] % group or not (usual or (low_bit.is_narrow and whole)):
             continue
         weight = grouped_weight(shape, dim, along, target.lanes("int32"), group, batches)
         if is_image:
@@ -238,7 +240,7 @@ def _integer(
         share = costs.CONTRACTION_SHARE * products_in_a_cell(target, group, low_bit)
         seconds = costs.seconds(operator, layouts, target, macs, share)
         name = "C -> C" if is_image else "packed"
-        name += "" if group == dot_group(target, data_shape[depth_dim]) else f" by {group}"
+        name += "" if usual else f" by {group}"
         found.append(Choice(name, tuple(layouts), seconds))
     return found
 

@@ -2,28 +2,36 @@
 
     call kernel(x, w: int8 [..])  ->  call kernel(x, w': int32 [..])     where the kernel says so
 
-Precondition: kernels are scheduled. A constant that several calls pass is packed once for each way
+A constant that several calls pass is packed once for each way
 of packing; what no call passes any more stays out of the module, as nothing refers to it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from tilewright.compiler.program import Call, Program, Tensor
+from tvm.tirx import PrimFunc
+
+from tilewright.compiler.program import Call, Program, Region, Tensor
 from tilewright.compiler.schedule.bit_packing import Packing, packings
 from tilewright.errors import CompileError
 
 
-def pack_bits(program: Program) -> Program:
-    """Return the program with every constant as its kernels read it.
+def pack_bits(
+    program: Program, kernels: Mapping[str, PrimFunc], regions: Mapping[str, Region]
+) -> Program:
+    """Return the program with scheduled kernels, and every constant as they read it.
+
+    Args:
+        program: its kernels are not scheduled.
+        kernels: the scheduled ones, by the same names.
+        regions: what the program's control flow became.
 
     Raises:
         CompileError: what a kernel wants packed is no constant.
     """
-    wanted = {name: packings(func) for name, func in program.kernels.items()}
-    if not any(wanted.values()):
-        return program
+    wanted = {name: packings(func) for name, func in kernels.items()}
     tensors = list(program.tensors)
     known: dict[tuple[int, Packing], int] = {}
 
@@ -49,4 +57,5 @@ def pack_bits(program: Program) -> Program:
         return replace(call, args=args)
 
     calls = tuple(passed(call) for call in program.calls)
-    return replace(program, tensors=tuple(tensors), calls=calls)
+    scheduled = {"kernels": dict(kernels), "regions": dict(regions)}
+    return replace(program, tensors=tuple(tensors), calls=calls, **scheduled)

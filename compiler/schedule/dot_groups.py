@@ -41,7 +41,7 @@ def dot_groups(
     found = [dot_group(target, depth)]
     if is_widened(target) and has_quads(target) and quad_steps(low_bit) > 0:
         found.append(QUAD)
-    if low_bit.is_narrow and has_planes(target):
+    if has_planes(target):
         found.append(PLANES)
     return tuple(found)
 

@@ -111,16 +111,20 @@ def without_range(expr: Expr) -> Expr:
             expr = expr.value
         elif isinstance(expr, _BOUNDS) and isinstance(expr.b, tirx.IntImm):
             expr = expr.a
-        elif isinstance(expr, tirx.Select) and _is_sign(expr):
-            expr = expr.condition.a
+        elif isinstance(expr, tirx.Select) and (found := _sign_of(expr)) is not None:
+            expr = found
         else:
             return expr
 
 
-def _is_sign(expr: Expr) -> bool:
-    """Tell whether a choice is between two constants, by the sign of something."""
-    values = expr.true_value, expr.false_value
-    return isinstance(expr.condition, tirx.GT) and all(isinstance(v, tirx.IntImm) for v in values)
+def _sign_of(expr: Expr) -> Expr | None:
+    """Return what a choice between two constants compares with a constant, if it is one."""
+    parts = (expr.true_value, expr.false_value)
+    if not isinstance(expr.condition, tirx.GT | tirx.LT):
+        return None
+    sides = [s for s in children(expr.condition) if not isinstance(s, tirx.IntImm)]
+    constants = all(isinstance(part, tirx.IntImm) for part in parts)
+    return sides[0] if constants and len(sides) == 1 else None
 
 
 def substitute(expr: Expr, values: Mapping[Any, Expr]) -> Expr:

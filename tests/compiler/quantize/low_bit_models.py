@@ -50,7 +50,7 @@ def quantized_model(
     is_conv = weights.ndim == 4
     axis = 0 if is_conv else 1
     count = weights.shape[axis]
-    w_scale = (0.01 * (1 + np.arange(count) % 5)).astype("float32")
+    w_scale = (0.0137 * (1 + np.arange(count) % 5)).astype("float32")
     low, high = RANGES[out_dtype]
     floats = {"xs": scale, "ys": out_scale, "zero_f": 0.0, "one": 1.0, "minus": -1.0}
     tensors = [helper.make_tensor(k, TensorProto.FLOAT, [], [v]) for k, v in floats.items()]
