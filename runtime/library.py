@@ -9,6 +9,7 @@ import _ctypes
 import ctypes
 import json
 import mmap
+import platform
 import struct
 import weakref
 import zlib
@@ -69,8 +70,9 @@ def _read_trailer(file: Any, path: str) -> Trailer:
     file.seek(max(0, size_bytes - _TRAILER.size))
     raw = file.read()
     if len(raw) < _TRAILER.size or not raw.startswith(_MAGIC):
+        hint = "; it must be compiled first" if str(path).endswith(".onnx") else ""
         raise ModuleError(
-            f"'{path}' is not a tilewright module, or is cut short: the trailer is missing"
+            f"'{path}' is not a tilewright module, or is cut short: the trailer is missing{hint}"
         )
     _magic, version, *fields, trailer_crc32 = _TRAILER.unpack(raw)
     trailer = Trailer(*fields)
@@ -134,6 +136,22 @@ class _Api(ctypes.Structure):
     )
 
 
+# The field e_machine of an ELF file, by what Python calls the machine.
+_MACHINES = {62: "x86_64", 183: "aarch64", 40: "armv7l"}
+
+
+def _check_machine(file: Any, path: str | Path) -> None:
+    """Raise for a module of another kind of processor; dlopen says that there is no such file."""
+    file.seek(18)
+    wanted = _MACHINES.get(int.from_bytes(file.read(2), "little"))
+    here = platform.machine()
+    if wanted is not None and here in _MACHINES.values() and wanted != here:
+        raise ModuleError(
+            f"module '{path}' is for {wanted} processors, this is {here}; run it there, or compile "
+            "the model for this one"
+        )
+
+
 _SKIP_WEIGHTS_CHECK = 2  # done by read_description
 
 
@@ -157,6 +175,7 @@ class Library:
         """
         try:
             with open(path, "rb") as file:
+                _check_machine(file, path)
                 spelled = _spelled(Path(path).resolve(), _read_trailer(file, str(path)).code_id)
             self._library = ctypes.CDLL(spelled)
             self.api = _Api.in_dll(self._library, "tilewright_api")

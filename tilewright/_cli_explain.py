@@ -75,16 +75,16 @@ def mount(app: typer.Typer, errors: Errors) -> None:
 def _print(found: Mapping[str, Any], top: int) -> None:
     threads = found["threads"]
     _say(
-        f"{found['module']}: {found['seconds'] * 1e3:.2f} ms on {threads} thread"
+        f"{found['module']}: {output.format_time(found['seconds'])} on {threads} thread"
         f"{'s' * (threads != 1)}; meanwhile the machine gave {found['peak_gflops']:.0f} GFLOP/s "
         f"and {found['bandwidth_gbytes']:.1f} GB/s"
     )
     rows = [
         (
             row["label"],
-            f"{row['seconds'] * 1e3:.3f} ms",
+            output.format_time(row["seconds"]),
             f"{row['share']:.1%}",
-            f"{row['to_win_s'] * 1e3:.3f} ms",
+            output.format_time(row["to_win_s"]),
             row["waits_for"],
             row["tuning"],
             _types(row["dtypes"]),
@@ -109,16 +109,33 @@ def _print(found: Mapping[str, Any], top: int) -> None:
     )
     conversions = found["conversions"]
     _say(
-        f"{conversions['count']} layout conversions take {conversions['seconds'] * 1e3:.3f} ms; "
+        f"{conversions['count']} layout conversions take "
+        f"{output.format_time(conversions['seconds'])}; "
         + (", ".join(f"{share:.0%} {kind}" for kind, share in found["tuned"].items()) or "no tasks")
     )
     if found["quantized"]:
         _print_quantized(found["quantized"], top)
-    advised = [row for row in found["operators"] if row["advice"]]
-    for row in advised[:top]:
-        _say(f"up to {row['to_win_s'] * 1e3:.3f} ms: {row['label']}: {row['advice']}")
+    for label, advice, seconds in _advised(found["operators"])[:top]:
+        _say(f"up to {output.format_time(seconds)}: {label}: {advice}")
     if "against" in found:
         _print_beside(found, top)
+
+
+def _advised(operators: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
+    """Return what would help and by how much; calls of one kernel share a line."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in operators:
+        if row["advice"]:
+            groups.setdefault((row["kernel"], row["advice"]), []).append(row)
+    lines = [
+        (
+            rows[0]["label"] if len(rows) == 1 else f"{len(rows)} calls of {kernel}",
+            advice,
+            sum(row["to_win_s"] for row in rows),
+        )
+        for (kernel, advice), rows in groups.items()
+    ]
+    return sorted(lines, key=lambda line: -line[2])
 
 
 def _types(dtypes: Sequence[str]) -> str:
@@ -143,12 +160,12 @@ def _print_beside(found: Mapping[str, Any], top: int) -> None:
     other = found["against"]
     ratio = found["seconds"] / other["seconds"]
     _say(
-        f"{other['module']}: {other['seconds'] * 1e3:.2f} ms; {found['module']} takes {ratio:.2f} "
-        "times as long"
+        f"{other['module']}: {output.format_time(other['seconds'])}; {found['module']} takes "
+        f"{ratio:.2f} times as long"
     )
 
     def time(seconds: float | None) -> str:
-        return "" if seconds is None else f"{seconds * 1e3:.3f} ms"
+        return "" if seconds is None else output.format_time(seconds)
 
     rows = [
         (row["label"], time(row["seconds"]), time(row["other_seconds"]))

@@ -95,8 +95,8 @@ def print_bench(result: Mapping[str, Any]) -> None:
         _row(
             table,
             name,
-            _time(engine["median_s"]),
-            _time(engine["min_s"]),
+            format_time(engine["median_s"]),
+            format_time(engine["min_s"]),
             f"{engine.get('ratio', 1.0):.2f} [{low:.2f} .. {high:.2f}]",
             "" if error is None else f"{error:.1e}",
         )
@@ -179,17 +179,17 @@ def _print_layouts(console: Console, layouts: Mapping[str, Any]) -> None:
     table = _table("operator", "kernel", "layouts", "estimate")
     for item in layouts["operators"]:
         cells = item["label"], item["kernel"], "\n".join(item["layouts"])
-        _row(table, *cells, _time(item["estimated_s"]))
+        _row(table, *cells, format_time(item["estimated_s"]))
     console.print(table)
     if layouts["conversions"]:
         table = _table("converted tensor", "from", "to", "estimate")
         for item in layouts["conversions"]:
-            _row(table, item["tensor"], item["from"], item["to"], _time(item["estimated_s"]))
+            _row(table, item["tensor"], item["from"], item["to"], format_time(item["estimated_s"]))
         console.print(table)
     quality = "proven least" if layouts["proven_optimal"] else "not proven least"
     console.print(
         f"{len(layouts['conversions'])} conversions, estimate of the whole "
-        f"{_time(layouts['estimated_s'])} ({quality})"
+        f"{format_time(layouts['estimated_s'])} ({quality})"
     )
 
 
@@ -205,8 +205,10 @@ def _print_module(result: Mapping[str, Any]) -> None:
     )
     console.print(_signature(entry["inputs"], entry["outputs"]))
     for key, value in result.items():
-        if key not in ("kind", "size_bytes", "target", "entries"):
+        if key not in ("kind", "size_bytes", "target", "entries", "quantized"):
             console.print(f"{key.replace('_', ' ')}: {_text(value)}", markup=False)
+    if "quantized" in result:
+        _print_quantized(result["quantized"])
 
 
 def _signature(inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> Table:
@@ -246,7 +248,8 @@ def _size(size_bytes: float) -> str:
     return f"{size_bytes:.4g} GiB"
 
 
-def _time(seconds: float) -> str:
+def format_time(seconds: float) -> str:
+    """Return a time in microseconds, milliseconds or seconds, whichever reads best."""
     if seconds < 1e-3:
         return f"{seconds * 1e6:.1f} us"
     return f"{seconds * 1e3:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"

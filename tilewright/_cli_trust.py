@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from tilewright import _cli_arguments as arguments
 from tilewright import _cli_output as output
 from tilewright._cli_arguments import AsJson, Debug, Errors
 from tilewright.verification import TOLERANCE
@@ -93,6 +94,10 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         against: Against = "onnxruntime",
         target: Annotated[str, typer.Option(help="As for 'compile'; must run here.")] = "native",
         input_: Input = None,
+        shape: Annotated[
+            list[str] | None,
+            typer.Option("--shape", metavar="NAME=1,3,224,224", help="As for 'compile'."),
+        ] = None,
         seed: Seed = 0,
         tolerance: Tolerance = TOLERANCE,
         out: Annotated[
@@ -105,10 +110,12 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         from tilewright.debugging import debug_accuracy
         from tilewright.inputs import load_npz
 
+        shapes = arguments.parse_shapes(shape)
         with errors(debug), output.progress() as progress:
             feed = None if input_ is None else load_npz(input_)
             found = debug_accuracy(
                 model,
+                shapes=shapes,
                 against=against,
                 target=target,
                 feed=feed,

@@ -68,6 +68,8 @@ Measure = Annotated[
 ]
 LogPath = Annotated[Path, typer.Argument(metavar="LOG", help="A tuning log.", show_default=False)]
 
+# Exit status where results were found, but could not be kept.
+_UNWRITTEN = 1
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -177,6 +179,8 @@ def mount(app: typer.Typer, errors: Errors) -> None:
                 callback=show,
             )
         tables.print_result(result, as_json)
+        if result.unwritten:
+            raise typer.Exit(_UNWRITTEN)
 
     @app.command("tune-op")
     def tune_op_command(
@@ -231,6 +235,8 @@ def mount(app: typer.Typer, errors: Errors) -> None:
                 winograd=False,
             )
         tables.print_result(result, as_json)
+        if result.unwritten:
+            raise typer.Exit(_UNWRITTEN)
 
     logs = typer.Typer(help="Look into tuning logs, and keep them in order.", no_args_is_help=True)
     app.add_typer(logs, name="logs")
@@ -255,6 +261,9 @@ def _mount_logs(logs: typer.Typer, errors: Errors) -> None:
 
             _must_exist(log)
             found = tables.best_of_tasks(Log(log))
+            warning = Log(log).read().warning(log)
+        if warning:
+            typer.echo(f"warning: {warning}", err=True)
         _print(found, as_json, tables.print_records)
 
     @logs.command("merge")

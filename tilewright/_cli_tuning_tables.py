@@ -91,6 +91,8 @@ def print_result(result: TuneResult, as_json: bool) -> None:
     """Print the outcome of tuning; warnings go to stderr."""
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
+    if result.unwritten:
+        typer.echo(f"error: {result.unwritten} records are not in {result.log}", err=True)
     if as_json:
         typer.echo(json.dumps(asdict(result), indent=2, default=str))
         return

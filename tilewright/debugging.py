@@ -13,7 +13,7 @@ import onnx
 from onnx import helper
 from onnx.utils import Extractor
 
-from tilewright.errors import MeasureError, ModelError
+from tilewright.errors import MeasureError
 from tilewright.inputs import save_npz
 from tilewright.reference import largest_error, load_proto, reference_outputs
 from tilewright.verification import TOLERANCE
@@ -47,6 +47,7 @@ def debug_accuracy(
     against: str = "onnxruntime",
     target: str = "native",
     feed: Mapping[str, np.ndarray] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
     tolerance: float = TOLERANCE,
     out: str | os.PathLike[str] | None = None,
@@ -59,10 +60,11 @@ def debug_accuracy(
     the wrong node is left out as far as the fault stays.
 
     Args:
-        model: an ONNX file with known shapes.
+        model: an ONNX file.
         against: see `reference.reference_outputs`.
         target: as for `compile`; must run here.
         feed: inputs; None: random ones.
+        shapes: shape per input, where the model leaves dimensions open and there is no `feed`.
         seed: of random inputs.
         tolerance: as for `verify`.
         out: folder for `repro.onnx` and `repro.npz`, the smallest wrong part and its inputs.
@@ -73,7 +75,10 @@ def debug_accuracy(
         MeasureError: the reference is missing or cannot run the model.
         TilewrightError: the model cannot be compiled.
     """
-    proto = onnx.shape_inference.infer_shapes(load_proto(Path(model)))
+    proto = load_proto(Path(model))
+    given = {name: array.shape for name, array in (feed or {}).items()}
+    _close(proto, {**given, **(shapes or {})})
+    proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     search = _Search(proto, against, target, feed, seed, tolerance, progress)
     wrong = search.first_wrong()
     if wrong is None:
@@ -133,7 +138,7 @@ class _Search:
         """Compile what leads from some tensors to others; return the largest error."""
         from tilewright.api import compile as compile_model
 
-        part = self.extractor.extract_model(list(sources), list(names))
+        part = self._part(sources, names)
         used = {name for node in part.graph.node for name in node.input}
         feed = {name: self.values[name] for name in sources if name in used}
         kept = [item for item in part.graph.input if item.name in feed]
@@ -141,6 +146,14 @@ class _Search:
         part.graph.input.extend(kept)
         found = compile_model(part, self.target, logs=()).run(feed)
         return max(largest_error(found[name], self.values[name]) for name in names)
+
+    def _part(self, sources: Sequence[str], names: Sequence[str]) -> onnx.ModelProto:
+        """Cut out what leads from some tensors to others, with the shapes that they have here."""
+        part = self.extractor.extract_model(list(sources), list(names))
+        for item in part.graph.input:
+            if item.name in self.values:
+                _set_shape(item, self.values[item.name].shape)
+        return part
 
     def first_wrong(self) -> tuple[onnx.NodeProto, str, float] | None:
         """Return the first wrong node by bisection; None where all outputs are right."""
@@ -184,8 +197,34 @@ class _Search:
                 break
         else:
             sources = self.inputs
-        part = self.extractor.extract_model(sources, [tensor])
+        part = self._part(sources, [tensor])
         return part, {name: self.values[name] for name in sources}
+
+
+def _close(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Give the inputs of a model their shapes.
+
+    Raises:
+        ShapeError: one is unknown, or does not fit.
+    """
+    from tilewright.frontends.onnx.shapes import bind_shapes
+
+    constants = {item.name for item in proto.graph.initializer}
+    inputs = [
+        item
+        for item in proto.graph.input
+        if item.name not in constants and item.type.HasField("tensor_type")
+    ]
+    for item, shape in bind_shapes(inputs, shapes):
+        _set_shape(item, shape)
+
+
+def _set_shape(item: onnx.ValueInfoProto, shape: Sequence[int]) -> None:
+    tensor = item.type.tensor_type
+    tensor.ClearField("shape")
+    tensor.shape.SetInParent()
+    for extent in shape:
+        tensor.shape.dim.add(dim_value=extent)
 
 
 def _random_feed(proto: onnx.ModelProto, names: Sequence[str], seed: int) -> dict[str, np.ndarray]:
@@ -197,10 +236,6 @@ def _random_feed(proto: onnx.ModelProto, names: Sequence[str], seed: int) -> dic
         if item.name not in names:
             continue
         dims = [d.dim_value for d in item.type.tensor_type.shape.dim]
-        if not all(d > 0 for d in dims):
-            raise ModelError(
-                f"input '{item.name}' has open dimensions; give values for it with --input"
-            )
         dtype = helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type)
         specs.append(TensorSpec(item.name, tuple(dims), str(dtype)))
     return random_inputs(specs, seed)

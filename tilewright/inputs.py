@@ -54,7 +54,10 @@ def load_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     except OSError as error:
         raise ModuleError(f"cannot read the inputs {path}: {error.strerror or error}") from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ModuleError(f"{path} is not an .npz file of plain arrays: {error}") from error
+        reason = "" if "pickle" in str(error) else f": {error}"
+        raise ModuleError(
+            f"{path} is not an .npz file of plain arrays, as numpy.savez writes it{reason}"
+        ) from error
 
 
 def save_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:

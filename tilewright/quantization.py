@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tilewright.errors import ModelError
+
+if TYPE_CHECKING:
+    from tilewright.mixed_precision.choice import Goal
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -25,7 +28,8 @@ def load_samples(
         shapes: shape of each input.
 
     Raises:
-        ModelError: an input is missing, or an array does not fit it.
+        ModelError: an input is missing, an array does not fit it, a value is not finite, or there
+            are no samples.
     """
     from tilewright.inputs import load_npz
 
@@ -42,7 +46,26 @@ def load_samples(
         if len(counts) != 1:
             raise ModelError(f"{file} has different numbers of samples for different inputs")
         samples += [{n: part[i] for n, part in parts.items()} for i in range(counts.pop())]
+    if not samples:
+        kind = "no .npz files" if path.is_dir() else "no samples"
+        raise ModelError(f"{path} holds {kind}; see docs/how-to/quantize.md for what is read")
+    check_finite(samples)
     return samples
+
+
+def check_finite(samples: Sequence[Arrays]) -> None:
+    """Raise for the first sample with a value that has no range.
+
+    Raises:
+        ModelError: there is a NaN or an infinity.
+    """
+    for index, sample in enumerate(samples):
+        for name, array in sample.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ModelError(
+                    f"calibration sample {index} has NaN or infinity in input {name!r}; ranges "
+                    "cannot be found on it"
+                )
 
 
 def _split(array: np.ndarray, shape: tuple[int, ...], name: str) -> list[np.ndarray]:
@@ -68,11 +91,18 @@ def quantize(
     percentile: float = 99.99,
     bias_correction: bool = False,
     smooth: float | None = None,
+    bits: str = "8",
+    goal: Goal | None = None,
+    correction: str = "compensated",
+    drawing: str | os.PathLike[str] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     target: str = "native",
     progress: Callable[[str], None] = lambda _stage: None,
 ) -> dict[str, Any]:
     """Quantize an ONNX model and write it as an ordinary QDQ model.
+
+    Other bits than "8" go by a plan for each layer, see `compiler.quantize.plan_model`; every
+    fourth sample is left out of all fitting then, and says how far the outputs drop.
 
     Args:
         model: path of the float model.
@@ -83,16 +113,27 @@ def quantize(
         bias_correction: make up for the mean of what rounding the weights changes.
         smooth: scale and shift layer normalisations before, so that channels come to the same
             range; 0 to 1 says how much of it moves into the weights. None: no.
+        bits: "8"; another precision of all layers, as "4", "w4a8", "w2a8", "w4g32"; or "auto": of
+            each layer its own, for `goal`.
+        goal: what "auto" has to keep; see `mixed_precision.choice.Goal`.
+        correction: of rounding weights to other bits than "8": "nearest", "clipped" or
+            "compensated"; see `mixed_precision.rounding`.
+        drawing: an SVG file for the trade-off that "auto" found.
         shapes: shape per input, where the model leaves dimensions open.
         target: what the samples are run on; must be this machine.
         progress: called with the name of each stage.
 
     Returns:
         "tensors" (how many are bytes now), "samples", and "layers": name and signal-to-noise
-        ratio in dB of every such tensor on the first sample, the worst first.
+        ratio in dB of every such tensor on the first sample, the worst first. With other bits than
+        "8" that of every layer for what it reads, with its bits and size; and "bits" (layers of
+        each precision), "size_bytes" and "float_bytes" of all constants, "drop" by every metric
+        and on how many samples it was "judged". With "auto" also "metric", "predicted_s", "curve"
+        (drop, seconds, size and layers of each plan) and, of each layer, its sensitivity, its
+        seconds, and whether a record of the tuner or a measurement says so.
 
     Raises:
-        ModelError: the model or the calibration data cannot be used.
+        ModelError: the model or the calibration data cannot be used, or nothing keeps the goal.
     """
     from tilewright.compiler.quantize import post_training as ptq
     from tilewright.compiler.quantize.ranges import METHODS
@@ -101,6 +142,20 @@ def quantize(
     if method not in METHODS:
         raise ModelError(f"unknown method {method!r}; known methods: {', '.join(METHODS)}")
     proto = load_proto(Path(model))
+    if bits != "8" or goal is not None or drawing is not None:
+        from tilewright.mixed_precision.quantizing import Settings
+        from tilewright.plan_quantization import quantize_by_plan
+
+        if bias_correction:
+            raise ModelError(
+                "bias correction is for 8 bits; for others it is part of the correction "
+                "'compensated'"
+            )
+        settings = Settings(method, percentile, correction, target, shapes)
+        drawn = None if drawing is None else Path(drawing)
+        return quantize_by_plan(
+            *(proto, calibration, Path(output), bits, goal, settings, smooth, drawn, progress)
+        )
     names = ptq.tensors_to_quantize(proto)
     if not names:
         raise ModelError(f"{model} has no convolution or matrix product to quantize")
@@ -110,9 +165,10 @@ def quantize(
     if isinstance(calibration, str | os.PathLike):
         samples = load_samples(calibration, inputs)
     assert not isinstance(samples, str | os.PathLike)
+    check_finite(samples)
     if smooth is not None or bias_correction:
         progress("equivalent changes")
-        proto = _prepared(proto, samples, target, shapes, smooth, bias_correction)
+        proto = prepare(proto, samples, target, shapes, smooth, bias_correction)
         names = ptq.tensors_to_quantize(proto)
         run, inputs = _runner(ptq.with_outputs(proto, names), target, shapes)
     scales = ptq.calibrate(
@@ -120,7 +176,7 @@ def quantize(
     )
     names = [name for name in names if name in scales]
     quantized = ptq.insert_qdq(proto, scales)
-    _save(quantized, Path(output))
+    save(quantized.SerializeToString(), Path(output))
     progress("comparison")
     seen = [f"{name}_dequantized" for name in names]
     again, _ = _runner(ptq.with_outputs(quantized, seen), target, shapes)
@@ -152,11 +208,15 @@ def _counted(
     return run_counted
 
 
-def _save(proto: Any, path: Path) -> None:
-    """Write a model; it appears complete or not at all."""
+def save(content: bytes, path: Path) -> None:
+    """Write a file; it appears complete or not at all.
+
+    Raises:
+        ModelError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(proto.SerializeToString())
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
         raise ModelError(f"cannot write {path}: {error.strerror or error}") from error
@@ -164,7 +224,7 @@ def _save(proto: Any, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _prepared(
+def prepare(
     proto: Any,
     samples: Sequence[Arrays],
     target: str,

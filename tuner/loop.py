@@ -90,6 +90,7 @@ def tune_tasks(
         except KeyboardInterrupt:
             session.stopped = "interrupted"
         session.peak_flops = measurer.peak_flops
+        session.unwritten = len(loop.pending)
         session.warnings += measurer.warnings
         callback(session)
     return session
@@ -176,7 +177,7 @@ class _Loop:
             started = sum(state.tuner is not None for state in session.states)
             races_s = min(started * _FINAL_RACE_S, _MOST_FOR_RACES * options.time_s)
             if session.elapsed_s >= options.time_s - races_s:
-                return f"{session.elapsed_s:.0f} s"
+                return f"the time of {options.time_s:.0f} s is over"
         return ""
 
     def _read_log(self) -> dict[str, dict[Candidate, Record]]:

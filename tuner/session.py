@@ -104,6 +104,7 @@ class Session:
         peak_flops: multiply-add operations a second of one thread, as measured beside.
         warnings: what a person should know, such as skipped lines of the log.
         stopped: why it ended, or "" while it runs.
+        unwritten: records that could not be written to the log.
     """
 
     states: list[TaskState]
@@ -112,6 +113,7 @@ class Session:
     peak_flops: float = 0.0
     warnings: list[str] = field(default_factory=list)
     stopped: str = ""
+    unwritten: int = 0
 
     @property
     def trials(self) -> int:

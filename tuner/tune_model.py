@@ -62,6 +62,7 @@ class TuneResult:
         stopped: why it ended.
         warnings: what a person should know.
         measure: "time", or "mca": then seconds are modelled cycles over `costs.CLOCK_HZ`.
+        unwritten: records that the log lacks, as it could not be written.
     """
 
     log: Path
@@ -73,6 +74,7 @@ class TuneResult:
     stopped: str
     warnings: tuple[str, ...]
     measure: str = "time"
+    unwritten: int = 0
 
 
 def tune(
@@ -214,6 +216,7 @@ def summarize(session: Session, log: Path) -> TuneResult:
         session.stopped,
         tuple(session.warnings),
         session.options.devices.measure,
+        session.unwritten,
     )
 
 

@@ -67,8 +67,8 @@ def fold(node: onnx.NodeProto, inputs: Sequence[Value | None], opset: int) -> li
     if node.op_type in _SLOW and sum(array.size for array in given) > _SLOW_ELEMENTS:
         return None
     try:
-        operator = load_op(node.domain, node.op_type, opset)
-    except NotImplementedError:
+        operator = load_op(node.domain, node.op_type, opset, evaluator_cls=ReferenceEvaluator)
+    except _FAILURES:
         return None
     parameters = {
         "log": _no_log,

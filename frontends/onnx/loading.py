@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,11 @@ from tilewright.frontends.onnx.values import Value, constant, numpy_dtype
 _WHOLE_CHECK_LIMIT_BYTES = 16 << 20
 # A level of control flow takes three messages; Protocol Buffers reads at most 100 in each other.
 _MOST_NESTED = 31
+_TOO_DEEP = (
+    f"{{}} has control flow nested more than {_MOST_NESTED} deep, which ONNX's own checker cannot "
+    "read; move inner parts into functions or combine conditions"
+)
+_ELF = b"\x7fELF"
 
 
 def load_model(model: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None, str]:
@@ -44,10 +50,7 @@ def load_model(model: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, Pa
         raise ModelError(f"{name} is not an ONNX model: it has no graph. Pass an .onnx file.")
     _check_external(proto, folder)
     if _is_nested_deeper(proto.graph, _MOST_NESTED):
-        raise ModelError(
-            f"{name} has control flow nested more than {_MOST_NESTED} deep, which ONNX's own "
-            "checker cannot read; move inner parts into functions or combine conditions"
-        )
+        raise ModelError(_TOO_DEEP.format(name))
     _check(proto, name)
     return proto, folder, _digest(proto, folder, data)
 
@@ -99,10 +102,15 @@ def _parse(data: memoryview, path: Path) -> onnx.ModelProto:
     try:
         proto.ParseFromString(data)
     except google.protobuf.message.DecodeError as error:
+        if "MaxDepth" in str(error):
+            raise ModelError(_TOO_DEEP.format(repr(str(path)))) from error
         raise ModelError(
             f"{str(path)!r} ({len(data)} bytes) is not an ONNX model, or is cut short: {error}. "
-            "Check that the file was exported or downloaded completely, and that its control flow "
-            f"is nested at most {_MOST_NESTED} deep."
+            + (
+                "It is a module that is compiled already."
+                if bytes(data[:4]) == _ELF
+                else "Check that the file was exported or downloaded completely."
+            )
         ) from error
     return proto
 
@@ -125,10 +133,17 @@ def _check(proto: onnx.ModelProto, name: str) -> None:
     try:
         onnx.checker.check_model(proto if whole else _without_weights(proto))
     except onnx.checker.ValidationError as error:
-        first = str(error).strip().split("\n")[0]
-        raise ModelError(f"{name} is not a valid ONNX model: {first}") from error
+        raise ModelError(f"{name} is not a valid ONNX model: {_first_line(error)}") from error
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"{name} cannot be checked: {error}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """Return the checker's first line, and the node that it is about."""
+    text = str(error).strip()
+    node = re.search(r"Bad node spec for node\. Name: (.*?) OpType: (\S+)", text)
+    where = f" (node {node[1]!r})" if node is not None and node[1] else ""
+    return text.split("\n")[0] + where
 
 
 def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:

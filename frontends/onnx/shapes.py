@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 
 import onnx
@@ -92,7 +93,8 @@ def _shape(
             named = f" ({dim.dim_param!r})" if dim.dim_param else ""
             raise ShapeError(
                 f"dimension {index}{named} of input {item.name!r} is unknown in the model "
-                f"({_declared(item)}); give its shape: --shape {item.name}={_example(dims)}"
+                f"({_declared(item)}); give its shape: "
+                f"--shape {shlex.quote(f'{item.name}={_example(dims)}')}"
             )
     return tuple(extents)
 

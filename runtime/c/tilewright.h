@@ -175,6 +175,22 @@ TILEWRIGHT_FUNCTION uint32_t tilewright_file_crc32(FILE *file, uint64_t offset, 
   return crc;
 }
 
+/* Compare the machine that an ELF file names with the one that this program was compiled for. */
+TILEWRIGHT_FUNCTION int tilewright_is_for_this_machine(FILE *file) {
+  unsigned char head[20];
+#if defined(__x86_64__)
+  const unsigned machine = 62;
+#elif defined(__aarch64__)
+  const unsigned machine = 183;
+#elif defined(__arm__)
+  const unsigned machine = 40;
+#else
+  const unsigned machine = 0;
+#endif
+  if (fseek(file, 0, SEEK_SET) != 0 || fread(head, 1, sizeof head, file) != sizeof head) return 0;
+  return machine == 0 || (head[18] | (unsigned)head[19] << 8) == machine;
+}
+
 /* Check the file before dlopen sees it: a damaged ELF file can crash the dynamic linker. */
 TILEWRIGHT_FUNCTION const char *tilewright_check_file(FILE *file, uint32_t *code_id) {
   tilewright_trailer trailer;
@@ -195,6 +211,8 @@ TILEWRIGHT_FUNCTION const char *tilewright_check_file(FILE *file, uint32_t *code
   if (tilewright_file_crc32(file, trailer.description_offset, trailer.description_bytes) !=
       trailer.description_crc32)
     return "damaged: the checksum of the description is wrong";
+  if (!tilewright_is_for_this_machine(file))  /* dlopen would say that there is no such file */
+    return "built for another kind of processor; compile the model for this one";
   *code_id = trailer.code_id;
   return NULL;
 }

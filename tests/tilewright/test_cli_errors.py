@@ -108,7 +108,42 @@ def test_run_of_a_missing_module(cli, tmp_path) -> None:
 
 
 def test_run_of_something_else(cli, model_path) -> None:
-    _fails(cli("run", model_path, "--random"), "tiny.onnx")
+    _fails(cli("run", model_path, "--random"), "tiny.onnx", "must be compiled first")
+
+
+def test_a_module_in_place_of_a_model_is_said(cli, module_path, tmp_path) -> None:
+    result = cli("compile", module_path, "-o", tmp_path / "a.so")
+    _fails(result, "not an ONNX model", "compiled already")
+
+
+def test_a_module_for_other_processors_is_said(cli, model_path, tmp_path) -> None:
+    path = tmp_path / "board.so"
+    tw.compile(model_path, target="aarch64", logs=()).save(path)
+    _fails(cli("run", path, "--random"), "is for aarch64 processors, this is x86_64")
+
+
+def test_an_operator_that_onnx_does_not_know_is_named_with_its_node(cli, tmp_path) -> None:
+    onnx.save(make_model(operator="Mystery"), tmp_path / "odd.onnx")
+    result = cli("compile", tmp_path / "odd.onnx", "-o", tmp_path / "a.so")
+    _fails(result, "Mystery", "node 'activate'")
+
+
+def test_a_shape_to_give_can_be_pasted_into_a_shell(cli, tmp_path) -> None:
+    model = make_model("batch")
+    model.graph.input[0].name = "my x"
+    model.graph.node[0].input[0] = "my x"
+    onnx.save(model, tmp_path / "open.onnx")
+    result = cli("inspect", tmp_path / "open.onnx", "--layouts")
+    _fails(result, "--shape 'my x=1,")
+
+
+def test_samples_without_ranges_are_refused(cli, model_path, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    quantize = ("quantize", model_path, "-o", tmp_path / "q.onnx", "--calibration")
+    _fails(cli(*quantize, tmp_path / "empty"), "empty holds no .npz files")
+    x = np.full((2, 3), np.nan, np.float32)
+    _fails(cli(*quantize, _save_inputs(tmp_path, x=x)), "sample 0 has NaN or infinity", "'x'")
+    assert not (tmp_path / "q.onnx").exists()
 
 
 @pytest.mark.parametrize("keep", [0.2, 0.9, 0.999])
@@ -142,7 +177,9 @@ def test_run_with_inputs_that_cannot_be_read(cli, module_path, tmp_path, content
     path = tmp_path / "in.npz"
     if content is not None:
         path.write_bytes(content)
-    _fails(cli("run", module_path, "--input", path), "in.npz")
+    result = cli("run", module_path, "--input", path)
+    _fails(result, "in.npz")
+    assert "pickle" not in result.stderr
 
 
 def test_run_with_an_output_that_cannot_be_written(cli, module_path, tmp_path) -> None:

@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from tests.tiny_model import make_model
+from tilewright._cli_explain import _advised
 from tilewright.errors import ModelError, ModuleError
 from tilewright.explaining import explain
 from tilewright.profiling import byte_ratio
@@ -37,6 +38,22 @@ def test_command_takes_a_model_or_a_module(cli, module_path, model_path):
     text = cli("explain", module_path, "--rounds", "2").stdout
     assert "layout conversions" in text
     assert "default" in text
+
+
+def test_calls_of_one_kernel_share_a_line_of_advice():
+    rows = [
+        {"kernel": kernel, "label": label, "advice": advice, "to_win_s": seconds}
+        for kernel, label, advice, seconds in (
+            ("conv", "conv#0", "tune it", 3e-6),
+            ("pool", "pool#1", "tune it", 4e-6),
+            ("conv", "conv#2", "tune it", 2e-6),
+            ("mean", "mean#3", "", 9e-6),
+        )
+    ]
+    assert _advised(rows) == [
+        ("2 calls of conv", "tune it", pytest.approx(5e-6)),
+        ("pool#1", "tune it", 4e-6),
+    ]
 
 
 def test_two_modules_stand_beside_each_other(cli, module_path, tmp_path):

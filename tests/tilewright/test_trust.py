@@ -89,6 +89,30 @@ def test_a_model_that_is_right_has_no_first_wrong_node(cli, chain):
     assert "every output agrees" in result.stdout
 
 
+def test_open_dimensions_are_given_a_size_as_for_compile(cli, chain, tmp_path, monkeypatch):
+    model = onnx.load(chain)
+    for info in (*model.graph.input, *model.graph.output):
+        info.type.tensor_type.shape.dim[0].dim_param = "batch"
+    path = tmp_path / "open.onnx"
+    onnx.save(model, path)
+    refused = cli("debug-accuracy", path)
+    assert refused.exit_code == 1
+    assert "--shape x=" in refused.stderr
+    assert cli("debug-accuracy", path, "--shape", "x=4,3").exit_code == 0
+    assert debug_accuracy(path, feed={"x": np.ones((7, 3), np.float32)}) is None
+    true_outputs = debugging.reference_outputs
+    monkeypatch.setattr(
+        debugging,
+        "reference_outputs",
+        lambda *given: {**true_outputs(*given), "y": np.zeros((4, 5))},
+    )
+    found = debug_accuracy(path, shapes={"x": (4, 3)}, out=tmp_path / "repro")
+    assert found is not None
+    assert found.node == "Tanh 'squash'"
+    part = onnx.load(tmp_path / "repro" / "repro.onnx")
+    assert [d.dim_value for d in part.graph.input[0].type.tensor_type.shape.dim] == [4, 5]
+
+
 def test_the_first_wrong_node_is_found_and_written_down(cli, chain, tmp_path, monkeypatch):
     true_outputs = debugging.reference_outputs
 

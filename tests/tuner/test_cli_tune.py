@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from tests.tuner.helpers import make_record
 from tilewright.cli import app
+from tilewright.errors import LogError
 from tilewright.tuner import Log
 
 
@@ -32,6 +33,27 @@ def test_show_prints_the_best_record_of_each_task(log):
     assert "1.00 ms" in result.output
     rows = json.loads(_run("logs", "show", log.path, "--json").output)
     assert [row["records"] for row in rows] == [2]
+
+
+def test_show_says_what_it_skipped(log):
+    with open(log.path, "ab") as file:
+        file.write(b"{torn\n")
+    result = _run("logs", "show", log.path)
+    assert result.exit_code == 0, result.output
+    assert "skipped 1 damaged" in result.stderr
+
+
+def test_a_log_that_cannot_be_written_is_an_exit_status(tmp_path, monkeypatch):
+    def refuse(_log, _records):
+        raise LogError("cannot write log.jsonl: No space left on device")
+
+    monkeypatch.setattr(Log, "append", refuse)
+    shapes = ("--data", "5,6", "--weight", "6,7", "--trials", "2")
+    result = _run("tune-op", "matmul", *shapes, "--log", tmp_path / "log.jsonl")
+    assert result.exit_code == 1
+    assert "No space left" in result.stderr
+    assert "records are not in" in result.stderr
+    assert "all tasks" in result.stdout
 
 
 def test_doctor_explains_and_repairs(log):

@@ -54,7 +54,9 @@ def _read(path: Path) -> html.Section:
     except OSError as error:
         raise MeasureError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise MeasureError(f"{path} is not JSON: {error}") from error
+        raise MeasureError(
+            f"{path} is neither a module (.so), a tuning log (.jsonl) nor a result (JSON): {error}"
+        ) from error
     if not isinstance(content, dict):
         raise MeasureError(f"{path} is not a result: expected a JSON object")
     try:

@@ -84,6 +84,13 @@ def test_nodes_that_no_output_needs_are_dropped():
     assert operators(import_onnx(model)) == ["relax.nn.relu"]
 
 
+@pytest.mark.parametrize("kind", ["HardSwish", "Mish", "Gelu", "Celu"])
+def test_operators_that_are_functions_are_computed_of_constants(kind):
+    nodes = [node(kind, ["w"], ["c"]), node("Add", ["x", "c"], ["y"])]
+    model = make_model(nodes, {"x": X}, ["y"], 20, {"w": X[0, 0] - 2})
+    check(model, {"x": X})
+
+
 def test_large_expansion_of_a_small_constant_is_not_folded():
     nodes = [node("Expand", ["w", "shape"], ["big"]), node("ReduceMax", ["big"], ["y"])]
     weights = {"w": np.ones((1, 1), np.float32), "shape": np.array([8192, 4096], np.int64)}
