@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _QUANTIZED = frozenset(
     (
         *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv"),
-        *("QLinearMatMul", "QLinearAdd", "QGemm", "ConvInteger", "MatMulInteger"),
+        *("QLinearMatMul", "QLinearAdd", "QGemm", "ConvInteger", "MatMulInteger", "MatMulNBits"),
     )
 )
 _ELF_MAGIC = b"\x7fELF"
@@ -163,10 +163,10 @@ def describe_quantized(
     """
     from dataclasses import asdict
 
-    from tilewright.compiler.quantize.explain import explain
+    from tilewright.compiler.quantize.explain import explain_quantized
     from tilewright.frontends.onnx import import_onnx
 
-    return [asdict(item) for item in explain(import_onnx(path, shapes=shapes).module)]
+    return [asdict(item) for item in explain_quantized(import_onnx(path, shapes=shapes).module)]
 
 
 def _is_supported(node: Any, opset: int) -> bool:

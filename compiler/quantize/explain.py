@@ -13,7 +13,8 @@ from tilewright.compiler.quantize.linear import read_linear
 from tilewright.compiler.quantize.movement import move_bytes
 from tilewright.compiler.quantize.qdq import read_anchor
 from tilewright.compiler.quantize.region import ELEMENTWISE, find_regions, is_movement
-from tilewright.compiler.relax_utils import is_constant, op_name
+from tilewright.compiler.quantize.weight_product import decoded_weights, read_product
+from tilewright.compiler.relax_utils import bindings, is_constant, op_name
 
 _LINEAR = frozenset(("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d", "relax.matmul"))
 _INTEGER_ONLY = frozenset(("relax.nn.softmax", "relax.nn.layer_norm", "relax.take"))
@@ -41,8 +42,23 @@ class Explained:
 
 
 def explain_quantized(mod: tvm.IRModule) -> tuple[Explained, ...]:
-    """Return `explain`, or nothing where the graph neither quantizes nor dequantizes."""
-    return tuple(explain(mod)) if Graph(mod).affines else ()
+    """Return `explain` where the graph quantizes or dequantizes, and `explain_weights`."""
+    return (*(explain(mod) if Graph(mod).affines else ()), *explain_weights(mod))
+
+
+def explain_weights(mod: tvm.IRModule) -> list[Explained]:
+    """Return every product of floats with integer weights, and all weights that were decoded."""
+    found = []
+    for binding in bindings(mod["main"]):
+        product = read_product(mod, binding.value)
+        if product is not None:
+            bits, group = product.weights.bits, product.weights.group
+            reason = f"its data is; weights of {bits} bits in groups of {group} stay packed"
+            found.append(Explained(binding.var.name, "matmul", False, reason, f"W{bits}A32"))
+    return found + [
+        Explained(name, "weights", False, f"decoded when compiling: {reason}")
+        for name, reason in decoded_weights(mod).items()
+    ]
 
 
 def explain(mod: tvm.IRModule) -> list[Explained]:

@@ -17,8 +17,8 @@ from tilewright.compiler.relax_utils import constant_array, op_name
 from tilewright.compiler.weight_only import WORD_BITS
 
 ATTRIBUTE = "tilewright.weight_product"
-NOTES = "tilewright.decoded_weights"
-"""Attribute of a module: result -> why its integer weights were decoded when compiling."""
+DECODED = "tilewright.decoded_weights"
+"""Attribute of a module: JSON, tensor -> why integer weights were decoded when compiling."""
 
 BITS = (2, 4, 8)
 
@@ -78,6 +78,13 @@ class WeightProduct:
     weights: IntegerWeights
 
 
+def decoded_weights(mod: tvm.IRModule) -> dict[str, str]:
+    """Return tensor -> why its integer weights were decoded when compiling."""
+    if mod.attrs is None or DECODED not in mod.attrs:
+        return {}
+    return dict(json.loads(str(mod.attrs[DECODED])))
+
+
 def unpack(packed: np.ndarray, bits: int) -> np.ndarray:
     """Take bytes apart into codes, the lowest bits first.
 
@@ -91,6 +98,13 @@ def unpack(packed: np.ndarray, bits: int) -> np.ndarray:
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     codes = packed[..., None] >> shifts & np.uint8(2**bits - 1)
     return codes.reshape(*packed.shape[:-1], -1)
+
+
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Return codes in bytes, the lowest bits first: uint8 [.., n] -> [.., n * bits / 8]."""
+    apart = codes.reshape(*codes.shape[:-1], -1, 8 // bits)
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    return np.bitwise_or.reduce(apart << shifts, axis=-1).astype(np.uint8)
 
 
 def emit_product(

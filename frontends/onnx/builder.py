@@ -51,7 +51,7 @@ class GraphBuilder:
         self.regions: list[Any] = [] if regions is None else regions
         # Results of NonZero by the id of its input, which is kept alive beside it.
         self.nonzero_of: dict[int, tuple[Value, Value]] = {}
-        # Result of a product -> why its integer weights were decoded when compiling.
+        # Tensor -> why integer weights in blocks were decoded when compiling.
         self.decoded: dict[str, str] = {}
         self._used: dict[str, int] = {}
 

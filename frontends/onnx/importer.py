@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnx
 import tvm
 from tvm import relax
 
+from tilewright.compiler.quantize.weight_product import DECODED
 from tilewright.errors import ModelError, ShapeError
 from tilewright.frontends.onnx.builder import GraphBuilder, check_dtype
 from tilewright.frontends.onnx.interface import InputTensors, element_type, tensors_of
@@ -134,7 +136,10 @@ def _build(
         block.emit_func_output(result)
     if failure is not None:
         raise failure
-    return block.get(), tuple(specs), outputs
+    module = block.get()
+    if builder.decoded:
+        module = module.with_attr(DECODED, json.dumps(builder.decoded))
+    return module, tuple(specs), outputs
 
 
 def _leaves(

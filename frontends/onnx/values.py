@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from tvm import relax
 
 from tilewright.errors import ModelError
+
+if TYPE_CHECKING:
+    from tilewright.frontends.onnx.blocked import BlockedConstant
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,8 @@ class Value:
     ``sizes``, if there are any, has one entry per dimension: None, or the size that the tensor has
     there at run time, as int64 [1]; ``shape`` is then an upper bound. Two dimensions with the same
     entry have the same size. Elements beyond may hold anything that the type can hold.
+
+    ``blocks`` is what a constant was dequantized from in blocks, if it was.
     """
 
     shape: tuple[int, ...]
@@ -38,6 +44,7 @@ class Value:
     data: np.ndarray | None = None
     expr: relax.Expr | None = None
     sizes: tuple[Value | None, ...] | None = None
+    blocks: BlockedConstant | None = None
 
     @property
     def is_constant(self) -> bool:

@@ -206,6 +206,7 @@ class Scope:
         """Return a scope whose nodes go into a function of its own; see `regions`."""
         inner = self._child(self.opsets, parent=self)
         inner.builder, inner.problems = GraphBuilder(self.builder.regions), Problems()
+        inner.builder.decoded = self.builder.decoded
         inner.capture = Captures(inner.builder)
         return inner
 
@@ -353,9 +354,15 @@ def _may_fold(node: onnx.NodeProto, converter: Converter | None, inputs: Sequenc
     if any(attribute.type == onnx.AttributeProto.GRAPH for attribute in node.attribute):
         return False
     present = [value for value in inputs if value is not None]
+    if node.op_type == "Transpose" and any(_is_blocked_matrix(value) for value in present):
+        return False  # its converter keeps the integers behind it
     return bool(present) and all(
         isinstance(value, Value) and value.is_constant for value in present
     )
+
+
+def _is_blocked_matrix(value: Any) -> bool:
+    return isinstance(value, Value) and value.blocks is not None and value.rank == 2
 
 
 def _wrap(item: Any) -> Any:

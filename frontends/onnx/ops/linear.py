@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from tvm import relax, te, tirx
 
+from tilewright.compiler.quantize.weight_product import IntegerWeights, emit_product
 from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.ops.elementwise import cast
 from tilewright.frontends.onnx.registry import register
@@ -23,10 +25,38 @@ def matmul(op: NodeContext) -> Value:
 
 
 def product(op: NodeContext, left: Value, right: Value) -> Value:
-    """Multiply matrices; 16-bit floats are accumulated in float32."""
+    """Multiply matrices; 16-bit floats are accumulated in float32.
+
+    A right operand that was dequantized in blocks stays in integers where a kernel can unpack it.
+    """
+    if right.blocks is not None:
+        return _blocked_product(op, left, right)
     if left.dtype in ("float16", "bfloat16"):
         return cast(op, op.call(R.matmul, left, right, out_dtype="float32"), left.dtype)
     return op.call(R.matmul, left, right)
+
+
+def _blocked_product(op: NodeContext, left: Value, right: Value) -> Value:
+    blocks = right.blocks
+    assert blocks is not None
+    problem = blocks.problem()
+    if problem:
+        op.builder.decoded[blocks.name] = problem
+        return product(op, left, replace(right, blocks=None))
+    op.builder.decoded.pop(blocks.name, None)
+    return weight_product(op, left, blocks.weights())
+
+
+def weight_product(op: NodeContext, data: Value, weights: IntegerWeights) -> Value:
+    """Multiply by integer weights; they stay packed where kernels can unpack them."""
+    problem = weights.problem()
+    if data.dtype != "float32":
+        problem = f"its data is {data.dtype}; kernels multiply unpacked weights by float32"
+    if problem:
+        op.builder.decoded[op.hint] = problem
+        return product(op, data, constant(weights.decoded().astype(data.dtype)))
+    call = emit_product(op.builder.block, op.builder.expr(data), weights)
+    return op.builder.emit(call, op.hint)
 
 
 @register("Gemm")
@@ -55,6 +85,9 @@ def transposed(op: NodeContext, value: Value) -> Value:
     A dequantized constant, which has a variable too, is left to the passes on quantized graphs.
     """
     axes = [*range(value.rank - 2), value.rank - 1, value.rank - 2]
+    if value.blocks is not None and value.rank == 2:
+        assert value.data is not None
+        return replace(constant(value.data.T), blocks=value.blocks.transposed())
     if value.data is not None and not isinstance(value.expr, relax.Var):
         return constant(value.data.transpose(axes))
     return op.call(R.permute_dims, value, axes)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from tilewright.compiler.quantize.weight_product import BITS, IntegerWeights, emit_product, unpack
+from tilewright.compiler.quantize.weight_product import BITS, IntegerWeights, unpack
 from tilewright.frontends.onnx.node import NodeContext
-from tilewright.frontends.onnx.ops.linear import product
+from tilewright.frontends.onnx.ops.linear import weight_product
 from tilewright.frontends.onnx.registry import register
-from tilewright.frontends.onnx.values import Value, constant
+from tilewright.frontends.onnx.values import Value
 
 R = relax.op
 
@@ -37,18 +37,6 @@ def matmul_n_bits(op: NodeContext) -> Value:
     )
     result = weight_product(op, data, weights)
     return result if bias is None else op.call(R.add, result, bias)
-
-
-def weight_product(op: NodeContext, data: Value, weights: IntegerWeights) -> Value:
-    """Multiply by integer weights; they stay packed where kernels can unpack them."""
-    problem = weights.problem()
-    if data.dtype != "float32":
-        problem = f"its data is {data.dtype}; kernels multiply unpacked weights by float32"
-    if problem:
-        op.builder.decoded[op.hint] = problem
-        return product(op, data, constant(weights.decoded().astype(data.dtype)))
-    call = emit_product(op.builder.block, op.builder.expr(data), weights)
-    return op.builder.emit(call, op.hint)
 
 
 def _zero_points(

@@ -8,6 +8,7 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from tilewright.compiler.quantize.affine import BITS, RANGES, emit_affine, saturated
+from tilewright.frontends.onnx.blocked import BlockedConstant
 from tilewright.frontends.onnx.folding import fold
 from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.ops.convolution import conv_te, with_bias
@@ -143,16 +144,38 @@ def dequantize_linear(op: NodeContext) -> Value:
             return affine(op, "dequantize", op.bits(data), data.dtype, scale, zero, axis)
         whole = constant(data.data, "uint8" if data.dtype.startswith("u") else "int8")
         return affine(op, "dequantize", whole, whole.dtype, scale, zero, axis)
-    data = _widened(op, data)
+    integers, data = data, _widened(op, data)
     if all(value is None or value.is_constant for value in (data, scale, zero)):
         folded = fold(op.node, op.inputs, op.opset)
         if folded is not None:
-            return constant(folded[0])
+            result = constant(folded[0])
+            if block and dtype == "float32":
+                _remember_blocks(op, result, integers, axis, block)
+            return result
+    elif block:
+        op.builder.decoded[op.hint] = "its integers, scales or zero points are no constants"
     scale = along(op, cast(op, scale, dtype), data.shape, axis, block)
     if zero is None:
         return op.call(R.multiply, cast(op, data, dtype), scale)
     centred = centre(op, data, along(op, _widened(op, zero), data.shape, axis, block))
     return op.call(R.multiply, cast(op, centred, dtype), scale)
+
+
+def _remember_blocks(
+    op: NodeContext, result: Value, integers: Value, axis: int, block: int
+) -> None:
+    """Keep the integers behind a constant, for a product that unpacks them itself."""
+    zero = op.optional_data(2)
+    result.blocks = BlockedConstant(
+        op.hint,
+        integers.data.astype(np.int16),
+        op.data(1).astype(np.float32),
+        None if zero is None else zero.astype(np.int16),
+        integers.dtype,
+        axis,
+        block,
+    )
+    op.builder.decoded[op.hint] = "no matrix product reads it"
 
 
 _AFFINE = (*_WHOLE_BYTES, "int32")

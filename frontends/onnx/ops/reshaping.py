@@ -11,6 +11,7 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from tilewright.frontends.onnx.node import NodeContext
+from tilewright.frontends.onnx.ops.linear import transposed
 from tilewright.frontends.onnx.registry import register
 from tilewright.frontends.onnx.values import Value, constant, numpy_dtype
 
@@ -94,6 +95,8 @@ def transpose(op: NodeContext) -> Value:
     axes = op.attr("perm") or tuple(reversed(range(data.rank)))
     if tuple(axes) == tuple(range(data.rank)):
         return data
+    if data.blocks is not None:
+        return transposed(op, data)
     return op.call(R.permute_dims, data, list(axes))
 
 
