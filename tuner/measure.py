@@ -376,7 +376,12 @@ class Measurer:
         name = layouts_key(candidate.layouts)
         if name not in prepared.packed:
             layouts = candidate.to_json()["layouts"]
-            request = {"task": prepared.request, "layouts": layouts, "name": name}
+            request = {
+                "task": prepared.request,
+                "target": self._target_json,
+                "layouts": layouts,
+                "name": name,
+            }
             prepared.packed[name] = self._setup("pack", request)
         return prepared.packed[name]
 

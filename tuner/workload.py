@@ -20,7 +20,7 @@ from tilewright.compiler.schedule.cost import (
     sliding_reductions,
     window_reductions,
 )
-from tilewright.compiler.schedule.integer import find_dot
+from tilewright.compiler.schedule.integer import find_dot, packed_weights
 from tilewright.compiler.schedule.padding import fusable_rows
 from tilewright.compiler.schedule.panels import panel_options
 from tilewright.compiler.targets import Target
@@ -113,7 +113,8 @@ def describe_loops(func: PrimFunc, target: Target) -> dict[str, Any]:
         "row_points": prod(anchor.stage.spatial[p].extent for p in anchor.rows),
         "batch": prod(anchor.stage.spatial[p].extent for p in anchor.batch),
         "reductions": [axis.extent for axis in anchor.stage.reduction],
-        "clip": padding_can_be_clipped(anchor, _LONGEST_WINDOW),
+        "clip": padding_can_be_clipped(anchor, _LONGEST_WINDOW)
+        and not packed_weights(func, target),
         "padded": bool(pads),
         "window": list(window_reductions(anchor)),
         "slides": list(sliding_reductions(anchor)) if kind == "window" else [],

@@ -23,7 +23,12 @@ from tilewright.compiler.layout.formats import (
 from tilewright.compiler.layout.integer_choices import channels_last, grouped_weight, is_integer
 from tilewright.compiler.layout.operator import Choice, Operator
 from tilewright.compiler.layout.primitives import Layout, Reorder, blocked
-from tilewright.compiler.schedule.dot_groups import dot_group, dot_groups, products_in_a_cell
+from tilewright.compiler.schedule.dot_groups import (
+    dot_group,
+    dot_groups,
+    packing_instructions,
+    products_in_a_cell,
+)
 from tilewright.compiler.schedule.low_bit import read_low_bit
 from tilewright.compiler.targets import Target
 
@@ -224,10 +229,12 @@ def _integer(
     dtype = str(operands.data_load.buffer.dtype)
     # The right operand of a stacked product is [.., K, N]: its stack stays in front.
     batches = len(shape) - 2 if not is_image and dim == len(shape) - 1 else 0
-    for group in dot_groups(target, data_shape[depth_dim], low_bit, dtype):
+    products = prod(anchor.extents[axis] for axis in anchor.reduction)
+    for group in dot_groups(target, data_shape[depth_dim], low_bit, dtype, products):
         usual = group == dot_group(target, data_shape[depth_dim])
-        whole = prod(anchor.extents[axis] for axis in anchor.reduction) > group
-        if data_shape[depth_dim] % group or not (usual or (low_bit.is_narrow and whole)):
+        if data_shape[depth_dim] % group:
+            continue
+        if not usual and (products == group or not low_bit.is_narrow):
             continue
         weight = grouped_weight(shape, dim, along, target.lanes("int32"), group, batches)
         if is_image:
@@ -238,7 +245,9 @@ def _integer(
             layouts[operands.weight] = weight
         macs = anchor.points * prod(weight.physical_shape) / prod(shape)
         share = costs.CONTRACTION_SHARE * products_in_a_cell(target, group, low_bit)
-        seconds = costs.seconds(operator, layouts, target, macs, share)
+        cells = prod(data_shape) // group
+        packing = packing_instructions(group, low_bit) * cells * target.lanes("int32") / 2
+        seconds = costs.seconds(operator, layouts, target, macs + packing * share, share)
         name = "C -> C" if is_image else "packed"
         name += "" if usual else f" by {group}"
         found.append(Choice(name, tuple(layouts), seconds))

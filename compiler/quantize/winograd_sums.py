@@ -19,6 +19,9 @@ import numpy as np
 from tvm import te
 
 from tilewright.compiler.quantize.linear import Linear
+from tilewright.compiler.schedule.dot_groups import narrow_gain
+from tilewright.compiler.schedule.low_bit import LowBit
+from tilewright.compiler.targets import parse_target
 from tilewright.compiler.winograd import WINOGRAD
 from tilewright.compiler.winograd_tensors import input_transform, output_transform
 
@@ -35,6 +38,7 @@ _LEAST_CHANNELS = 16
 _PRODUCTS_S = 70e9
 _CACHE_BYTES_S = 40e9
 _MEMORY_BYTES_S = 20e9
+_TARGET = parse_target("x86-64-v3")
 _GAIN_WANTED = 1.1
 
 
@@ -112,7 +116,10 @@ def _transformed_weight(weight: np.ndarray) -> np.ndarray | None:
 def _pays(linear: Linear, out: tuple[int, ...], rows: int) -> bool:
     outputs, inputs = linear.weight.shape[:2]
     points = VARIANT.tile**2
-    direct = prod(out) * inputs * 9 / _PRODUCTS_S + outputs * inputs * 9 / _MEMORY_BYTES_S
+    products = inputs * 9
+    low_bit = LowBit(linear.weights.low, linear.weights.high, linear.weights.is_sign, linear.mask)
+    gain = narrow_gain(_TARGET, inputs, low_bit, products)
+    direct = prod(out) * products / (_PRODUCTS_S * gain) + outputs * inputs * 9 / _MEMORY_BYTES_S
     moved = points * rows * (2 * 2 * inputs + 2 * 4 * outputs)
     weights = 2 * points * outputs * inputs
     seconds = points * rows * inputs * outputs / _PRODUCTS_S

@@ -73,6 +73,7 @@ class BlockedEmitter(Emitter):
         most: steps that the narrow sums bear.
         narrow: dtype of the narrow sums, for instance "int16".
         lanes: of a vector of them.
+        vectors: of them; one for each row and column of the tile if not given.
     """
 
     def __init__(
@@ -84,17 +85,14 @@ class BlockedEmitter(Emitter):
         most: int,
         narrow: str,
         lanes: int,
+        vectors: int | None = None,
     ) -> None:
         super().__init__(tile, accumulators, index_dtype)
         self.narrow_dtype, self.narrow_lanes = narrow, lanes
+        self.vectors = tile.rows * tile.columns if vectors is None else vectors
         count = self.vectors * lanes
         self.narrow = local_buffer("narrow", count, narrow)
         self.blocks = cut([extents[loop.position] for loop in tile.loops], most)
-
-    @property
-    def vectors(self) -> int:
-        """Vectors of narrow sums."""
-        return self.tile.rows * self.tile.columns
 
     def narrow_cell(self, number: int) -> Expr:
         """Return the index of a vector of narrow sums."""

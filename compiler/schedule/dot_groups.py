@@ -6,7 +6,7 @@ a choice of layout is a choice of form.
 
 from __future__ import annotations
 
-from tilewright.compiler.schedule.bit_packing import PLANES
+from tilewright.compiler.schedule.bit_packing import PLANES, TABLES
 from tilewright.compiler.schedule.cells import Dot
 from tilewright.compiler.schedule.dot_kernel import (
     DATA_DTYPE,
@@ -17,16 +17,20 @@ from tilewright.compiler.schedule.dot_kernel import (
 from tilewright.compiler.schedule.low_bit import LowBit
 from tilewright.compiler.schedule.matrix_kernel import MATRIX_GROUP
 from tilewright.compiler.schedule.quad_kernel import QUAD, has_quads, quad_steps
+from tilewright.compiler.schedule.table_kernel import has_tables, table_steps
 from tilewright.compiler.targets import Target
 
 _FOUR, _WIDENED_GROUP = 4, 2
 _X86_BITS = (256, 512)
+# Registers for sums and the halves of indices, beside a table and what is looked up.
+_TABLE_REGISTERS = 13
+_TABLE_PACKING, _PLANE_PACKING = 12, 4
 # And, count and add: of half bytes by vpshufb, in pairs as a multiply-add and an add are; by cnt.
 _PLANE_INSTRUCTIONS_X86, _PLANE_INSTRUCTIONS = 8 / 2, 3
 
 
 def dot_groups(
-    target: Target, depth: int, low_bit: LowBit, dtype: str = DATA_DTYPE
+    target: Target, depth: int, low_bit: LowBit, dtype: str = DATA_DTYPE, products: int = 0
 ) -> tuple[int, ...]:
     """Return the groups that a target has kernels for, the one for all bytes first.
 
@@ -35,12 +39,15 @@ def dot_groups(
         depth: extent of the reduction axis that the data's neighbours lie along.
         low_bit: what is known of the factors.
         dtype: of the data.
+        products: in a sum; those of the axis if not given.
     """
     if dtype == WIDE_DTYPE:
         return (_WIDENED_GROUP,)
     found = [dot_group(target, depth)]
     if is_widened(target) and has_quads(target) and quad_steps(low_bit) > 0:
         found.append(QUAD)
+    if has_tables(target, low_bit, products or depth):
+        found.append(TABLES)
     if has_planes(target):
         found.append(PLANES)
     return tuple(found)
@@ -64,7 +71,45 @@ def products_in_a_cell(target: Target, group: int, low_bit: LowBit) -> float:
     if group == PLANES:
         instructions = _PLANE_INSTRUCTIONS_X86 if is_x86(target) else _PLANE_INSTRUCTIONS
         return PLANES / instructions / (low_bit.weight_bits * low_bit.data_bits)
+    if group == TABLES and is_x86(target):
+        # Lookups and additions; cutting the indices, shared by the rows; to 16 bits, for a block.
+        steps = table_steps(low_bit)
+        rows = table_rows(max(2, low_bit.weight_bits))
+        instructions = 4 + 3 / rows + 6 / steps
+        return 2 * PLANES / instructions / low_bit.weight_bits
     return group
+
+
+def narrow_gain(target: Target, depth: int, low_bit: LowBit, products: int) -> float:
+    """Return how many times as fast as bytes of all values narrow ones are multiplied.
+
+    Args:
+        target, depth, low_bit, products: see `dot_groups`.
+    """
+    if not low_bit.is_narrow:
+        return 1.0
+    rates = [
+        products_in_a_cell(target, group, low_bit)
+        for group in dot_groups(target, depth, low_bit, products=products)
+        if depth % group == 0
+    ]
+    return max(rates, default=1.0) / dot_group(target, depth)
+
+
+def table_rows(vectors: int) -> int:
+    """Return the rows of a tile whose sums fit the registers beside a table and all indices.
+
+    Args:
+        vectors: of bytes: bits of a weight, times vectors of outputs.
+    """
+    return max(1, (_TABLE_REGISTERS - 2 * vectors) // vectors)
+
+
+def packing_instructions(group: int, low_bit: LowBit) -> int:
+    """Return about how many instructions pack a group of data, 0 where it stays bytes."""
+    if group == TABLES:
+        return _TABLE_PACKING
+    return _PLANE_PACKING * low_bit.data_bits if group == PLANES else 0
 
 
 def is_x86(target: Target) -> bool:
@@ -96,3 +141,8 @@ def is_widened(target: Target) -> bool:
 def is_quads(dot: Dot, target: Target) -> bool:
     """Tell whether a contraction is laid out for vpmaddubsw."""
     return dot.group == QUAD and is_widened(target)
+
+
+def is_packed(dot: Dot, target: Target) -> bool:
+    """Tell whether a contraction is laid out in groups of bits."""
+    return dot.group == PLANES or (dot.group == TABLES and is_x86(target))

@@ -18,26 +18,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import Any
 
 from tvm import tirx
 from tvm.ir import TensorLoad
 
 from tilewright.compiler.schedule.analysis import Access, Stage, find_anchor, read_stages
-from tilewright.compiler.schedule.bit_packing import PLANES
+from tilewright.compiler.schedule.bit_packing import PLANES, TABLE_VECTORS, TABLES, Packing
 from tilewright.compiler.schedule.cells import CellBuilder, Dot, in_cells
 from tilewright.compiler.schedule.contraction import (
     ContractionDecisions,
     default_contraction,
     plan_contraction,
 )
-from tilewright.compiler.schedule.cost import RowsAs
+from tilewright.compiler.schedule.cost import RowsAs, choose_row_block, row_extents
 from tilewright.compiler.schedule.dot_groups import (
     dot_groups,
     has_vnni,
+    is_packed,
     is_quads,
     is_widened,
     is_x86,
+    table_rows,
 )
 from tilewright.compiler.schedule.dot_kernel import (
     DATA_DTYPE,
@@ -78,7 +81,7 @@ _PLANE_TEMPORARIES_X86, _PLANE_TEMPORARIES = 6, 3
 # Registers of a step beyond those of a multiply-add: products in 16 bits, or widened weights.
 _PAIRED_TEMPORARIES, _LONG_TEMPORARIES, _WIDENED_TEMPORARIES = 4, 4, 2
 # Steps of a block of narrow sums in one round.
-_QUAD_UNROLL = 8
+_QUAD_UNROLL, _TABLE_UNROLL = 8, 1
 _DPBUSD = {512: "llvm.x86.avx512.vpdpbusd.512", 256: "llvm.x86.avx512.vpdpbusd.256"}
 _MADDWD = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}
 
@@ -103,7 +106,8 @@ def find_dot(stages: Sequence[Stage], target: Target) -> Dot | None:
     low_bit = read_low_bit(anchor.term)
     for axis in anchor.stage.reduction:
         steps = data.offset.of(axis.var), weight.offset.of(axis.var)
-        groups = dot_groups(target, axis.extent, low_bit, dtypes[0])
+        products = prod(each.extent for each in anchor.stage.reduction)
+        groups = dot_groups(target, axis.extent, low_bit, dtypes[0], products)
         if steps == (1, 1) and axis.extent in groups and weight.vector == axis.extent:
             return in_cells(anchor, axis.var, axis.extent, low_bit)
     return None
@@ -122,15 +126,51 @@ def default_integer(dot: Dot, target: Target) -> ContractionDecisions:
     rows = RowsAs.PAIRS if dot.group == MATRIX_GROUP else rows
     narrowed = replace(target, vector_registers=registers)
     decisions = default_contraction(dot.cells, narrowed, rows)
-    if is_quads(dot, target) or dot.group == PLANES:
+    if is_quads(dot, target) or is_packed(dot, target):
         # Blocks of the narrow sums are runs of the longest loop.
         extents = [axis.extent for axis in dot.cells.stage.reduction]
         order = tuple(sorted(range(len(extents)), key=lambda position: extents[position]))
         unroll = min(_QUAD_UNROLL, extents[order[-1]])
         clip = decisions.clip_pad and dot.group == QUAD
-        return replace(decisions, chains=1, unroll=unroll, reduction_order=order, clip_pad=clip)
+        decisions = replace(
+            decisions, chains=1, unroll=unroll, reduction_order=order, clip_pad=clip
+        )
+        return _by_tables(dot, target, decisions) if dot.group == TABLES else decisions
     # A second set of accumulators would not fit beside the widened data.
     return replace(decisions, chains=1, unroll=1) if long else decisions
+
+
+def packed_weights(func: tirx.PrimFunc, target: Target) -> dict[int, Packing]:
+    """Return how the weights of a function in its layouts are packed for its kernel.
+
+    Args:
+        func: unscheduled.
+        target: what for.
+    """
+    stages = read_stages(func)
+    dot = None if stages is None else find_dot(stages, target)
+    if dot is None or not is_packed(dot, target):
+        return {}
+    weights = next(access.buffer for access in dot.cells.accesses if access.vector)
+    position = next(i for i, param in enumerate(func.params) if param.same_as(weights))
+    return {position: Packing(dot.group, dot.low_bit)}
+
+
+def _by_tables(dot: Dot, target: Target, decisions: ContractionDecisions) -> ContractionDecisions:
+    """Return decisions with tiles of bytes: their columns are vectors of 4 times the outputs."""
+    vectors = -(-dot.cells.vector_axis.extent // (TABLE_VECTORS * dot.cells.lanes))
+    columns = 2 if vectors > 1 and dot.low_bit.weight_bits == 1 else 1
+    fused = decisions.fused_rows
+    inner = row_extents(dot.cells, fused)[1]
+    tile = (1, min(inner, table_rows(columns * dot.low_bit.weight_bits)))
+    block = choose_row_block(dot.cells, target, fused, tile, TABLE_VECTORS * columns)
+    return replace(
+        decisions,
+        row_tile=tile,
+        column_vectors=columns,
+        row_block=block,
+        unroll=min(_TABLE_UNROLL, decisions.unroll),
+    )
 
 
 def schedule_integer(
@@ -153,7 +193,7 @@ def schedule_integer(
     if decisions is None:
         decisions = default_integer(dot, target)
     plan = plan_contraction(dot.cells, decisions, target)
-    if dot.group == PLANES:
+    if is_packed(dot, target):
         return PackedBuilder(func, stages, dot, plan, target).build()
     if is_quads(dot, target) and plan.chains > 1:
         raise InvalidScheduleError(f"narrow sums have one chain, found {plan.chains}")

@@ -10,7 +10,13 @@ from typing import Any
 from tvm import tirx
 
 from tilewright.compiler.schedule.analysis import Access, Axis, Stage
-from tilewright.compiler.schedule.bit_packing import PLANES, Packing, with_packed
+from tilewright.compiler.schedule.bit_packing import (
+    PLANES,
+    TABLE_VECTORS,
+    TABLES,
+    Packing,
+    with_packed,
+)
 from tilewright.compiler.schedule.cells import CellBuilder, Dot
 from tilewright.compiler.schedule.data_planes import data_planes, plane_word
 from tilewright.compiler.schedule.expressions import Expr, Linear, elements
@@ -24,8 +30,10 @@ from tilewright.compiler.schedule.micro_kernel import (
 )
 from tilewright.compiler.schedule.nests import fused_nest
 from tilewright.compiler.schedule.plane_kernel import PlanesEmitter
-from tilewright.compiler.schedule.tile_geometry import TileGeometry
+from tilewright.compiler.schedule.table_kernel import TABLE_BYTES, TablesEmitter, table_bytes
+from tilewright.compiler.schedule.tile_geometry import TileAxis, TileGeometry, column_axis
 from tilewright.compiler.schedule.tile_loops import TilePlan
+from tilewright.compiler.schedule.tiling import Run, partition
 from tilewright.compiler.targets import Target
 from tilewright.errors import InvalidScheduleError
 
@@ -78,11 +86,21 @@ class PackedBuilder(CellBuilder):
     @property
     def _units(self) -> int:
         """Words or bytes of packed data in a cell."""
+        if self.dot.group == TABLES:
+            return TABLE_BYTES
         return len(data_planes(self.dot.low_bit.mask))
 
     def _weight_offset(self, offset: Linear) -> Linear:
         """Return an offset in cells as one in words or bytes of packed weights."""
-        return _times(offset, self.packing.planes)
+        planes = self.packing.planes
+        if self.dot.group == PLANES:
+            return _times(offset, planes)
+        # A step of the reduction passes the indices of several vectors of outputs.
+        column = self.anchor.vector_axis.var
+        scaled = _times(offset, TABLE_VECTORS * planes)
+        return replace(
+            scaled, coefficients=scaled.coefficients | {column: offset.of(column) * planes}
+        )
 
     def emit_producer(self, stage: Stage) -> Any:
         """Return the loops that compute a stage before the tiles read it."""
@@ -98,6 +116,10 @@ class PackedBuilder(CellBuilder):
 
     def _pack_cell(self, source: Any, target: Any, cell: Expr) -> list[Any]:
         address = cell * self.dot.group
+        if self.dot.group == TABLES:
+            tables = table_bytes(source, address, self.dot.low_bit)
+            at = ramp(cell * TABLE_BYTES, 1, TABLE_BYTES)
+            return [tirx.BufferStore(target, tables, [at])]
         planes = data_planes(self.dot.low_bit.mask)
         return [
             tirx.BufferStore(
@@ -106,6 +128,34 @@ class PackedBuilder(CellBuilder):
             )
             for number, bit in enumerate(planes)
         ]
+
+    def _tile_axes(self) -> tuple[list[TileAxis], list[TileAxis], list[TileAxis]]:
+        batch, rows, columns = super()._tile_axes()
+        if self.dot.group == TABLES:
+            tiled = column_axis(self.anchor)
+            axis = columns[tiled]
+            columns[tiled] = replace(axis, runs=self._byte_runs(axis.extent))
+        return batch, rows, columns
+
+    def _byte_runs(self, extent: int) -> tuple[Run, ...]:
+        """Return tiles of whole vectors of bytes; the last one may have fewer outputs."""
+        tiles = partition(-(-extent // TABLE_VECTORS), self.plan.column_vectors)
+        sizes = [
+            min(run.size * TABLE_VECTORS, extent - first * TABLE_VECTORS)
+            for run in tiles
+            for first in range(run.start, run.start + run.count * run.size, run.size)
+        ]
+        runs: list[Run] = []
+        start = 0
+        for number, size in enumerate(sizes):
+            known = runs[-1] if runs else None
+            # The tile with the partial vector has code of its own.
+            if known is not None and known.size == size and number < len(sizes) - 1:
+                runs[-1] = replace(known, count=known.count + 1)
+            else:
+                runs.append(Run(number, 1, start, size))
+            start += size
+        return tuple(runs)
 
     def register_tile(self, geometry: TileGeometry) -> RegisterTile:
         """Return what is summed in the registers of a tile."""
@@ -139,7 +189,10 @@ class PackedBuilder(CellBuilder):
         extents = [axis.extent for axis in self.stage.reduction]
 
         def emitter(tile: RegisterTile, accumulators: Any, index_dtype: str) -> Emitter:
-            return PlanesEmitter(tile, accumulators, index_dtype, extents, self.dot.low_bit)
+            arguments = (tile, accumulators, index_dtype, extents, self.dot.low_bit)
+            if self.dot.group == TABLES:
+                return TablesEmitter(*arguments, prod(extents))
+            return PlanesEmitter(*arguments)
 
         return emit_reduction(tile, bases, self.index_dtype, emitter)
 

@@ -45,7 +45,9 @@ class _ModelBuilder(Builder):
         """Do nothing: nothing is run."""
         return {}
 
-    def pack(self, task: Mapping[str, Any], layouts: list[Any], name: str) -> dict[str, Any]:
+    def pack(
+        self, task: Mapping[str, Any], target: str, layouts: list[Any], name: str
+    ) -> dict[str, Any]:
         """Do nothing: nothing is run."""
         return {"folder": "", "outputs": []}
 

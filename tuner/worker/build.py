@@ -18,11 +18,13 @@ from tilewright.compiler.layout.operator import Operator
 from tilewright.compiler.layout.primitives import Layout, pack_constant
 from tilewright.compiler.layout.rewrite import rewrite
 from tilewright.compiler.schedule import decisions_from_json, default_decisions, schedule
+from tilewright.compiler.schedule.integer import packed_weights
 from tilewright.compiler.targets import Target
 from tilewright.compiler.toolchain import shared_linker
 from tilewright.errors import TilewrightError
 from tilewright.tuner.layouts import layout_choices
 from tilewright.tuner.worker.inputs import random_array
+from tilewright.tuner.worker.narrow_inputs import narrowed
 from tilewright.tuner.worker.static_check import rejection
 from tilewright.tuner.workload import describe_loops
 
@@ -105,6 +107,7 @@ class Builder:
         for position in range(operator.output):
             param = func.params[position]
             array = random_array(rng, shapes[position], str(param.ty.dtype), shapes)
+            array = narrowed(operator, position, array)
             np.save(folder / f"in{position:02d}.npy", array)
         library = folder / "reference.so"
         description = Target.from_json(target)
@@ -118,18 +121,23 @@ class Builder:
             "results": results,
         }
 
-    def pack(self, task: Mapping[str, Any], layouts: list[Any], name: str) -> dict[str, Any]:
-        """Write inputs and expected outputs in these layouts."""
+    def pack(
+        self, task: Mapping[str, Any], target: str, layouts: list[Any], name: str
+    ) -> dict[str, Any]:
+        """Write inputs and expected outputs in these layouts, weights of few bits packed."""
         source = self.folder / task["key"]
         folder = source / name
         operator = self._operator(task)
         folder.mkdir(exist_ok=True)
         parsed = [Layout.from_json(layout) for layout in layouts]
         outputs = []
+        bits = packed_weights(self._rewritten(task, layouts), Target.from_json(target))
         for position, layout in enumerate(parsed):
             index = position - operator.output
             kind = f"in{position:02d}" if index < 0 else f"ref{index:02d}"
             array = pack_constant(layout, np.load(source / f"{kind}.npy"))
+            if position in bits:
+                array = bits[position].pack(array)
             name = f"in{position:02d}" if index < 0 else f"out{index:02d}"
             np.save(folder / f"{name}.npy", array)
             if index >= 0:

@@ -142,6 +142,22 @@ def test_planes_are_exact_convolutions(channels, size, outputs, kernel, stride, 
     check_convolution(parse_target("x86-64-v3"), PLANES, data, weight, p, q, stride, pad, zero)
 
 
+@pytest.mark.parametrize(("p", "q"), [(1, 1), (1, 3), (2, 2), (1, 4), (2, 5), (8, 2), (3, 4)])
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(7, 40, 50), (1, 16, 8), (11, 528, 100)])
+def test_tables_are_exact_products(p, q, rows, depth, columns):
+    check_product(parse_target("x86-64-v3"), TABLES, rows, depth, columns, p, q)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "outputs", "kernel", "stride", "pad", "zero"),
+    [(8, 9, 32, 3, 1, 1, 0), (24, 8, 72, 3, 2, 1, 1), (64, 6, 40, 1, 1, 0, 0)],
+)
+@pytest.mark.parametrize(("p", "q"), [(1, 1), (2, 2)])
+def test_tables_are_exact_convolutions(channels, size, outputs, kernel, stride, pad, zero, p, q):
+    data, weight = (1, channels, size, size), (outputs, channels, kernel, kernel)
+    check_convolution(parse_target("x86-64-v3"), TABLES, data, weight, p, q, stride, pad, zero)
+
+
 def test_quads_multiply_bytes():
     func = product(8, 64, 64, WeightRange(-8, 7, False), 255)
     for name, register in (("x86-64-v3", "ymm"), ("skylake-avx512", "zmm")):
