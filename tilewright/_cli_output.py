@@ -146,7 +146,7 @@ def _print_quantized(operators: Sequence[Mapping[str, Any]]) -> None:
             item["operator"],
             item["name"],
             "yes" if item["integer"] else "no",
-            item["form"],
+            item.get("form", ""),  # modules of earlier releases have none
             item["reason"],
         )
     new_console().print(table)

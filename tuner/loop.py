@@ -177,7 +177,7 @@ class _Loop:
             started = sum(state.tuner is not None for state in session.states)
             races_s = min(started * _FINAL_RACE_S, _MOST_FOR_RACES * options.time_s)
             if session.elapsed_s >= options.time_s - races_s:
-                return f"the time of {options.time_s:.0f} s is over"
+                return "the time is over"
         return ""
 
     def _read_log(self) -> dict[str, dict[Candidate, Record]]:

@@ -83,6 +83,10 @@ def test_a_quantized_module_says_what_stayed_in_floats_and_why(cli, tmp_path):
     assert cli("quantize", model, *arguments).exit_code == 0
     assert cli("compile", quantized, "-o", module).exit_code == 0
     found = explain(module, rounds=2)
+    shown = cli("inspect", module)
+    assert shown.exit_code == 0, shown.output
+    assert "operators run on integers" in shown.stdout
+    assert "{" not in shown.stdout
     floats = [row for row in found["quantized"] if not row["integer"]]
     assert len(found["quantized"]) > len(floats) > 0
     assert all(row["reason"] for row in floats)

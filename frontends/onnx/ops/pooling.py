@@ -221,16 +221,16 @@ def _tap_counts(
 
 
 def _divide_by(total: te.Tensor, counted: list[list[int]]) -> te.Tensor:
-    """Divide every position by its number of taps."""
+    """Divide every position by its number of taps; a mean of none is NaN, as in the reference."""
+
+    def number(taps: int) -> Any:
+        return tirx.const(taps if taps else math.nan, total.dtype)
 
     def pick(index: Any, row: list[int]) -> Any:
-        if len(set(row)) == 1:
-            return tirx.const(row[0], total.dtype)
-        value = tirx.const(row[-1], total.dtype)
+        value = number(row[-1])
         for position in range(len(row) - 2, -1, -1):
             if row[position] != row[position + 1]:
-                number = tirx.const(row[position], total.dtype)
-                value = tirx.Select(index <= position, number, value)
+                value = tirx.Select(index <= position, number(row[position]), value)
         return value
 
     def element(*indices: Any) -> Any:

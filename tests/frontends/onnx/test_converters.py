@@ -99,6 +99,10 @@ CASES = {
     "average_pool_dilated": (
         "AveragePool", {"x": IMAGE},
         {"kernel_shape": [2, 2], "dilations": [2, 2], "pads": [1, 1, 1, 1]}, 19),
+    "average_pool_of_windows_without_any_tap": (
+        "AveragePool", {"x": floats(1, 2, 3, 1)},
+        {"kernel_shape": [1, 2], "dilations": [1, 2], "pads": [0, 1, 0, 1]}, 21,
+    ),
     "global_average_pool": ("GlobalAveragePool", {"x": X4}, {}, 1),
     "reduce_mean_17": ("ReduceMean", {"x": X3}, {"axes": [0, -1], "keepdims": 0}, 17),
     "reduce_mean_18": ("ReduceMean", {"x": X3, "waxes": ints(1)}, {}, 18),
