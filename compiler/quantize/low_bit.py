@@ -9,7 +9,7 @@ Data is bytes, of which the type of the quantize operator, or a clip, a relu or 
 two constants before it, leaves only some bits:
 
     A1    uint2 behind a clip to 0 .. 1;  0 and 2 (zero point 1) behind Where(.., 1, -1)
-    A4    uint4, int4;  uint8 that is clipped to 0 .. 15
+    A4    uint4, int4;  uint8 that is clipped to 0 .. 15, or of which BitwiseAnd leaves 4 bits
 """
 
 from __future__ import annotations
@@ -84,8 +84,16 @@ def data_mask(graph: Graph, affine: Affine) -> int:
     """
     whole = (1 << BITS[affine.dtype]) - 1
     source: relax.Expr = affine.source
-    while (call := graph.made_by(source)) is not None and op_name(call) in _MOVING:
-        source = call.args[0]
+    while (call := graph.made_by(source)) is not None:
+        if op_name(call) == "relax.bitwise_and":
+            source, bits = call.args
+            constant = graph.constant(bits)
+            if constant is not None and str(constant.dtype) == "uint8":
+                whole &= int(np.bitwise_or.reduce(constant, axis=None))
+        elif op_name(call) in _MOVING:
+            source = call.args[0]
+        else:
+            break
     quantize = graph.of_kind(source, "quantize")
     if quantize is None or not quantize.in_bytes:
         return whole
