@@ -143,12 +143,12 @@ def test_variables_are_documented() -> None:
     found = {
         word
         for folder in ("tilewright", "compiler", "tuner", "frontends", "runtime")
-        for path in (_ROOT / folder).rglob("*.py")
-        if not path.is_symlink()
+        for path in (_ROOT / folder).rglob("*.[chp]*")
+        if path.suffix in (".py", ".c", ".h") and not path.is_symlink()
         for word in path.read_text().split('"')
         if word.startswith("TILEWRIGHT_") and word.isidentifier()
     }
-    assert {"TILEWRIGHT_NUM_THREADS", "TILEWRIGHT_SSH"} <= found
+    assert {"TILEWRIGHT_NUM_THREADS", "TILEWRIGHT_SSH", "TILEWRIGHT_CUDA_DEVICE"} <= found
     assert {name for name in found if f"`{name}`" not in documented} == set()
 
 
