@@ -61,7 +61,7 @@ def model(shape: tuple[int, ...], weight_bits: int, data_bits: int) -> onnx.Mode
     else:
         channels, size, columns, side = shape
         depth = channels * side * side
-        data, weight, axis = (1, channels, size, size), (columns, channels, side, side), 0
+        data, weight, axis = (1, size, size, channels), (columns, channels, side, side), 0
     top = 1 << (weight_bits - 1)
     whole = rng.choice([-1, 1], weight) if weight_bits == 1 else rng.integers(-top, top, weight)
     kind = getattr(TensorProto, _TYPES[weight_bits].upper())
@@ -77,12 +77,21 @@ def model(shape: tuple[int, ...], weight_bits: int, data_bits: int) -> onnx.Mode
         helper.make_tensor("yz", TensorProto.UINT8, [], [128]),
     ]
     pads = {} if is_product else {"pads": [shape[3] // 2] * 4}
+    # Images come and go as networks have them between layers: channels last.
+    before = [("Transpose", "x", "xp", [0, 3, 1, 2])] if not is_product else []
+    after = [("Transpose", "yp", "y", [0, 2, 3, 1])] if not is_product else []
+    turns = [
+        [helper.make_node(k, [i], [o], perm=p) for k, i, o, p in each] for each in (before, after)
+    ]
+    first, last = ("x", "y") if is_product else ("xp", "yp")
     nodes = [
-        helper.make_node("BitwiseAnd", ["x", "mask"], ["xm"]),
+        *turns[0],
+        helper.make_node("BitwiseAnd", [first, "mask"], ["xm"]),
         helper.make_node("DequantizeLinear", ["xm", "xs", "xz"], ["xd"]),
         helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=axis),
         helper.make_node("MatMul" if is_product else "Conv", ["xd", "wd"], ["s"], **pads),
-        helper.make_node("QuantizeLinear", ["s", "ys", "yz"], ["y"]),
+        helper.make_node("QuantizeLinear", ["s", "ys", "yz"], [last]),
+        *turns[1],
     ]
     graph = helper.make_graph(
         nodes,
