@@ -30,6 +30,10 @@ from tilewright.compiler.schedule.micro_kernel import (
 )
 
 
+# What ends a block is worth little beside so many steps: no loop is cut for more.
+_ENOUGH_STEPS = 8
+
+
 @dataclass(frozen=True)
 class Blocks:
     """How a reduction is cut into blocks.
@@ -53,8 +57,8 @@ def cut(extents: Sequence[int], most: int) -> Blocks:
     depth = len(extents)
     while depth > 0 and prod(extents[depth - 1 :]) <= most:
         depth -= 1
-    if depth == 0:
-        return Blocks(0, 0)
+    if depth == 0 or prod(extents[depth:]) >= _ENOUGH_STEPS:
+        return Blocks(depth, 0)
     each = most // prod(extents[depth:])
     if each < 2:
         return Blocks(depth, 0)

@@ -22,8 +22,8 @@ from tilewright.compiler.targets import Target
 
 _FOUR, _WIDENED_GROUP = 4, 2
 _X86_BITS = (256, 512)
-# Registers for sums and the halves of indices, beside a table and what is looked up.
-_TABLE_REGISTERS = 13
+# Registers of a table, the mask of halves, and what is looked up.
+_TABLE_TEMPORARIES = 3
 _TABLE_PACKING, _PLANE_PACKING = 12, 4
 # And, count and add: of half bytes by vpshufb, in pairs as a multiply-add and an add are; by cnt.
 _PLANE_INSTRUCTIONS_X86, _PLANE_INSTRUCTIONS = 8 / 2, 3
@@ -74,7 +74,7 @@ def products_in_a_cell(target: Target, group: int, low_bit: LowBit) -> float:
     if group == TABLES and is_x86(target):
         # Lookups and additions; cutting the indices, shared by the rows; to 16 bits, for a block.
         steps = table_steps(low_bit)
-        rows = table_rows(max(2, low_bit.weight_bits))
+        rows = table_rows(target, max(2, low_bit.weight_bits))
         instructions = 4 + 3 / rows + 6 / steps
         return 2 * PLANES / instructions / low_bit.weight_bits
     return group
@@ -96,13 +96,14 @@ def narrow_gain(target: Target, depth: int, low_bit: LowBit, products: int) -> f
     return max(rates, default=1.0) / dot_group(target, depth)
 
 
-def table_rows(vectors: int) -> int:
+def table_rows(target: Target, vectors: int) -> int:
     """Return the rows of a tile whose sums fit the registers beside a table and all indices.
 
     Args:
+        target: what for.
         vectors: of bytes: bits of a weight, times vectors of outputs.
     """
-    return max(1, (_TABLE_REGISTERS - 2 * vectors) // vectors)
+    return max(1, (target.vector_registers - _TABLE_TEMPORARIES - 2 * vectors) // vectors)
 
 
 def packing_instructions(group: int, low_bit: LowBit) -> int:

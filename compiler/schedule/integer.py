@@ -81,7 +81,7 @@ _PLANE_TEMPORARIES_X86, _PLANE_TEMPORARIES = 6, 3
 # Registers of a step beyond those of a multiply-add: products in 16 bits, or widened weights.
 _PAIRED_TEMPORARIES, _LONG_TEMPORARIES, _WIDENED_TEMPORARIES = 4, 4, 2
 # Steps of a block of narrow sums in one round.
-_QUAD_UNROLL, _TABLE_UNROLL = 8, 1
+_UNROLL, _TABLE_UNROLL = 2, 1
 _DPBUSD = {512: "llvm.x86.avx512.vpdpbusd.512", 256: "llvm.x86.avx512.vpdpbusd.256"}
 _MADDWD = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}
 
@@ -130,7 +130,7 @@ def default_integer(dot: Dot, target: Target) -> ContractionDecisions:
         # Blocks of the narrow sums are runs of the longest loop.
         extents = [axis.extent for axis in dot.cells.stage.reduction]
         order = tuple(sorted(range(len(extents)), key=lambda position: extents[position]))
-        unroll = min(_QUAD_UNROLL, extents[order[-1]])
+        unroll = min(_UNROLL, extents[order[-1]])
         clip = decisions.clip_pad and dot.group == QUAD
         decisions = replace(
             decisions, chains=1, unroll=unroll, reduction_order=order, clip_pad=clip
@@ -162,7 +162,7 @@ def _by_tables(dot: Dot, target: Target, decisions: ContractionDecisions) -> Con
     columns = 2 if vectors > 1 and dot.low_bit.weight_bits == 1 else 1
     fused = decisions.fused_rows
     inner = row_extents(dot.cells, fused)[1]
-    tile = (1, min(inner, table_rows(columns * dot.low_bit.weight_bits)))
+    tile = (1, min(inner, table_rows(target, columns * dot.low_bit.weight_bits)))
     block = choose_row_block(dot.cells, target, fused, tile, TABLE_VECTORS * columns)
     return replace(
         decisions,

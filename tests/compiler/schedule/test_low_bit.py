@@ -1,5 +1,7 @@
 """Kernels for weights and data of few bits: exact sums, whatever the shape, on every form."""
 
+import re
+
 import numpy as np
 import pytest
 from tvm import te, tirx, topi
@@ -14,6 +16,7 @@ from tilewright.compiler.schedule.blocked_kernel import Blocks, cut
 from tilewright.compiler.schedule.low_bit import LowBit, read_low_bit
 from tilewright.compiler.schedule.quad_kernel import quad_steps
 from tilewright.compiler.targets import parse_target
+from tilewright.tuner.device.mca import innermost_bodies
 
 
 def weights_of(bits, shape, rng):
@@ -158,15 +161,29 @@ def test_tables_are_exact_convolutions(channels, size, outputs, kernel, stride, 
     check_convolution(parse_target("x86-64-v3"), TABLES, data, weight, p, q, stride, pad, zero)
 
 
-def test_quads_multiply_bytes():
-    func = product(8, 64, 64, WeightRange(-8, 7, False), 255)
-    for name, register in (("x86-64-v3", "ymm"), ("skylake-avx512", "zmm")):
-        target = parse_target(name)
-        layout = grouped_weight((64, 64), 1, 0, target.lanes("int32"), 4)
-        _, text = compile_kernel(schedule(rewrite(func, {1: layout}), target), target)
-        multiplies = [line for line in text.splitlines() if "vpmaddubsw" in line]
-        assert multiplies
-        assert all(register in line for line in multiplies)
+_JUMPS = re.compile(r"^\tj\w+\t(\.\w+)")
+
+
+@pytest.mark.parametrize(("name", "register"), [("x86-64-v3", "ymm"), ("skylake-avx512", "zmm")])
+@pytest.mark.parametrize(
+    ("group", "p", "q", "instruction", "depth"),
+    [(4, 4, 4, "vpmaddubsw", 512), (TABLES, 1, 1, "vpshufb", 512), (PLANES, 2, 2, "vpshufb", 512)],
+)
+def test_inner_loop_multiplies_whole_vectors(name, register, group, p, q, instruction, depth):
+    """AVX-512 cannot run here: its instructions are looked at instead. Accumulators stay put."""
+    target = parse_target(name)
+    _, weights = weights_of(p, (4, 4), np.random.default_rng(0))
+    func = product(64, depth, 256, weights, (1 << q) - 1)
+    layout = grouped_weight((depth, 256), 1, 0, target.lanes("int32"), group)
+    _, text = compile_kernel(schedule(rewrite(func, {1: layout}), target), target)
+    bodies = [list(body) for body in innermost_bodies(text, _JUMPS)]
+    body = max(bodies, key=lambda lines: sum(instruction in line for line in lines))
+    multiplies = [line for line in body if f"\t{instruction}\t" in line]
+    assert len(multiplies) >= 8
+    assert all(register in line for line in multiplies)
+    assert "vpopcnt" not in text
+    stack = [line for line in body if "(%rsp)" in line]
+    assert len(stack) <= len(multiplies) // 8, body
 
 
 def test_ranges_are_read_back():
