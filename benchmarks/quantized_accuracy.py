@@ -4,7 +4,8 @@ Models quantized by `tilewright quantize` on samples that are not judged, run by
 
 - digits: `examples/digits_cnn.onnx`, images of 540 held out that are recognised;
 - superres: `examples/superres_x2.onnx`, mean PSNR over 16 crops of 4 held-out photographs;
-- minilm: all-MiniLM-L6-v2 with its real weights on `sentences.txt` (every fourth sentence
+- minilm, also with only its weights in 4 or 8 bits ("W4 g32": groups of 32 with one scale each):
+  all-MiniLM-L6-v2 with its real weights on `sentences.txt` (every fourth sentence
   calibrates, the others are judged): cosine to float32, how often the nearest sentence is the same,
   and the rank correlation (Spearman) of all neighbours.
 """
@@ -103,6 +104,15 @@ SETTINGS: dict[str, dict] = {
     "dobi, smooth": {"method": "dobi", "smooth": 0.5},
 }
 
+# Only weights, in groups; options of `quantize_weights`. "samples" weight the errors.
+WEIGHTS: dict[str, dict] = {
+    "W4 g32": {"weights": "int4"},
+    "W4 g32, samples": {"weights": "int4", "samples": True},
+    "W4 g32, zero points, samples": {"weights": "int4", "symmetric": False, "samples": True},
+    "W4 g128, samples": {"weights": "int4", "group": 128, "samples": True},
+    "W8 g32": {"weights": "int8"},
+}
+
 
 def neighbours(seen: np.ndarray, wanted: np.ndarray) -> dict:
     """Compare embeddings [sentences, channels] with those in floats."""
@@ -131,6 +141,7 @@ def measure(task: str, settings: dict[str, dict]) -> list[dict]:
     import tilewright
     from tilewright.errors import CompileError
     from tilewright.quantization import quantize
+    from tilewright.weight_quantization import quantize_weights
 
     model, samples, judge = TASKS[task]()
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -145,10 +156,15 @@ def measure(task: str, settings: dict[str, dict]) -> list[dict]:
     wanted = np.array(judge(plain).get("embeddings", ()))
     rows = [row("float32", plain)]
     for name, options in settings.items():
-        if "smooth" in options and task != "minilm":
+        if task != "minilm" and ("smooth" in options or "weights" in options):
             continue
         out = FOLDER / f"{task}.accuracy.onnx"
-        quantize(model, samples, out, **options)
+        if "weights" in options:
+            calibration = samples if options.get("samples") else None
+            given = {key: value for key, value in options.items() if key != "samples"}
+            quantize_weights(model, out, **given, calibration=calibration)
+        else:
+            quantize(model, samples, out, **options)
         rows.append(row(name, tilewright.compile(out, logs=()).run))
         if name != "minmax":
             continue
@@ -186,11 +202,12 @@ def main() -> int:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--settings", default=";".join(SETTINGS), help="separated by semicolons")
+    known = SETTINGS | WEIGHTS
+    parser.add_argument("--settings", default=";".join(known), help="separated by semicolons")
     args = parser.parse_args()
     data = RESULTS / "quantized_accuracy.json"
     for task in args.tasks.split(","):
-        rows = measure(task, {name: SETTINGS[name] for name in args.settings.split(";") if name})
+        rows = measure(task, {name: known[name] for name in args.settings.split(";") if name})
         merged = merge_rows(data, rows, ["task", "setting"])
         write_json(data, {"machine": describe(), "rows": merged})
         write_text(RESULTS / "quantized_accuracy.md", render(merged))

@@ -61,6 +61,8 @@ _SPARE = 6
 # 3 vectors 703, 4 748, 5 656, 6 1225 and 7 1085 (sums spilled). Packed so that the vectors of a
 # tile make one stream, 4 take 931: several streams are fetched sooner.
 _MOST_VECTORS = 8
+# The same on ARM, where LLVM keeps the data of a step in registers to multiply by its lanes.
+_LANE_VECTORS = 4
 # Vectors of a tile with several rows.
 _TILE_VECTORS = 2
 # Sums under way that hide the latency of multiply-add.
@@ -169,11 +171,15 @@ def default_weight_only(found: WeightOnly, target: Target) -> ContractionDecisio
     vectors_in_all = tile_count(anchor.vector_axis.extent, anchor.lanes)
     if rows == 1:
         most = min(_MOST_VECTORS, (target.vector_registers - _SPARE) // 2)
+        if _holds_data(target):
+            most = min(most, _LANE_VECTORS)
         vectors, row_tile = min(vectors_in_all, most), (1, 1)
         chains = max(1, min(_IN_FLIGHT // vectors // 2 * 2, found.words.in_word))
     else:
         vectors, chains = min(vectors_in_all, _TILE_VECTORS), 1
-        most = max(1, (target.vector_registers - _SPARE) // vectors)
+        # Where elements are lanes, a row's data of a step is in registers too.
+        held = found.words.in_word // anchor.lanes if _holds_data(target) else 0
+        most = max(1, (target.vector_registers - _SPARE) // (vectors + held))
         row_tile = (1, tile_count(rows, tile_count(rows, most)))
     fused = max(1, len(anchor.rows))
     return ContractionDecisions(
@@ -184,6 +190,11 @@ def default_weight_only(found: WeightOnly, target: Target) -> ContractionDecisio
         reduction_order=(0, 1),
         chains=chains,
     )
+
+
+def _holds_data(target: Target) -> bool:
+    """Tell whether LLVM keeps the data of a step in registers: on ARM."""
+    return target.multiplies_by_lane or target.keeps_steps_apart
 
 
 def schedule_weight_only(
