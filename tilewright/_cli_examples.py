@@ -37,6 +37,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "tilewright quantize model.onnx --calibration samples.npz -o quantized.onnx",
         "tilewright quantize model.onnx --calibration samples -o q.onnx --method mse",
         "tilewright quantize model.onnx --weights int4 --group 32 -o w4.onnx",
+        "tilewright quantize model.onnx --calibration samples.npz -o q.onnx --bits w4a8",
+        "tilewright quantize model.onnx --calibration samples.npz -o q.onnx --bits auto "
+        "--max-drop 0.001 --curve curve.svg",
     ),
     "profile": (
         "tilewright profile model.so",

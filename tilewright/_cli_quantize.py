@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from tilewright import _cli_arguments as arguments
 from tilewright import _cli_output as output
 from tilewright._cli_arguments import AsJson, Debug, Errors
+from tilewright._cli_bit_plan import print_plan
+from tilewright.errors import ModelError
+from tilewright.mixed_precision.choice import CANDIDATES, Goal
+from tilewright.plan_quantization import AUTO
+
+Made = TypeVar("Made")
 
 _WORST = 5
 
@@ -68,6 +75,50 @@ def mount(app: typer.Typer, errors: Errors) -> None:
                 min=0, max=1, help="Even out the channels behind layer norms; 0.5 is usual."
             ),
         ] = None,
+        bits: Annotated[
+            str,
+            typer.Option(
+                help="Of all layers: 8, 4, w4a8 (weights, activations), w2a8, w4g32 (weights in "
+                "groups, activations in floats); or auto: of each layer, for the limits below."
+            ),
+        ] = "8",
+        max_drop: Annotated[
+            float | None,
+            typer.Option(help="With --bits auto: greatest drop of the outputs, in the metric."),
+        ] = None,
+        max_latency: Annotated[
+            float | None,
+            typer.Option(metavar="SECONDS", help="With --bits auto: greatest time of a run."),
+        ] = None,
+        max_bytes: Annotated[
+            int | None, typer.Option(help="With --bits auto: greatest size of all constants.")
+        ] = None,
+        metric: Annotated[
+            str,
+            typer.Option(
+                help="Of the drop: error (squared, relative), cosine (one minus it) or top1 (share "
+                "of changed decisions)."
+            ),
+        ] = "error",
+        prefer: Annotated[
+            str, typer.Option(help="With --max-drop: what is made small, latency or bytes.")
+        ] = "latency",
+        candidates: Annotated[
+            str, typer.Option(help="With --bits auto: what a layer may have.")
+        ] = ",".join(CANDIDATES),
+        sensitivity: Annotated[
+            str, typer.Option(help="With --bits auto: measured (output) or estimated (hessian).")
+        ] = "output",
+        correction: Annotated[
+            str,
+            typer.Option(
+                help="Of rounding weights to other bits than 8: nearest, clipped or compensated."
+            ),
+        ] = "compensated",
+        curve: Annotated[
+            Path | None,
+            typer.Option(help="With --bits auto: an SVG file for the trade-off."),
+        ] = None,
         shape: Annotated[
             list[str] | None,
             typer.Option("--shape", metavar="NAME=1,3,224,224", help="Shape of an input."),
@@ -80,8 +131,24 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         from tilewright.weight_quantization import quantize_weights
 
         shapes = arguments.parse_shapes(shape)
+        if weights is not None and bits != "8":
+            raise typer.BadParameter(
+                "--weights quantizes only weights, and --bits weights and activations: give one; "
+                "--bits w4g32 is both in one"
+            )
+        if bias_correction and bits != "8":
+            raise typer.BadParameter(
+                "--bias-correction is for 8 bits; for others it is part of --correction compensated"
+            )
+        goal = _goal(
+            bits,
+            (max_drop, max_latency, max_bytes),
+            (metric, prefer, candidates, sensitivity),
+            curve,
+        )
         with errors(debug), output.progress() as progress:
-            arguments.check_writable(out)
+            for path in (out, *([] if curve is None else [curve])):
+                arguments.check_writable(path)
             if weights is not None:
                 result = quantize_weights(
                     *(model, out, weights, group),
@@ -102,6 +169,10 @@ def mount(app: typer.Typer, errors: Errors) -> None:
                     percentile=percentile,
                     bias_correction=bias_correction,
                     smooth=smooth,
+                    bits=bits,
+                    goal=goal,
+                    correction=correction,
+                    drawing=curve,
                     shapes=shapes,
                     progress=progress,
                 )
@@ -109,8 +180,40 @@ def mount(app: typer.Typer, errors: Errors) -> None:
             typer.echo(json.dumps({"file": str(out), **result}, indent=2))
         elif weights is not None:
             _print_weights(result, out)
+        elif bits != "8":
+            print_plan(result, out, curve)
         else:
             _print(result, out)
+
+
+def _goal(
+    bits: str,
+    limits: tuple[float | None, float | None, int | None],
+    names: tuple[str, str, str, str],
+    curve: Path | None,
+) -> Goal | None:
+    """Return what a choice of bits has to keep, or None where nothing is chosen."""
+    from tilewright.compiler.quantize.bit_plan import parse_bits
+
+    if bits != AUTO:
+        if curve is not None or any(limit is not None for limit in limits):
+            raise typer.BadParameter(
+                "--max-drop, --max-latency, --max-bytes and --curve belong to --bits auto"
+            )
+        if bits != "8":
+            _usage(lambda: parse_bits(bits))
+        return None
+    metric, prefer, candidates, sensitivity = names
+    options = tuple(name.strip() for name in candidates.split(","))
+    return _usage(lambda: Goal(*limits, metric, prefer, options, sensitivity))
+
+
+def _usage(make: Callable[[], Made]) -> Made:
+    """Turn a value that is not accepted into an error of usage."""
+    try:
+        return make()
+    except ModelError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _print(result: dict[str, Any], out: Path) -> None:

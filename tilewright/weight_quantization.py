@@ -55,7 +55,7 @@ def quantize_weights(
         ModelError: the model, an option or the calibration data cannot be used.
     """
     from tilewright.compiler.quantize import weight_only_model as weight_only
-    from tilewright.quantization import _save
+    from tilewright.quantization import save
     from tilewright.reference import load_proto
 
     if weights not in WEIGHTS:
@@ -68,7 +68,7 @@ def quantize_weights(
         squares = _mean_squares(proto, calibration, target, shapes)
     progress("weights")
     result = weight_only.quantize_weights(proto, stored, squares)
-    _save(result.proto, Path(output))
+    save(result.proto.SerializeToString(), Path(output))
     layers = [{**asdict(layer), "layer": layer.name} for layer in result.layers]
     for layer in layers:
         del layer["name"]

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
 from tilewright.compiler.quantize.float_model import FloatModel
+from tilewright.compiler.quantize.qdq_writer import QdqWriter, dequantized, whole_bias
 from tilewright.compiler.quantize.ranges import Observer, choose_range, parameters
 from tilewright.errors import ModelError
 
@@ -26,6 +27,7 @@ _OTHERS = frozenset(("Add", "Mul", "GlobalAveragePool", "AveragePool", "Concat")
 _WEIGHT_LIMIT = 127
 # Attention masks hold the least float: what they are added to has no scale, and stays in floats.
 _MASK = 1e9
+_PASSES = ("see_range", "see_values")
 
 
 def tensors_to_quantize(proto: onnx.ModelProto) -> list[str]:
@@ -91,10 +93,31 @@ def calibrate(
     Raises:
         ModelError: a tensor is not finite, or there are no samples.
     """
+    observers = observe(names, samples, run, ("see_range",) if method == "minmax" else _PASSES)
+    kept = {n: o for n, o in observers.items() if max(-o.low, o.high) < _MASK}
+    return {n: parameters(*choose_range(o, method, percentile)) for n, o in kept.items()}
+
+
+def observe(
+    names: Sequence[str],
+    samples: Sequence[Arrays],
+    run: Run,
+    passes: Sequence[str] = _PASSES,
+) -> dict[str, Observer]:
+    """Return the distributions of tensors over the samples.
+
+    Args:
+        names: of the tensors.
+        samples: inputs of the model.
+        run: computes the tensors of one sample; graph inputs come from the sample.
+        passes: what of the observers to call on the values, all samples for each.
+
+    Raises:
+        ModelError: a tensor is not finite, or there are no samples.
+    """
     if not samples:
         raise ModelError("there are no calibration samples; give at least one")
     observers = {name: Observer() for name in names}
-    passes = ("see_range",) if method == "minmax" else ("see_range", "see_values")
     for see in passes:
         for sample in samples:
             computed = {**sample, **run(sample)}
@@ -103,8 +126,7 @@ def calibrate(
         for name, observer in observers.items():
             if not np.isfinite([observer.low, observer.high]).all():
                 raise ModelError(f"tensor {name!r} has values that are not finite on the samples")
-    kept = {n: o for n, o in observers.items() if max(-o.low, o.high) < _MASK}
-    return {n: parameters(*choose_range(o, method, percentile)) for n, o in kept.items()}
+    return observers
 
 
 def insert_qdq(
@@ -122,19 +144,19 @@ def insert_qdq(
     nodes: list[onnx.NodeProto] = []
     for name in scales:
         if name not in model.maker:
-            nodes += writer.activation(name)
+            nodes += writer.activation(name, *scales[name])
     for node in proto.graph.node:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         if model.is_linear(node) and node.input[0] in scales:
-            nodes += writer.weights(copy)
+            nodes += writer.layer(copy)
         for place, name in enumerate(copy.input):
             if name in scales:
-                copy.input[place] = f"{name}_dequantized"
+                copy.input[place] = dequantized(name)
         nodes.append(copy)
         for name in node.output:
             if name in scales:
-                nodes += writer.activation(name)
+                nodes += writer.activation(name, *scales[name])
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     del result.graph.node[:]
@@ -159,68 +181,28 @@ def _shared_scales(
     return shared
 
 
-class _Writer:
+class _Writer(QdqWriter):
     """Makes the Q/DQ nodes and their constants."""
 
     def __init__(self, model: FloatModel, scales: Mapping[str, tuple[np.float32, int]]) -> None:
+        super().__init__()
         self.model, self.scales = model, scales
-        self.constants: dict[str, onnx.TensorProto] = {}
 
-    def constant(self, name: str, array: np.ndarray | np.generic) -> str:
-        """Add a constant and return its name."""
-        self.constants[name] = numpy_helper.from_array(np.asarray(array), name)
-        return name
-
-    def activation(self, name: str) -> list[onnx.NodeProto]:
-        """Return the pair of nodes that round a tensor to bytes and back."""
-        scale, zero = self.scales[name]
-        given = [
-            self.constant(f"{name}_scale", scale),
-            self.constant(f"{name}_zero_point", np.uint8(zero)),
-        ]
-        bytes_ = f"{name}_quantized"
-        return [
-            helper.make_node("QuantizeLinear", [name, *given], [bytes_], name=bytes_),
-            helper.make_node(
-                "DequantizeLinear",
-                [bytes_, *given],
-                [f"{name}_dequantized"],
-                name=f"{name}_dequantized",
-            ),
-        ]
-
-    def weights(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    def layer(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """Quantize a node's weights and bias in place, and return what dequantizes them."""
         axis = self.model.output_axis(node)
         weight = self.model.array(node.input[1])
         assert weight is not None
         integers, scale = quantize_weights(weight, axis)
-        name = f"{node.name or node.output[0]}_weight"
-        nodes = [self._constant_pair(name, integers, scale, axis)]
+        stem = node.name or node.output[0]
+        nodes = [self.weights(f"{stem}_weight", integers, scale, axis)]
         node.input[1] = nodes[0].output[0]
         bias = self.model.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         if bias is not None and bias.shape == scale.shape:
-            products = scale * self.scales[self._source(node)][0]
-            whole = np.clip(np.rint(bias / products.astype(np.float64)), -(2**31), 2**31 - 1)
-            name = f"{node.name or node.output[0]}_bias"
-            nodes.append(self._constant_pair(name, whole.astype(np.int32), products, 0))
+            products = scale * self.scales[node.input[0]][0]
+            nodes.append(self.bias(f"{stem}_bias", whole_bias(bias, products), products))
             node.input[2] = nodes[1].output[0]
         return nodes
-
-    def _source(self, node: onnx.NodeProto) -> str:
-        return str(node.input[0])
-
-    def _constant_pair(
-        self, name: str, integers: np.ndarray, scale: np.ndarray, axis: int
-    ) -> onnx.NodeProto:
-        zero = np.zeros(scale.shape, integers.dtype)
-        inputs = [
-            self.constant(f"{name}_quantized", integers),
-            self.constant(f"{name}_scale", scale.astype(np.float32)),
-            self.constant(f"{name}_zero_point", zero),
-        ]
-        result = f"{name}_dequantized"
-        return helper.make_node("DequantizeLinear", inputs, [result], name=result, axis=axis)
 
 
 def quantize_weights(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:

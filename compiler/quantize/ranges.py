@@ -1,4 +1,4 @@
-"""Which interval of a tensor's values the 256 levels of a byte are spread over.
+"""Which interval of a tensor's values the levels of an integer are spread over: 256 of a byte.
 
     minmax      all values seen
     percentile  all but the rarest values at either end
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -60,23 +61,32 @@ class Observer:
         return (edges[1:] + edges[:-1]) / 2
 
 
-def parameters(low: float, high: float) -> tuple[np.float32, int]:
-    """Return scale and zero point (0..255) of unsigned bytes over an interval around zero."""
-    scale = np.float32(max((high - low) / (LEVELS - 1), _SMALLEST_SCALE))
-    return scale, int(np.clip(np.rint(-low / scale), 0, LEVELS - 1))
+def parameters(low: float, high: float, levels: int = LEVELS) -> tuple[np.float32, int]:
+    """Return scale and zero point (0 .. levels - 1) over an interval around zero."""
+    scale = np.float32(max((high - low) / (levels - 1), _SMALLEST_SCALE))
+    return scale, int(np.clip(np.rint(-low / scale), 0, levels - 1))
 
 
-def choose_range(observer: Observer, method: str, percentile: float = 99.99) -> tuple[float, float]:
-    """Return the interval that a method chooses for a tensor."""
+def choose_range(
+    observer: Observer, method: str, percentile: float = 99.99, levels: int = LEVELS
+) -> tuple[float, float]:
+    """Return the interval that a method chooses for a tensor.
+
+    Args:
+        observer: of the tensor.
+        method: one of `METHODS`.
+        percentile: values that the method "percentile" keeps.
+        levels: of the integers.
+    """
     full = observer.low, observer.high
     if method == "minmax" or observer.counts is None or full[0] == full[1]:
         return full
     if method == "percentile":
         return _percentile(observer, percentile)
     if method == "dobi":
-        return _oriented_bounds(observer)
+        return _oriented_bounds(observer, levels)
     error = _squared_error if method == "mse" else _divergence
-    return _searched(observer, error)
+    return _searched(observer, partial(error, observer, levels=levels))
 
 
 def _percentile(observer: Observer, percentile: float) -> tuple[float, float]:
@@ -89,25 +99,23 @@ def _percentile(observer: Observer, percentile: float) -> tuple[float, float]:
     return min(float(low), 0.0), max(float(high), 0.0)
 
 
-def _searched(
-    observer: Observer, error: Callable[[Observer, float, float], float]
-) -> tuple[float, float]:
+def _searched(observer: Observer, error: Callable[[float, float], float]) -> tuple[float, float]:
     """Shrink either end in turn until neither helps."""
     shares = np.linspace(_LEAST_SHARE, 1.0, _STEPS)
     low, high = observer.low, observer.high
     for _ in range(2):
-        high = min((observer.high * s for s in shares), key=lambda h: error(observer, low, h))
-        low = min((observer.low * s for s in shares), key=lambda v: error(observer, v, high))
+        high = min((observer.high * s for s in shares), key=lambda h: error(low, h))
+        low = min((observer.low * s for s in shares), key=lambda v: error(v, high))
     return float(low), float(high)
 
 
-def _oriented_bounds(observer: Observer) -> tuple[float, float]:
+def _oriented_bounds(observer: Observer, levels: int) -> tuple[float, float]:
     """Return the bounds of 2DQuant's initialisation; see the module's docstring."""
     low, high = observer.low, observer.high
     shares = np.linspace(1 / _BOUND_STEPS, 1.0, _BOUND_STEPS)
 
     def error(pair: tuple[float, float]) -> float:
-        return _squared_error(observer, *pair)
+        return _squared_error(observer, *pair, levels)
 
     if -low < _ONE_SIDED * high:
         return min(((low, high * float(s)) for s in shares), key=error)
@@ -118,19 +126,19 @@ def _oriented_bounds(observer: Observer) -> tuple[float, float]:
     return min(((low * float(s), best[1]) for s in shares), key=error)
 
 
-def _squared_error(observer: Observer, low: float, high: float) -> float:
+def _squared_error(observer: Observer, low: float, high: float, levels: int) -> float:
     assert observer.counts is not None
-    scale, zero = parameters(low, high)
+    scale, zero = parameters(low, high, levels)
     centres = observer.centres
-    levels = np.clip(np.rint(centres / scale) + zero, 0, LEVELS - 1)
-    return float((observer.counts * ((levels - zero) * scale - centres) ** 2).sum())
+    rounded = np.clip(np.rint(centres / scale) + zero, 0, levels - 1)
+    return float((observer.counts * ((rounded - zero) * scale - centres) ** 2).sum())
 
 
-def _divergence(observer: Observer, low: float, high: float) -> float:
+def _divergence(observer: Observer, low: float, high: float, levels: int) -> float:
     """Return KL(seen, quantized); what lies outside is counted at the ends."""
     assert observer.counts is not None
-    scale, zero = parameters(low, high)
-    levels = np.clip(np.rint(observer.centres / scale) + zero, 0, LEVELS - 1).astype(int)
+    scale, zero = parameters(low, high, levels)
+    level = np.clip(np.rint(observer.centres / scale) + zero, 0, levels - 1).astype(int)
     seen = observer.counts.astype(np.float64)
     inside = (observer.centres >= low) & (observer.centres <= high)
     clipped = np.where(inside, seen, 0.0)
@@ -140,8 +148,8 @@ def _divergence(observer: Observer, low: float, high: float) -> float:
     ].sum()
     present = clipped > 0
     # Each level's count is spread evenly over the bins that it stands for.
-    total = np.bincount(levels[inside], seen[inside], LEVELS)
-    spread = np.bincount(levels[present], minlength=LEVELS)
-    quantized = np.where(present, total[levels] / np.maximum(spread[levels], 1), 0.0)
+    total = np.bincount(level[inside], seen[inside], levels)
+    spread = np.bincount(level[present], minlength=levels)
+    quantized = np.where(present, total[level] / np.maximum(spread[level], 1), 0.0)
     p, q = clipped / clipped.sum(), quantized / max(quantized.sum(), 1e-30)
     return float((p[present] * np.log(p[present] / np.maximum(q[present], 1e-12))).sum())

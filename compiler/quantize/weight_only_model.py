@@ -18,13 +18,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tilewright.compiler.quantize.float_model import FloatModel
 from tilewright.compiler.quantize.group_codes import GroupCodes, encode
+from tilewright.compiler.quantize.qdq_writer import BLOCKED_OPSET, at_opset
 from tilewright.errors import ModelError
 
 OPERATORS = ("nbits", "dequantize")
 """What products become: MatMulNBits of com.microsoft, or blocked DequantizeLinear and MatMul."""
 
 _MICROSOFT = "com.microsoft"
-_BLOCKED_OPSET, _BLOCKED_IR = 21, 10
 _TYPES = {
     (4, True): TensorProto.INT4,
     (4, False): TensorProto.UINT4,
@@ -122,7 +122,7 @@ def quantize_weights(
             be brought to opset 21.
     """
     if format_.operators == "dequantize":
-        proto = _at_opset(proto, _BLOCKED_OPSET)
+        proto = at_opset(proto, BLOCKED_OPSET)
     writer = _Writer(FloatModel(proto), format_, mean_squares or {}, formats or {})
     result = writer.write()
     if not result.layers:
@@ -334,21 +334,6 @@ def _without_graph(proto: onnx.ModelProto) -> onnx.ModelProto:
         else:
             getattr(copy, descriptor.name).extend(value)
     return copy
-
-
-def _at_opset(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """Return a model of at least an opset."""
-    version = next((i.version for i in proto.opset_import if i.domain in ("", "ai.onnx")), 0)
-    if version < opset:
-        try:
-            proto = onnx.version_converter.convert_version(proto, opset)
-        except (RuntimeError, ValueError) as error:
-            raise ModelError(
-                f"the model of opset {version} cannot be brought to opset {opset}, which blocked "
-                f"DequantizeLinear needs ({str(error).splitlines()[0]}); use the operators nbits"
-            ) from error
-    proto.ir_version = max(proto.ir_version, _BLOCKED_IR)
-    return proto
 
 
 def _snr(weight: np.ndarray, decoded: np.ndarray, worth: np.ndarray | None) -> float:

@@ -1,0 +1,1 @@
+"""Choose the bits of every layer, and round it to them: see `tilewright quantize --bits`."""

@@ -1,0 +1,81 @@
+"""Quantize a model by a bit plan: one precision for all layers, or chosen for each of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tilewright.errors import ModelError
+from tilewright.quantization import check_finite, load_samples, prepare, save
+
+if TYPE_CHECKING:
+    from tilewright.mixed_precision.choice import Goal
+    from tilewright.mixed_precision.quantizing import Settings
+
+AUTO = "auto"
+Arrays = Mapping[str, np.ndarray]
+
+
+def quantize_by_plan(
+    proto: Any,
+    calibration: str | os.PathLike[str] | Sequence[Arrays],
+    output: Path,
+    bits: str,
+    goal: Goal | None,
+    settings: Settings,
+    smooth: float | None = None,
+    drawing: Path | None = None,
+    progress: Callable[[str], None] = lambda _stage: None,
+) -> dict[str, Any]:
+    """Quantize a float model by a plan and write it; see `tilewright.quantization.quantize`.
+
+    Raises:
+        ModelError: the model, an option or the calibration data cannot be used, or nothing keeps
+            the goal.
+    """
+    from tilewright.compiler.quantize.bit_plan import parse_bits
+    from tilewright.mixed_precision.quantizing import Subject, quantize_for, quantize_uniformly
+    from tilewright.mixed_precision.rounding import CORRECTIONS
+
+    if settings.correction not in CORRECTIONS:
+        raise ModelError(
+            f"unknown correction {settings.correction!r}; accepted are {', '.join(CORRECTIONS)}"
+        )
+    if (bits == AUTO) != (goal is not None):
+        raise ModelError("limits and a choice of bits belong together: bits 'auto' and a goal")
+    uniform = None if bits == AUTO else parse_bits(bits)
+    if drawing is not None and goal is None:
+        raise ModelError("only a choice of bits has a trade-off to draw; use bits 'auto'")
+    samples = _samples(proto, calibration, settings)
+    if smooth is not None:
+        progress("equivalent changes")
+        proto = prepare(proto, samples, settings.target, settings.shapes, smooth, False)
+    subject = Subject(proto, samples, settings, progress)
+    if goal is not None:
+        outcome = quantize_for(subject, goal)
+    else:
+        assert uniform is not None
+        outcome = quantize_uniformly(subject, uniform)
+    save(outcome.proto.SerializeToString(), output)
+    if drawing is not None:
+        assert outcome.drawing is not None
+        save(outcome.drawing.encode(), drawing)
+    return outcome.report
+
+
+def _samples(
+    proto: Any, calibration: str | os.PathLike[str] | Sequence[Arrays], settings: Settings
+) -> Sequence[Arrays]:
+    from tilewright.frontends.onnx import import_onnx
+
+    samples = calibration
+    if isinstance(calibration, str | os.PathLike):
+        imported = import_onnx(proto, shapes=settings.shapes)
+        samples = load_samples(calibration, {item.name: item.shape for item in imported.inputs})
+    assert not isinstance(samples, str | os.PathLike)
+    check_finite(samples)
+    return samples
