@@ -211,7 +211,8 @@ TILEWRIGHT_FUNCTION const char *tilewright_check_file(FILE *file, uint32_t *code
   if (tilewright_file_crc32(file, trailer.description_offset, trailer.description_bytes) !=
       trailer.description_crc32)
     return "damaged: the checksum of the description is wrong";
-  if (!tilewright_is_for_this_machine(file))  /* dlopen would say that there is no such file */
+  /* dlopen would say that there is no such file. Weights of a static module have no code. */
+  if (trailer.payload_offset > 0 && !tilewright_is_for_this_machine(file))
     return "built for another kind of processor; compile the model for this one";
   *code_id = trailer.code_id;
   return NULL;
