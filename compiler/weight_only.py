@@ -100,6 +100,14 @@ def pack_words(
     return np.ascontiguousarray(in_lanes)
 
 
+def with_plain_heads(words: WeightWords, packed: np.ndarray) -> np.ndarray:
+    """Return any packed integers with scales and zero points between 0 and 1 in their heads."""
+    heads = (packed[:, :, : words.head] & 0xFF).astype(np.float32) / np.float32(256)
+    changed = packed.copy()
+    changed[:, :, : words.head] = heads.view(np.int32)
+    return changed
+
+
 def product(data: te.Tensor, packed: te.Tensor, words: WeightWords) -> te.Tensor:
     """Return data [.., rows] times the weights, [.., columns]."""
     group = te.reduce_axis((0, words.groups), name="group")

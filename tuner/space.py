@@ -281,6 +281,8 @@ class LoopSpace:
                             tiles += [option, *self._chained(option)]
         points = loops["row_points"]
         orders = self._orders(loops["reductions"])
+        if loops["ordered"]:
+            orders = [list(range(len(loops["reductions"])))]
         groups = [
             tiles,
             [{"row_block": block} for block in _blocks(max(1, points // 4))],

@@ -23,6 +23,7 @@ from tilewright.compiler.schedule.cost import (
 from tilewright.compiler.schedule.integer import find_dot, packed_weights
 from tilewright.compiler.schedule.padding import fusable_rows
 from tilewright.compiler.schedule.panels import panel_options
+from tilewright.compiler.schedule.weight_only import find_weight_only
 from tilewright.compiler.targets import Target
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def describe_loops(func: PrimFunc, target: Target) -> dict[str, Any]:
     the last two row axes for each number of fused axes), points (of all spatial axes), vectors
     (that a tile may span), columns, row_points, batch, reductions (extents), clip (padding can be
     clipped), padded, window (reduction axes that slide along a row), slides, data_bytes, panels
-    (steps of the reduction that a task may walk for all its tiles).
+    (steps of the reduction that a task may walk for all its tiles), ordered (the reduction axes
+    stay in their order: groups of packed weights).
     """
     kind = json.loads(default_decisions(func, target).to_json())["kind"]
     anchor = _anchor(func, target) if kind in ("contraction", "window") else None
@@ -103,6 +105,7 @@ def describe_loops(func: PrimFunc, target: Target) -> dict[str, Any]:
         return {"kind": kind}
     pads = [access.pad for access in anchor.accesses if access.pad is not None]
     fused = fusable_rows(anchor, pads) if kind == "contraction" else 1
+    grouped = find_weight_only(read_stages(func) or ()) is not None
     return {
         "kind": kind,
         "lanes": anchor.lanes,
@@ -119,7 +122,8 @@ def describe_loops(func: PrimFunc, target: Target) -> dict[str, Any]:
         "window": list(window_reductions(anchor)),
         "slides": list(sliding_reductions(anchor)) if kind == "window" else [],
         "data_bytes": _data_bytes(anchor),
-        "panels": panel_options(anchor, target) if kind == "contraction" else [],
+        "panels": [] if kind == "window" or grouped else panel_options(anchor, target),
+        "ordered": grouped,
     }
 
 
@@ -128,6 +132,9 @@ def _anchor(func: PrimFunc, target: Target) -> Anchor | None:
     stages = read_stages(func)
     if stages is None:
         return None
+    weight_only = find_weight_only(stages)
+    if weight_only is not None:
+        return weight_only.anchor
     dot = find_dot(stages, target)
     return find_anchor(stages, target.lanes("float32")) if dot is None else dot.cells
 

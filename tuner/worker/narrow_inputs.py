@@ -1,4 +1,4 @@
-"""Inputs of integer contractions as a model's graph would pass them: within the ranges it says."""
+"""Inputs of contractions as a model's graph would pass them: within the ranges that it says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from tilewright.compiler.access import blocks, find_contraction
 from tilewright.compiler.layout.contraction_choices import source_param
 from tilewright.compiler.layout.integer_choices import is_integer
 from tilewright.compiler.layout.operator import Operator
+from tilewright.compiler.schedule.analysis import read_stages
 from tilewright.compiler.schedule.low_bit import read_low_bit
+from tilewright.compiler.schedule.weight_only import find_weight_only
+from tilewright.compiler.weight_only import with_plain_heads
 
 
 def narrowed(operator: Operator, position: int, array: np.ndarray) -> np.ndarray:
@@ -19,6 +22,9 @@ def narrowed(operator: Operator, position: int, array: np.ndarray) -> np.ndarray
         position: of the parameter.
         array: any values of its dtype.
     """
+    if array.dtype == np.int32 and array.ndim == 4:
+        weight_only = find_weight_only(read_stages(operator.func) or ())
+        return array if weight_only is None else with_plain_heads(weight_only.words, array)
     accesses = blocks(operator.func)
     anchor = find_contraction(accesses)
     if anchor is None or array.dtype not in (np.uint8, np.int8):
