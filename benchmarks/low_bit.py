@@ -4,7 +4,11 @@ Convolutions and matrix products on bytes with weights of 8, 4, 2 and 1 bits and
 1, requantized to bytes, one thread, untuned. All forms of a shape take turns in one process. The
 bound is that of instruction counts: products that an instruction of the inner loop makes (what cuts
 indices, counts the sums of a block and adds them included; loads not), over those of int8, which
-makes 2.25 times as many where it uses Winograd's algorithm.
+makes 2.25 times as many where it uses Winograd's algorithm. A product of one row waits for its
+weights more than for instructions: fewer bits of them are fewer bytes.
+
+    vpmaddubsw   bytes in pairs, summed in 16 bits     tables    vpshufb of sums of 4 data
+    codes        the same, weights packed in memory    planes    and, popcount, add
 """
 
 import argparse
@@ -31,7 +35,8 @@ from tilewright.baselines.machine import instruction_set
 
 FORMS = ((8, 8), (4, 8), (4, 4), (2, 8), (2, 2), (1, 1))
 _TYPES = {8: "int8", 4: "int4", 2: "int2", 1: "int2"}
-_KERNELS = {"": "int8", " by 4": "vpmaddubsw", " by 8": "tables", " by 32": "planes"}
+_GROUPS = {"int8": 2, "vpmaddubsw": 4, "tables": 8, "codes": 16, "planes": 32}
+_KERNELS = {f" by {group}": name for name, group in _GROUPS.items()} | {"": "int8"}
 _WINOGRAD = 2.25
 _INSTRUCTIONS_OF_A_SLOT = 2
 
@@ -116,8 +121,16 @@ def kernel_of(path: Path) -> str:
     return next((_KERNELS[suffix] for suffix in reversed(suffixes) if suffix in _KERNELS), "other")
 
 
-def products_of_an_instruction(kernel: str, weight_bits: int, data_bits: int) -> float:
-    """Return the products that one vector instruction makes, by count."""
+def products_of_an_instruction(
+    kernel: str, weight_bits: int, data_bits: int, rows: int = 4
+) -> float:
+    """Return the products that one vector instruction makes, by count.
+
+    Args:
+        kernel: of `_GROUPS`, or "winograd".
+        weight_bits, data_bits: form.
+        rows: that share the weights of a tile, at most.
+    """
     from tilewright.compiler.schedule.dot_groups import products_in_a_cell
     from tilewright.compiler.schedule.low_bit import LowBit
     from tilewright.compiler.targets import parse_target
@@ -126,8 +139,8 @@ def products_of_an_instruction(kernel: str, weight_bits: int, data_bits: int) ->
     top = 1 << (weight_bits - 1)
     bounds = (-1, 1, True) if weight_bits == 1 else (-top, top - 1, False)
     low_bit = LowBit(*bounds, mask=(1 << data_bits) - 1)
-    group = {"vpmaddubsw": 4, "tables": 8, "planes": 32}.get(kernel, 2)
-    rate = products_in_a_cell(target, group, low_bit) * target.lanes("int32")
+    group = _GROUPS.get(kernel, _GROUPS["int8"])
+    rate = products_in_a_cell(target, group, low_bit, rows) * target.lanes("int32")
     rate /= _INSTRUCTIONS_OF_A_SLOT
     return rate * (_WINOGRAD if kernel == "winograd" else 1)
 
@@ -155,7 +168,8 @@ def measure(name: str, rounds: int) -> list[dict]:
     rows = []
     for form in FORMS:
         ratio = compare(samples[str(FORMS[0])], samples[str(form)])
-        rate = products_of_an_instruction(kernels[form], *form)
+        rows_of_tile = shape[0] if len(shape) == 3 else 4
+        rate = products_of_an_instruction(kernels[form], *form, rows_of_tile)
         rows.append(
             {
                 "shape": name,

@@ -28,6 +28,7 @@ from tilewright.compiler.schedule.dot_groups import (
     dot_groups,
     packing_instructions,
     products_in_a_cell,
+    weight_share,
 )
 from tilewright.compiler.schedule.low_bit import read_low_bit
 from tilewright.compiler.targets import Target
@@ -244,10 +245,13 @@ def _integer(
             layouts = operator.logical()
             layouts[operands.weight] = weight
         macs = anchor.points * prod(weight.physical_shape) / prod(shape)
-        share = costs.CONTRACTION_SHARE * products_in_a_cell(target, group, low_bit)
+        rows = anchor.points // products // anchor.extents[column]
+        share = costs.CONTRACTION_SHARE * products_in_a_cell(target, group, low_bit, rows)
         cells = prod(data_shape) // group
         packing = packing_instructions(group, low_bit) * cells * target.lanes("int32") / 2
         seconds = costs.seconds(operator, layouts, target, macs + packing * share, share)
+        unread = weight.size_bytes("int8") * (1 - weight_share(group, low_bit))
+        seconds -= costs.read_seconds(unread)
         name = "C -> C" if is_image else "packed"
         name += "" if usual else f" by {group}"
         found.append(Choice(name, tuple(layouts), seconds))

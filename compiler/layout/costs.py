@@ -80,6 +80,11 @@ def moved_seconds(operator: Operator, layouts: Sequence[Layout]) -> float:
     return moved / _BANDWIDTH_BYTES_S + _CALL_SECONDS
 
 
+def read_seconds(size_bytes: float) -> float:
+    """Estimate the time of reading so many bytes once."""
+    return size_bytes / _BANDWIDTH_BYTES_S
+
+
 def conversion_seconds(shape: tuple[int, ...], dtype: str) -> float:
     """Estimate the time of copying a tensor from one layout to another."""
     size = np.dtype(dtype).itemsize

@@ -57,5 +57,10 @@ def pack_bits(
         return replace(call, args=args)
 
     calls = tuple(passed(call) for call in program.calls)
-    scheduled = {"kernels": dict(kernels), "regions": dict(regions)}
-    return replace(program, tensors=tuple(tensors), calls=calls, **scheduled)
+    return replace(
+        program,
+        tensors=tuple(tensors),
+        calls=calls,
+        kernels=dict(kernels),
+        regions=dict(regions),
+    )

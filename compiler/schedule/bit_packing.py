@@ -5,10 +5,11 @@ constants that its calls pass. Weights come in the groups of `layout.integer_cho
 
     int8 [O / lanes, .., lanes, 32]  ->  int32 [O / lanes, .., bits, lanes], counts [O]       planes
     int8 [O / 8, .., 8, 8]           ->  uint8 [O / 32, .., bits, 32]                         tables
+    int8 [O / 8, .., 8, 16]          ->  uint8 [O / 8, .., 16 / n, 8, 4]                     codes
 
 Bit t of a word of a plane is that of channel t. The low half of a byte of a table's index has
-channels 0 to 3, the high one 4 to 7. A sign is one bit, set for the greater of the two weights;
-counts are the bits of an output that are set.
+channels 0 to 3, the high one 4 to 7. A byte has n codes, of 2 or 4 bits. A sign is one bit, set for
+the greater of the two weights; counts are the bits of an output that are set.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tvm import tirx
 from tilewright.compiler.schedule.low_bit import LowBit
 
 ATTRIBUTE = "tilewright.packing"
-PLANES, TABLES = 32, 8
+PLANES, TABLES, CODES = 32, 8, 16
 """Elements in a group of weights, by which the form of a kernel is told."""
 
 TABLE_VECTORS = 4
@@ -35,7 +36,7 @@ class Packing:
     """How the weights of a kernel are packed.
 
     Attributes:
-        group: `PLANES` or `TABLES`.
+        group: `PLANES`, `TABLES` or `CODES`.
         low_bit: which integers they are.
     """
 
@@ -49,6 +50,8 @@ class Packing:
 
     def size(self, shape: tuple[int, ...]) -> int:
         """Return how many words or bytes there are for weights of a grouped shape."""
+        if self.group == CODES:
+            return int(np.prod(shape, dtype=np.int64)) * code_bits(self.low_bit) // 8
         return _empty_size(shape, self.group, self.planes)
 
     @property
@@ -62,6 +65,8 @@ class Packing:
         Args:
             weights: int8, grouped.
         """
+        if self.group == CODES:
+            return self._codes(weights)
         bits = self._bits(weights)
         if self.group == TABLES:
             return _tables(bits)
@@ -78,6 +83,23 @@ class Packing:
         bounded = np.clip(weights, self.low_bit.low, self.low_bit.high).view(np.uint8)
         return np.stack([bounded >> plane & 1 for plane in range(self.planes)])
 
+    def _codes(self, weights: np.ndarray) -> np.ndarray:
+        """Return bytes of several codes each: of weights 4 apart, 4 neighbours in 4 bytes."""
+        values = np.array(code_values(self.low_bit), np.int8)
+        low_bit = self.low_bit
+        bounded = np.clip(weights, low_bit.low, low_bit.high)
+        if low_bit.is_sign:
+            bounded = np.where(weights > 0, low_bit.high, low_bit.low)
+        codes = np.argsort(values)[np.searchsorted(np.sort(values), bounded)].astype(np.uint8)
+        bits = code_bits(low_bit)
+        per = 8 // bits
+        *outer, lanes, _ = codes.shape
+        parts = codes.reshape(*outer, lanes, -1, per, 4)
+        joined = np.zeros((*parts.shape[:-2], 4), np.uint8)
+        for part in range(per):
+            joined |= parts[..., part, :] << (part * bits)
+        return np.ascontiguousarray(np.swapaxes(joined, -2, -3)).ravel()
+
     def to_json(self) -> str:
         """Return one line of JSON that `from_json` reads back."""
         return json.dumps(asdict(self))
@@ -87,6 +109,19 @@ class Packing:
         """Read a packing back."""
         data = json.loads(text)
         return cls(data["group"], LowBit(**data["low_bit"]))
+
+
+def code_bits(low_bit: LowBit) -> int:
+    """Return the bits of a code in memory, 0 where weights have too many values for one."""
+    return next((bits for bits in (2, 4) if low_bit.weight_bits <= bits), 0)
+
+
+def code_values(low_bit: LowBit) -> list[int]:
+    """Return the weights that codes stand for, by code."""
+    if low_bit.is_sign:
+        return [low_bit.low, low_bit.high]
+    count = 1 << code_bits(low_bit)
+    return [code - count if code >= count // 2 else code for code in range(count)]
 
 
 def _empty_size(shape: tuple[int, ...], group: int, planes: int) -> int:

@@ -29,7 +29,6 @@ from tilewright.compiler.schedule.micro_kernel import (
     sequence,
 )
 
-
 # What ends a block is worth little beside so many steps: no loop is cut for more.
 _ENOUGH_STEPS = 8
 
@@ -197,7 +196,7 @@ class BlockedEmitter(Emitter):
             return self._part(depth, loop, loop.first, end, bases, fixed, steps, turn)
         var = tirx.Var(f"block{loop.position}", self.index_dtype)
         body: list[Any] = []
-        inner = []
+        inner: list[Expr] = []
         for operand, base in zip(self.tile.operands, bases, strict=True):
             step = operand.steps[loop.position]
             at = tirx.Var(f"from{len(inner)}", self.index_dtype)

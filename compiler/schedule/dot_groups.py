@@ -6,8 +6,9 @@ a choice of layout is a choice of form.
 
 from __future__ import annotations
 
-from tilewright.compiler.schedule.bit_packing import PLANES, TABLES
+from tilewright.compiler.schedule.bit_packing import CODES, PLANES, TABLES, code_bits
 from tilewright.compiler.schedule.cells import Dot
+from tilewright.compiler.schedule.code_kernel import code_steps
 from tilewright.compiler.schedule.dot_kernel import (
     DATA_DTYPE,
     WIDE_DTYPE,
@@ -22,8 +23,12 @@ from tilewright.compiler.targets import Target
 
 _FOUR, _WIDENED_GROUP = 4, 2
 _X86_BITS = (256, 512)
+# Instructions that decode a vector of weights, and the rows of a tile that share them.
+_DECODING, _MANY_ROWS = 2.75, 4
 # Registers of a table, the mask of halves, and what is looked up.
 _TABLE_TEMPORARIES = 3
+# More rows share cutting the indices, 3 instructions of 4 for each row: not worth longer code.
+_MOST_TABLE_ROWS = 6
 _TABLE_PACKING, _PLANE_PACKING = 12, 4
 # And, count and add: of half bytes by vpshufb, in pairs as a multiply-add and an add are; by cnt.
 _PLANE_INSTRUCTIONS_X86, _PLANE_INSTRUCTIONS = 8 / 2, 3
@@ -46,6 +51,8 @@ def dot_groups(
     found = [dot_group(target, depth)]
     if is_widened(target) and has_quads(target) and quad_steps(low_bit) > 0:
         found.append(QUAD)
+        if code_steps(low_bit) > 0:
+            found.append(CODES)
     if has_tables(target, low_bit, products or depth):
         found.append(TABLES)
     if has_planes(target):
@@ -58,13 +65,20 @@ def has_planes(target: Target) -> bool:
     return target.architecture != "x86_64" or target.vector_bits in _X86_BITS
 
 
-def products_in_a_cell(target: Target, group: int, low_bit: LowBit) -> float:
+def products_in_a_cell(
+    target: Target, group: int, low_bit: LowBit, rows: int = _MANY_ROWS
+) -> float:
     """Return how many products one multiply-add of the estimate stands for, by instructions.
 
     Args:
         target, low_bit: see `dot_groups`.
         group: one of `dot_groups`.
+        rows: that share the weights of a tile, at most.
     """
+    if group == CODES and is_widened(target):
+        # In pairs of instructions too: to shift, cut off and look up four weights of a lane.
+        decoding = _DECODING / 2 / min(rows, _MANY_ROWS)
+        return QUAD / (1 + 1 / quad_steps(low_bit) + decoding)
     if group == QUAD and is_widened(target):
         # Two instructions a step as for pairs of 16 bits, and as many again for each block.
         return QUAD / (1 + 1 / quad_steps(low_bit))
@@ -103,7 +117,15 @@ def table_rows(target: Target, vectors: int) -> int:
         target: what for.
         vectors: of bytes: bits of a weight, times vectors of outputs.
     """
-    return max(1, (target.vector_registers - _TABLE_TEMPORARIES - 2 * vectors) // vectors)
+    free = target.vector_registers - _TABLE_TEMPORARIES - 2 * vectors
+    return max(1, min(_MOST_TABLE_ROWS, free // vectors))
+
+
+def weight_share(group: int, low_bit: LowBit) -> float:
+    """Return the share of a byte that a weight takes in memory."""
+    if group in (PLANES, TABLES):
+        return low_bit.weight_bits / 8
+    return code_bits(low_bit) / 8 if group == CODES else 1.0
 
 
 def packing_instructions(group: int, low_bit: LowBit) -> int:
@@ -146,4 +168,6 @@ def is_quads(dot: Dot, target: Target) -> bool:
 
 def is_packed(dot: Dot, target: Target) -> bool:
     """Tell whether a contraction is laid out in groups of bits."""
+    if dot.group == CODES:
+        return is_widened(target)
     return dot.group == PLANES or (dot.group == TABLES and is_x86(target))

@@ -25,7 +25,7 @@ from tvm import tirx
 from tvm.ir import TensorLoad
 
 from tilewright.compiler.schedule.analysis import Access, Stage, find_anchor, read_stages
-from tilewright.compiler.schedule.bit_packing import PLANES, TABLE_VECTORS, TABLES, Packing
+from tilewright.compiler.schedule.bit_packing import CODES, PLANES, TABLE_VECTORS, TABLES, Packing
 from tilewright.compiler.schedule.cells import CellBuilder, Dot, in_cells
 from tilewright.compiler.schedule.contraction import (
     ContractionDecisions,
@@ -81,6 +81,7 @@ _PLANE_TEMPORARIES_X86, _PLANE_TEMPORARIES = 6, 3
 # Registers of a step beyond those of a multiply-add: products in 16 bits, or widened weights.
 _PAIRED_TEMPORARIES, _LONG_TEMPORARIES, _WIDENED_TEMPORARIES = 4, 4, 2
 # Steps of a block of narrow sums in one round.
+_CODE_TEMPORARIES = 7
 _UNROLL, _TABLE_UNROLL = 2, 1
 _DPBUSD = {512: "llvm.x86.avx512.vpdpbusd.512", 256: "llvm.x86.avx512.vpdpbusd.256"}
 _MADDWD = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}
@@ -119,6 +120,8 @@ def default_integer(dot: Dot, target: Target) -> ContractionDecisions:
     paired = target.architecture == "aarch64" and not has_arm_dot(target)
     spare = _LONG_TEMPORARIES if long else _PAIRED_TEMPORARIES if paired else 0
     spare = _WIDENED_TEMPORARIES if is_widened(target) else spare
+    if dot.group == CODES and is_widened(target):
+        spare = _CODE_TEMPORARIES
     if dot.group == PLANES:
         spare = _PLANE_TEMPORARIES_X86 if is_x86(target) else _PLANE_TEMPORARIES
     registers = target.vector_registers - spare

@@ -11,13 +11,16 @@ from tvm import tirx
 
 from tilewright.compiler.schedule.analysis import Access, Axis, Stage
 from tilewright.compiler.schedule.bit_packing import (
+    CODES,
     PLANES,
     TABLE_VECTORS,
     TABLES,
     Packing,
+    code_bits,
     with_packed,
 )
 from tilewright.compiler.schedule.cells import CellBuilder, Dot
+from tilewright.compiler.schedule.code_kernel import CodesEmitter
 from tilewright.compiler.schedule.data_planes import data_planes, plane_word
 from tilewright.compiler.schedule.expressions import Expr, Linear, elements
 from tilewright.compiler.schedule.micro_kernel import (
@@ -67,6 +70,8 @@ class PackedBuilder(CellBuilder):
         """Return the access to packed weights, or to a copy of the data that is packed before."""
         if access.vector:
             return replace(access, buffer=self.packed, offset=self._weight_offset(access.offset))
+        if self.dot.group == CODES:
+            return replace(access, offset=_times(access.offset, CODES))
         count = self._units
         source = access.buffer
         cells = elements(source) // self.dot.group
@@ -93,6 +98,8 @@ class PackedBuilder(CellBuilder):
     def _weight_offset(self, offset: Linear) -> Linear:
         """Return an offset in cells as one in words or bytes of packed weights."""
         planes = self.packing.planes
+        if self.dot.group == CODES:
+            return _times(offset, CODES * code_bits(self.dot.low_bit) // 8)
         if self.dot.group == PLANES:
             return _times(offset, planes)
         # A step of the reduction passes the indices of several vectors of outputs.
@@ -190,6 +197,8 @@ class PackedBuilder(CellBuilder):
 
         def emitter(tile: RegisterTile, accumulators: Any, index_dtype: str) -> Emitter:
             arguments = (tile, accumulators, index_dtype, extents, self.dot.low_bit)
+            if self.dot.group == CODES:
+                return CodesEmitter(*arguments)
             if self.dot.group == TABLES:
                 return TablesEmitter(*arguments, prod(extents))
             return PlanesEmitter(*arguments)

@@ -66,7 +66,8 @@ class PlanesEmitter(BlockedEmitter):
         }
         i, j = bits.values()
         self.factor = self._factor(i, j)
-        moved, binds = [], []
+        moved: list[Expr] = []
+        binds = []
         for operand, base in zip(self.tile.operands, bases, strict=True):
             at = tirx.Var(f"plane{len(moved)}", self.index_dtype)
             binds.append(tirx.Bind(at, base + (i * self.tile.lanes if operand.vector else j)))

@@ -72,13 +72,17 @@ class QuadEmitter(BlockedEmitter):
             if tile.skip(row, steps):
                 continue
             cell = cell_of(data[0], row, 0, *data[1:], group=QUAD, lanes=1)
-            spread = tirx.Broadcast(tirx.reinterpret("int32", cell), tile.lanes)
-            bytes_ = tirx.reinterpret(f"uint8x{QUAD * tile.lanes}", spread)
             for column in range(tile.columns):
                 weight = cell_of(weights[0], 0, column, *weights[1:], group=QUAD, lanes=tile.lanes)
-                pairs = intrinsic(_MADDUBS[self.bits], f"int16x{self.narrow_lanes}", bytes_, weight)
+                pairs = self.products(cell, weight)
                 statements.append(self.add(row * tile.columns + column, pairs))
         return statements
+
+    def products(self, cell: Expr, weight: Expr) -> Expr:
+        """Return the sums of pairs of products: four bytes of data with those of every output."""
+        spread = tirx.Broadcast(tirx.reinterpret("int32", cell), self.tile.lanes)
+        bytes_ = tirx.reinterpret(f"uint8x{QUAD * self.tile.lanes}", spread)
+        return intrinsic(_MADDUBS[self.bits], f"int16x{self.narrow_lanes}", bytes_, weight)
 
     def widened(self) -> list[Any]:
         """Return the statements that add the narrow sums to the wide ones."""

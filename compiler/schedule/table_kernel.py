@@ -38,13 +38,13 @@ _CHANNELS = 4
 _ENTRIES = 16
 _LOOKUPS = 2
 _BYTE_MOST, _WORD_MOST = 255, 65535
-_SHUFFLE = {256: "llvm.x86.avx2.pshuf.b", 512: "llvm.x86.avx512.pshuf.b.512"}
+SHUFFLE = {256: "llvm.x86.avx2.pshuf.b", 512: "llvm.x86.avx512.pshuf.b.512"}
 _NOTHING = 0x80
 
 
 def has_tables(target: Target, low_bit: LowBit, depth: int) -> bool:
     """Tell whether a target looks sums of this many products up without overflow."""
-    if target.architecture != "x86_64" or target.vector_bits not in _SHUFFLE:
+    if target.architecture != "x86_64" or target.vector_bits not in SHUFFLE:
         return False
     return table_steps(low_bit) > 0 and depth // _CHANNELS * _greatest(low_bit) <= _WORD_MOST
 
@@ -131,7 +131,7 @@ class TablesEmitter(BlockedEmitter):
                 table = self._table(data, address, part)
                 for (column, plane), indices in halves.items():
                     dtype = f"uint8x{self.narrow_lanes}"
-                    found = intrinsic(_SHUFFLE[self.bits], dtype, table, indices[part])
+                    found = intrinsic(SHUFFLE[self.bits], dtype, table, indices[part])
                     statements.append(self.add(self.number(row, column, plane), found))
         return statements
 
@@ -239,7 +239,7 @@ def table_bytes(source: Any, address: Expr, low_bit: LowBit) -> Expr:
         # In every 16 bytes m + x, then m - x.
         turned = [0] * 8 + [_BYTE_MOST] * 8
         added = [most] * 8 + [most + 1] * 8
-        data = (data ^ _bytes(turned * 2)) + _bytes(added * 2)
+        data = (data ^ constant_bytes(turned * 2)) + constant_bytes(added * 2)
     total: Expr | None = None
     for channel in range(_CHANNELS):
         other = 8 + channel if low_bit.is_sign else _NOTHING
@@ -248,13 +248,13 @@ def table_bytes(source: Any, address: Expr, low_bit: LowBit) -> Expr:
             for part in range(_LOOKUPS)
             for entry in range(_ENTRIES)
         ]
-        found = intrinsic(_SHUFFLE[256], dtype, data, _bytes(places))
+        found = intrinsic(SHUFFLE[256], dtype, data, constant_bytes(places))
         total = found if total is None else total + found
     assert total is not None
     return total
 
 
-def _bytes(values: Sequence[int]) -> Expr:
+def constant_bytes(values: Sequence[int]) -> Expr:
     """Return a constant vector of bytes."""
     constants = [tirx.const(value, "uint8") for value in values]
     return tirx.Shuffle(constants, [tirx.const(i, "int32") for i in range(len(values))])

@@ -29,8 +29,19 @@ def _check(model, shape, seed=0):
     assert want.std() > 0.2
 
 
-@pytest.mark.parametrize("data", ["uint8", "int8", "uint4", "int4", "uint2", "int2"])
-@pytest.mark.parametrize("weight", ["int8", "int4", "uint4", "int2", "uint2"])
+@pytest.mark.parametrize(
+    ("weight", "data"),
+    [
+        ("int8", "uint4"),
+        ("int4", "uint8"),
+        ("uint4", "int8"),
+        ("int4", "int4"),
+        ("int2", "uint8"),
+        ("uint2", "int4"),
+        ("int2", "uint2"),
+        ("uint4", "int2"),
+    ],
+)
 def test_product_of_narrow_integers_is_integer(weight, data):
     rng = np.random.default_rng(1)
     low, high = RANGES[weight]

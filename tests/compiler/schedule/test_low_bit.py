@@ -11,10 +11,10 @@ from tilewright.compiler.layout.integer_choices import channels_last, grouped_we
 from tilewright.compiler.layout.rewrite import rewrite
 from tilewright.compiler.quantize.low_bit import WeightRange, narrowed_data, narrowed_weight
 from tilewright.compiler.schedule import schedule
-from tilewright.compiler.schedule.bit_packing import PLANES, TABLES, packings
+from tilewright.compiler.schedule.bit_packing import CODES, PLANES, TABLES, packings
 from tilewright.compiler.schedule.blocked_kernel import Blocks, cut
 from tilewright.compiler.schedule.low_bit import LowBit, read_low_bit
-from tilewright.compiler.schedule.quad_kernel import quad_steps
+from tilewright.compiler.schedule.quad_kernel import QUAD, quad_steps
 from tilewright.compiler.targets import parse_target
 from tilewright.tuner.device.mca import innermost_bodies
 
@@ -82,7 +82,7 @@ def convolved(x, w, stride, pad, zero):
 def packed(func, weights):
     """Return weights as a scheduled kernel reads them."""
     packing = packings(func).get(1)
-    assert (packing is not None) == (weights.shape[-1] in (PLANES, TABLES))
+    assert (packing is not None) == (weights.shape[-1] in (CODES, PLANES, TABLES))
     return weights if packing is None else packing.pack(weights)
 
 
@@ -112,10 +112,15 @@ def check_convolution(target, group, data, weight, p, q, stride, pad, zero, seed
     np.testing.assert_array_equal(layouts[2].untransform(got), convolved(x, w, stride, pad, zero))
 
 
-@pytest.mark.parametrize(("p", "q"), [(4, 8), (2, 8), (4, 4), (7, 8), (8, 7), (1, 8), (3, 2)])
-@pytest.mark.parametrize(("rows", "depth", "columns"), [(7, 40, 50), (1, 4, 8), (13, 260, 33)])
-def test_quads_are_exact_products(p, q, rows, depth, columns):
-    check_product(parse_target("x86-64-v3"), 4, rows, depth, columns, p, q)
+_PRODUCTS = pytest.mark.parametrize(
+    ("p", "q", "rows", "cells", "columns"),
+    [(1, 1, 7, 3, 50), (2, 2, 5, 35, 17), (2, 8, 1, 5, 24), (4, 4, 9, 4, 33), (8, 2, 4, 2, 100)],
+)
+
+
+@_PRODUCTS
+def test_quads_are_exact_products(p, q, rows, cells, columns):
+    check_product(parse_target("x86-64-v3"), QUAD, rows, cells * QUAD, columns, p, q)
 
 
 @pytest.mark.parametrize(
@@ -124,15 +129,12 @@ def test_quads_are_exact_products(p, q, rows, depth, columns):
 )
 def test_quads_are_exact_convolutions(channels, size, outputs, kernel, stride, pad, zero):
     data, weight = (1, channels, size, size), (outputs, channels, kernel, kernel)
-    check_convolution(parse_target("x86-64-v3"), 4, data, weight, 4, 4, stride, pad, zero)
+    check_convolution(parse_target("x86-64-v3"), QUAD, data, weight, 4, 4, stride, pad, zero)
 
 
-@pytest.mark.parametrize(
-    ("p", "q"), [(1, 1), (1, 3), (2, 2), (1, 8), (2, 8), (8, 8), (3, 5), (4, 4)]
-)
-@pytest.mark.parametrize(("rows", "depth", "columns"), [(7, 64, 50), (1, 96, 8), (5, 1120, 17)])
-def test_planes_are_exact_products(p, q, rows, depth, columns):
-    check_product(parse_target("x86-64-v3"), PLANES, rows, depth, columns, p, q)
+@_PRODUCTS
+def test_planes_are_exact_products(p, q, rows, cells, columns):
+    check_product(parse_target("x86-64-v3"), PLANES, rows, cells * PLANES, columns, p, q)
 
 
 @pytest.mark.parametrize(
@@ -145,10 +147,10 @@ def test_planes_are_exact_convolutions(channels, size, outputs, kernel, stride, 
     check_convolution(parse_target("x86-64-v3"), PLANES, data, weight, p, q, stride, pad, zero)
 
 
-@pytest.mark.parametrize(("p", "q"), [(1, 1), (1, 3), (2, 2), (1, 4), (2, 5), (8, 2), (3, 4)])
-@pytest.mark.parametrize(("rows", "depth", "columns"), [(7, 40, 50), (1, 16, 8), (11, 528, 100)])
-def test_tables_are_exact_products(p, q, rows, depth, columns):
-    check_product(parse_target("x86-64-v3"), TABLES, rows, depth, columns, p, q)
+@_PRODUCTS
+def test_tables_are_exact_products(p, q, rows, cells, columns):
+    q = min(q, 5)  # beyond, bytes do not hold what is looked up
+    check_product(parse_target("x86-64-v3"), TABLES, rows, cells * TABLES, columns, p, q)
 
 
 @pytest.mark.parametrize(
@@ -161,13 +163,28 @@ def test_tables_are_exact_convolutions(channels, size, outputs, kernel, stride, 
     check_convolution(parse_target("x86-64-v3"), TABLES, data, weight, p, q, stride, pad, zero)
 
 
+@_PRODUCTS
+def test_codes_are_exact_products(p, q, rows, cells, columns):
+    check_product(parse_target("x86-64-v3"), CODES, rows, cells * CODES, columns, min(p, 4), q)
+
+
+@pytest.mark.parametrize(("p", "stride", "pad"), [(4, 1, 1), (2, 2, 0)])
+def test_codes_are_exact_convolutions(p, stride, pad):
+    data, weight = (1, 32, 7, 6), (24, 32, 3, 3)
+    check_convolution(parse_target("x86-64-v3"), CODES, data, weight, p, 8, stride, pad, 9)
+
+
 _JUMPS = re.compile(r"^\tj\w+\t(\.\w+)")
 
 
 @pytest.mark.parametrize(("name", "register"), [("x86-64-v3", "ymm"), ("skylake-avx512", "zmm")])
 @pytest.mark.parametrize(
     ("group", "p", "q", "instruction", "depth"),
-    [(4, 4, 4, "vpmaddubsw", 512), (TABLES, 1, 1, "vpshufb", 512), (PLANES, 2, 2, "vpshufb", 512)],
+    [
+        (QUAD, 4, 4, "vpmaddubsw", 512),
+        (TABLES, 1, 1, "vpshufb", 512),
+        (PLANES, 2, 2, "vpshufb", 512),
+    ],
 )
 def test_inner_loop_multiplies_whole_vectors(name, register, group, p, q, instruction, depth):
     """AVX-512 cannot run here: its instructions are looked at instead. Accumulators stay put."""
