@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tilewright.runtime.module import Module
     from tilewright.tuner.tune_model import tune
     from tilewright.verification import verify
+    from tilewright.weight_quantization import quantize_weights
 
 try:
     __version__ = version("tilewright")
@@ -44,6 +45,7 @@ __all__ = [
     "load",
     "profile",
     "quantize",
+    "quantize_weights",
     "targets",
     "tune",
     "verify",
@@ -62,6 +64,7 @@ _HOME = {
     "load": "tilewright.api",
     "profile": "tilewright.profiling",
     "quantize": "tilewright.quantization",
+    "quantize_weights": "tilewright.weight_quantization",
     "targets": "tilewright.api",
     "tune": "tilewright.tuner.tune_model",
     "verify": "tilewright.verification",

@@ -92,7 +92,7 @@ def lower_for_cuda(
             "do not run; fix the condition with --constant, or compile for a processor"
         )
     host = parse_target(HOST)
-    mod = PackWeights(None)(mod)
+    mod = tvm.ir.transform.Sequential([PackWeights(None)])(mod)
     program = fuse(mod, inputs, outputs, host, winograd=False, progress=progress)
     _check_quantized(program, precision)
     progress("layouts")

@@ -64,9 +64,11 @@ class BlockedConstant:
         block = self.block if groups > 1 else rows + -rows % (WORD_BITS // bits)
         codes = np.zeros((columns, groups * block), np.uint8)
         codes[:, :rows] = (self.integers.T.astype(np.int16) - lowest).astype(np.uint8)
-        codes = codes.reshape(columns, groups, block)
+        in_blocks = codes.reshape(columns, groups, block)
         zeros = np.zeros(self.scales.shape) if self.zeros is None else self.zeros
         points = np.ascontiguousarray((zeros.astype(np.float32) - lowest).T)
         symmetric = bool((points == 2 ** (bits - 1)).all())
         scales = np.ascontiguousarray(self.scales.T.astype(np.float32))
-        return IntegerWeights(pack(codes, bits), scales, None if symmetric else points, bits, rows)
+        return IntegerWeights(
+            pack(in_blocks, bits), scales, None if symmetric else points, bits, rows
+        )

@@ -21,7 +21,7 @@ _STEPS = re.compile(
 )
 _LINK = re.compile(r"\]\(([^)#]+?)(?:#[^)]*)?\)")
 # Least number of steps: a page whose steps are not found would pass untested.
-_PAGES = {"docs/tutorial.md": 16, "docs/how-to/quantize.md": 8, "docs/how-to/embed-in-c.md": 7}
+_PAGES = {"docs/tutorial.md": 16, "docs/how-to/quantize.md": 11, "docs/how-to/embed-in-c.md": 7}
 
 
 @pytest.mark.parametrize("page", _PAGES)

@@ -166,6 +166,7 @@ def _remember_blocks(
 ) -> None:
     """Keep the integers behind a constant, for a product that unpacks them itself."""
     zero = op.optional_data(2)
+    assert integers.data is not None
     result.blocks = BlockedConstant(
         op.hint,
         integers.data.astype(np.int16),
