@@ -11,7 +11,15 @@ from onnx import TensorProto, helper
 
 from benchmarks.fuzz import __main__ as command
 from benchmarks.fuzz import session
-from benchmarks.fuzz.check import Mismatch, check, difference, merged, part, random_feed
+from benchmarks.fuzz.check import (
+    Mismatch,
+    check,
+    difference,
+    merged,
+    node_by_node,
+    part,
+    random_feed,
+)
 from benchmarks.fuzz.graph import Graph, small_enough
 from benchmarks.fuzz.models import models
 from benchmarks.fuzz.moves import MOVES, windows
@@ -117,6 +125,20 @@ def test_nodes_are_referred_to_whoever_can_run_them():
         with pytest.raises(MeasureError):
             reference_outputs(model, feed, ["y"], one)
     check([model], "untuned")
+
+
+def test_a_shape_that_the_reference_loses_is_not_handed_on():
+    """GlobalMaxPool of one point loses a dimension in ONNX's reference; the next node fails."""
+    nodes = [
+        helper.make_node("GlobalMaxPool", ["x"], ["m"]),
+        helper.make_node("MaxPool", ["m"], ["y"], kernel_shape=[1, 1]),
+    ]
+    infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 3, 1, 1]) for n in "xy"]
+    graph = helper.make_graph(nodes, "g", infos[:1], infos[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    feed = random_feed(model, 0)
+    found = node_by_node(model, feed)
+    np.testing.assert_array_equal(found["y"], feed["x"])
 
 
 def test_a_wrong_result_is_a_mismatch(monkeypatch):
