@@ -56,21 +56,41 @@ double peak_gflops(long steps) {
     return steps * (double)ACCUMULATORS * LANES * 2 / seconds / 1e9;
 }
 
-/* one pass over `count` floats (a multiple of 64, well above the last cache), in GB/s; < 0: no memory */
-double read_gb_s(long count) {
+static float *floats_to_read(long count) {
     static float *data;
     static long held;
     if (held != count) {
         free(data);
         data = aligned_alloc(64, count * sizeof(float));
         held = data ? count : 0;
-        if (!data) return -1;
+        if (!data) return NULL;
         for (long i = 0; i < count; i++) data[i] = i;
     }
+    return data;
+}
+
+/* one pass over `count` floats (a multiple of 64, well above the last cache), in GB/s; < 0: no memory */
+double read_gb_s(long count) {
+    float *data = floats_to_read(count);
+    if (!data) return -1;
     VECTOR s[4] = {SET1(0), SET1(0), SET1(0), SET1(0)};
     double start = now();
     for (long i = 0; i < count; i += 4 * LANES)
         for (int j = 0; j < 4; j++) s[j] = ADD(s[j], LOAD(data + i + j * LANES));
+    double seconds = now() - start;
+    sink = first(ADD(ADD(s[0], s[1]), ADD(s[2], s[3])));
+    return count * sizeof(float) / seconds / 1e9;
+}
+
+/* the same in 4 streams, which are fetched at once */
+double read_streams_gb_s(long count) {
+    float *data = floats_to_read(count);
+    if (!data) return -1;
+    long part = count / 4;
+    VECTOR s[4] = {SET1(0), SET1(0), SET1(0), SET1(0)};
+    double start = now();
+    for (long i = 0; i < part; i += LANES)
+        for (int j = 0; j < 4; j++) s[j] = ADD(s[j], LOAD(data + j * part + i));
     double seconds = now() - start;
     sink = first(ADD(ADD(s[0], s[1]), ADD(s[2], s[3])));
     return count * sizeof(float) / seconds / 1e9;

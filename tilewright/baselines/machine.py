@@ -27,7 +27,7 @@ class Probes:
             command = ["gcc", *flags, "-o", str(library), str(_SOURCE)]
             subprocess.run(command, check=True)
             self._library = ctypes.CDLL(str(library))
-        names = ("peak_gflops", "int8_gops", "read_gb_s")
+        names = ("peak_gflops", "int8_gops", "read_gb_s", "read_streams_gb_s")
         for function in (getattr(self._library, name) for name in names):
             function.restype = ctypes.c_double
             function.argtypes = [ctypes.c_long]
@@ -47,6 +47,10 @@ class Probes:
     def read_gb_s(self) -> float:
         """Return the rate of reading 256 MiB once, 10^9 bytes a second."""
         return self._library.read_gb_s(_READ_FLOATS)
+
+    def read_streams_gb_s(self) -> float:
+        """Return the same of 4 streams at once, which the processor fetches sooner."""
+        return self._library.read_streams_gb_s(_READ_FLOATS)
 
     def sample(self, threads: int) -> dict[str, float]:
         """Return what the machine gives now, by name; "peak_threads_gflops" is of all threads."""
