@@ -21,6 +21,7 @@ from tvm.tirx import PrimFunc
 from tvm.tirx.stmt import AllocBuffer, AttrStmt, DeclBuffer, Return, SeqStmt
 
 from tilewright.compiler.passes.narrow_indices import NarrowIndices
+from tilewright.compiler.passes.store_bools_as_bytes import StoreBoolsAsBytes
 from tilewright.compiler.passes.vector_math import LowerVectorMath
 from tilewright.compiler.targets import Target
 from tilewright.errors import CompileError
@@ -118,6 +119,7 @@ def _lowering(target: Target) -> tvm.ir.transform.Sequential:
     s, t = s_tir.transform, tirx.transform
     return tvm.ir.transform.Sequential(
         [
+            StoreBoolsAsBytes(),
             *([NarrowIndices()] if target.has_32_bit_addresses else []),
             t.FlattenBuffer(),
             t.BF16ComputeLegalize(),
