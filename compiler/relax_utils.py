@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import numpy as np
 import tvm
 from tvm import relax
@@ -22,6 +25,16 @@ def op_name(expr: object) -> str | None:
     if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
         return str(expr.op.name)
     return None
+
+
+def read_mark(mod: tvm.IRModule, expr: object, attribute: str) -> dict[str, Any] | None:
+    """Return what an attribute of the PrimFunc that is called says in JSON, or None."""
+    if op_name(expr) != "relax.call_tir":
+        return None
+    attrs = mod[expr.args[0]].attrs  # type: ignore[attr-defined]
+    if attrs is None or attribute not in attrs:
+        return None
+    return dict(json.loads(str(attrs[attribute])))
 
 
 def static_shape(expr: relax.Expr) -> tuple[int, ...]:

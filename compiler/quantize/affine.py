@@ -18,7 +18,7 @@ import numpy as np
 import tvm
 from tvm import relax, te, tirx
 
-from tilewright.compiler.relax_utils import constant_array, op_name
+from tilewright.compiler.relax_utils import constant_array, read_mark
 
 ATTRIBUTE = "tilewright.quantization"
 # Types below a byte lie one in a byte, in its low bits.
@@ -79,12 +79,9 @@ class Affine:
 
 def read_affine(mod: tvm.IRModule, expr: object) -> Affine | None:
     """Return the conversion that a call is, or None."""
-    if op_name(expr) != "relax.call_tir":
+    said = read_mark(mod, expr, ATTRIBUTE)
+    if said is None:
         return None
-    attrs = mod[expr.args[0]].attrs  # type: ignore[attr-defined]
-    if attrs is None or ATTRIBUTE not in attrs:
-        return None
-    said = json.loads(str(attrs[ATTRIBUTE]))
     source, *constants = expr.args[1].fields  # type: ignore[attr-defined]
     if constants:
         scale, zero = (constant_array(constant) for constant in constants)

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tilewright.compiler.quantize.float_model import FloatModel
 from tilewright.compiler.quantize.group_codes import GroupCodes, encode
 from tilewright.compiler.quantize.qdq_writer import BLOCKED_OPSET, at_opset
+from tilewright.compiler.quantize.weight_product import pack
 from tilewright.errors import ModelError
 
 OPERATORS = ("nbits", "dequantize")
@@ -228,11 +229,11 @@ class _Writer:
         bits = format_.bits
         columns = len(coded.codes)
         given = [
-            self._constant(f"{name}_codes", packed(coded.codes, bits)),
+            self._constant(f"{name}_codes", pack(coded.codes, bits)),
             self._constant(f"{name}_scales", coded.scales.reshape(-1)),
         ]
         if not format_.symmetric:
-            zeros = packed(_even(coded.zeros, 8 // bits), bits)
+            zeros = pack(_even(coded.zeros, 8 // bits), bits)
             given.append(self._constant(f"{name}_zeros", zeros.reshape(-1)))
         size = sum(len(self.constants[item].raw_data) for item in given)
         has_bias = node.op_type == "Gemm" and len(node.input) > 2 and node.input[2]
@@ -293,14 +294,6 @@ class _Writer:
             block_size=coded.group,
         )
         return [dequantize, copy], size
-
-
-def packed(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Return codes in bytes, the lowest bits first: uint8 [.., n] -> [.., n * bits / 8]."""
-    in_byte = 8 // bits
-    apart = codes.reshape(*codes.shape[:-1], -1, in_byte)
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return np.bitwise_or.reduce(apart << shifts, axis=-1).astype(np.uint8)
 
 
 def _even(array: np.ndarray, multiple: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 import tvm
 from tvm import relax, te, tirx
 
-from tilewright.compiler.relax_utils import constant_array, op_name
+from tilewright.compiler.relax_utils import constant_array, read_mark
 from tilewright.compiler.weight_only import WORD_BITS
 
 ATTRIBUTE = "tilewright.weight_product"
@@ -145,12 +145,9 @@ def emit_product(
 
 def read_product(mod: tvm.IRModule, expr: object) -> WeightProduct | None:
     """Return the product that a call is, or None."""
-    if op_name(expr) != "relax.call_tir":
+    said = read_mark(mod, expr, ATTRIBUTE)
+    if said is None:
         return None
-    attrs = mod[expr.args[0]].attrs  # type: ignore[attr-defined]
-    if attrs is None or ATTRIBUTE not in attrs:
-        return None
-    said = json.loads(str(attrs[ATTRIBUTE]))
     data, *constants = expr.args[1].fields  # type: ignore[attr-defined]
     packed, scales, *zeros = (constant_array(constant) for constant in constants)
     found = IntegerWeights(packed, scales, zeros[0] if zeros else None, said["bits"], said["rows"])
