@@ -154,30 +154,34 @@ def _plan_region(region: Region, weights: _Weights) -> RegionPlan:
 def plan_offsets(lifetimes: Sequence[Lifetime]) -> list[int]:
     """Return an offset for each block such that blocks needed at the same call do not overlap."""
     offsets = [0] * len(lifetimes)
-    placed: list[int] = []
+    # Start, stop, first and last call of what is placed, by rising start. In numpy, as every block
+    # looks at all that are placed: networks have thousands.
+    placed = np.empty((4, 0), np.int64)
     order = sorted(range(len(lifetimes)), key=lambda i: (-lifetimes[i].size_bytes, i))
     for current in order:
         block = lifetimes[current]
-        taken = sorted(
-            (offsets[other], offsets[other] + lifetimes[other].size_bytes)
-            for other in placed
-            if block.overlaps(lifetimes[other])
-        )
-        offsets[current] = _smallest_gap(taken, block.size_bytes)
-        placed.append(current)
+        starts, stops, firsts, lasts = placed
+        together = (firsts <= block.last) & (lasts >= block.first)
+        offset = _smallest_gap(starts[together], stops[together], block.size_bytes)
+        row = (offset, offset + block.size_bytes, block.first, block.last)
+        placed = np.insert(placed, np.searchsorted(starts, offset), row, axis=1)
+        offsets[current] = offset
     return offsets
 
 
-def _smallest_gap(taken: list[tuple[int, int]], size_bytes: int) -> int:
-    """Return the start of the smallest gap of `size_bytes` between sorted ranges, or their end."""
-    best_start, best_size = -1, 0
-    end = 0
-    for start, stop in taken:
-        gap = start - end
-        if gap >= size_bytes and (best_start < 0 or gap < best_size):
-            best_start, best_size = end, gap
-        end = max(end, stop)
-    return best_start if best_start >= 0 else end
+def _smallest_gap(starts: np.ndarray, stops: np.ndarray, size_bytes: int) -> int:
+    """Return the start of the smallest gap of `size_bytes` between ranges, or their end.
+
+    Args:
+        starts, stops: of the ranges, by rising start; they may overlap.
+        size_bytes: of what is to be placed.
+    """
+    ends = np.maximum.accumulate(np.concatenate(([0], stops)))
+    gaps = starts - ends[:-1]
+    fitting = np.flatnonzero(gaps >= size_bytes)
+    if not fitting.size:
+        return int(ends[-1])
+    return int(ends[fitting[np.argmin(gaps[fitting])]])
 
 
 def peak_live_bytes(lifetimes: Sequence[Lifetime]) -> int:
