@@ -85,10 +85,6 @@ class Lifetime:
     first: int
     last: int
 
-    def overlaps(self, other: Lifetime) -> bool:
-        """Say whether some call needs both."""
-        return self.first <= other.last and other.first <= self.last
-
 
 def plan_memory(program: Program) -> MemoryPlan:
     """Choose an address for every tensor of `program`."""
