@@ -112,12 +112,15 @@ def print_result(result: TuneResult, as_json: bool) -> None:
             task.problem,
         )
     _console().print(table)
-    gain = result.before_s / result.after_s if result.after_s else 1.0
+    gained = "nothing was measured"
+    if result.after_s:
+        gained = (
+            f"all tasks {_amount(result.before_s, result.measure)} -> "
+            f"{_amount(result.after_s, result.measure)} ({result.before_s / result.after_s:.2f}x)"
+        )
     typer.echo(
-        f"all tasks {_amount(result.before_s, result.measure)} -> "
-        f"{_amount(result.after_s, result.measure)} ({gain:.2f}x), "
-        f"{result.trials} trials in {result.elapsed_s:.0f} s, stopped: {result.stopped}; "
-        f"log {result.log}"
+        f"{gained}, {result.trials} trials in {result.elapsed_s:.0f} s, "
+        f"stopped: {result.stopped}; log {result.log}"
     )
 
 

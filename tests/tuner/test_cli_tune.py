@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.tuner.helpers import make_record
+from tilewright._cli_tuning_tables import print_result
 from tilewright.cli import app
 from tilewright.errors import LogError
-from tilewright.tuner import Log
+from tilewright.tuner import Log, TuneResult
 
 
 @pytest.fixture
@@ -41,6 +42,12 @@ def test_show_says_what_it_skipped(log):
     result = _run("logs", "show", log.path)
     assert result.exit_code == 0, result.output
     assert "skipped 1 damaged" in result.stderr
+
+
+def test_a_session_that_measured_nothing_says_so(tmp_path, capsys):
+    nothing = TuneResult(tmp_path / "log.jsonl", (), 0.0, 0.0, 0, 3.0, "interrupted", ())
+    print_result(nothing, as_json=False)
+    assert "nothing was measured, 0 trials in 3 s, stopped: interrupted" in capsys.readouterr().out
 
 
 def test_a_log_that_cannot_be_written_is_an_exit_status(tmp_path, monkeypatch):
