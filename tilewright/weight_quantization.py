@@ -15,6 +15,7 @@ from tilewright.errors import ModelError
 Arrays = Mapping[str, np.ndarray]
 WEIGHTS = {"int4": 4, "int8": 8}
 """Names of weight types -> bits."""
+_MOST_BYTES = 2 << 30
 
 
 def quantize_weights(
@@ -41,7 +42,8 @@ def quantize_weights(
         operators: what products become: "nbits" (MatMulNBits of com.microsoft) or "dequantize"
             (DequantizeLinear with blocks, opset 21, before MatMul).
         calibration: samples, or the path of an .npz file or a folder of them, to weight errors by
-            the mean square of the activations; None: all weights count alike.
+            the mean square of the activations, and to round so that weights make up for each
+            other's errors (GPTQ) where second moments fit in memory; None: all weights count alike.
         shapes: shape per input, where the model leaves dimensions open; for samples only.
         target: what the samples are run on; must be this machine.
         progress: called with the name of each stage.
@@ -62,12 +64,12 @@ def quantize_weights(
         raise ModelError(f"unknown weights {weights!r}; accepted are {', '.join(WEIGHTS)}")
     stored = weight_only.WeightFormat(WEIGHTS[weights], group, symmetric, operators)
     proto = load_proto(Path(model))
-    squares = None
+    moments = None
     if calibration is not None:
         progress("calibration")
-        squares = _mean_squares(proto, calibration, target, shapes)
+        moments = _moments(proto, calibration, target, shapes)
     progress("weights")
-    result = weight_only.quantize_weights(proto, stored, squares)
+    result = weight_only.quantize_weights(proto, stored, moments)
     save(result.proto.SerializeToString(), Path(output))
     layers = [{**asdict(layer), "layer": layer.name} for layer in result.layers]
     for layer in layers:
@@ -81,14 +83,16 @@ def quantize_weights(
     }
 
 
-def _mean_squares(
+def _moments(
     proto: Any,
     calibration: str | os.PathLike[str] | Sequence[Arrays],
     target: str,
     shapes: Mapping[str, Sequence[int]] | None,
 ) -> dict[str, np.ndarray]:
-    """Return the mean square of every channel of what products with weights multiply."""
-    from tilewright.compiler.quantize.channel_statistics import channel_statistics
+    """Return the second moments of what products with weights multiply.
+
+    E[x x^T] as long as all of them fit in `_MOST_BYTES`, of further tensors the mean squares.
+    """
     from tilewright.compiler.quantize.post_training import with_outputs
     from tilewright.compiler.quantize.weight_only_model import product_inputs
     from tilewright.quantization import _runner, load_samples
@@ -102,5 +106,20 @@ def _mean_squares(
     assert samples is not None
     if not samples:
         raise ModelError("there are no calibration samples; give at least one, or none at all")
-    seen = channel_statistics(axes, samples, run)
-    return {name: statistics.mean_square for name, statistics in seen.items()}
+    sums: dict[str, np.ndarray] = {}
+    counts = dict.fromkeys(axes, 0)
+    for sample in samples:
+        computed = {**sample, **run(sample)}
+        for name in axes:
+            rows = np.asarray(computed[name], np.float64)
+            rows = rows.reshape(-1, rows.shape[-1])
+            if name not in sums:
+                held = sum(array.nbytes for array in sums.values())
+                whole = held + 8 * rows.shape[1] ** 2 <= _MOST_BYTES
+                sums[name] = np.zeros((rows.shape[1],) * (2 if whole else 1))
+            sums[name] += rows.T @ rows if sums[name].ndim == 2 else (rows * rows).sum(0)
+            counts[name] += len(rows)
+    for name, total in sums.items():
+        if not np.isfinite(total).all():
+            raise ModelError(f"tensor {name!r} has values that are not finite on the samples")
+    return {name: total / counts[name] for name, total in sums.items()}

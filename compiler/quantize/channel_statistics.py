@@ -1,4 +1,4 @@
-"""Mean, mean square, least and greatest value of every channel of a tensor, over samples."""
+"""Mean, least and greatest value of every channel of a tensor, over calibration samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ class ChannelStatistics:
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    mean_square: np.ndarray
 
 
 def linear_inputs(model: FloatModel) -> dict[str, int]:
@@ -48,13 +47,9 @@ def channel_statistics(
             value = np.moveaxis(np.asarray(computed[name], np.float64), axis, -1)
             rows = value.reshape(-1, value.shape[-1])
             seen = [rows.sum(axis=0), np.float64(len(rows)), rows.min(axis=0), rows.max(axis=0)]
-            seen.append((rows * rows).sum(axis=0))
             if name in sums:
-                total, count, low, high, squares = sums[name]
-                seen = [seen[0] + total, seen[1] + count, *seen[2:4], seen[4] + squares]
-                seen[2:4] = [np.minimum(seen[2], low), np.maximum(seen[3], high)]
+                total, count, low, high = sums[name]
+                seen = [seen[0] + total, seen[1] + count]
+                seen += [np.minimum(rows.min(axis=0), low), np.maximum(rows.max(axis=0), high)]
             sums[name] = seen
-    return {
-        name: ChannelStatistics(total / count, low, high, squares / count)
-        for name, (total, count, low, high, squares) in sums.items()
-    }
+    return {n: ChannelStatistics(t / c, low, high) for n, (t, c, low, high) in sums.items()}

@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tilewright.compiler.quantize.float_model import FloatModel
-from tilewright.compiler.quantize.group_codes import GroupCodes, encode
+from tilewright.compiler.quantize.group_codes import GroupCodes, compensated, encode
 from tilewright.compiler.quantize.qdq_writer import BLOCKED_OPSET, at_opset
 from tilewright.compiler.quantize.weight_product import pack
 from tilewright.errors import ModelError
@@ -71,7 +71,7 @@ class Layer:
     Attributes:
         name: of the node, or of its result.
         shape: rows and columns of the weights.
-        snr_db: signal-to-noise ratio of the weights; weighted as the search was.
+        snr_db: signal-to-noise ratio of its product on the samples; of the weights without any.
         float_bytes: of the weights before.
         bytes: of codes, scales and zero points.
     """
@@ -107,7 +107,7 @@ def product_inputs(proto: onnx.ModelProto) -> dict[str, int]:
 def quantize_weights(
     proto: onnx.ModelProto,
     format_: WeightFormat,
-    mean_squares: Mapping[str, np.ndarray] | None = None,
+    moments: Mapping[str, np.ndarray] | None = None,
     formats: Mapping[str, WeightFormat | None] | None = None,
 ) -> Quantized:
     """Return a model whose matrix products have quantized weights.
@@ -115,7 +115,8 @@ def quantize_weights(
     Args:
         proto: the float model.
         format_: how weights are stored.
-        mean_squares: tensor -> mean square of each of its channels, to weight errors with.
+        moments: tensor -> mean square of each of its channels, [channels], to weight errors with;
+            or E[x x^T], [channels, channels], to make up for them too.
         formats: node (or its result) -> another format, or None for floats.
 
     Raises:
@@ -124,7 +125,7 @@ def quantize_weights(
     """
     if format_.operators == "dequantize":
         proto = at_opset(proto, BLOCKED_OPSET)
-    writer = _Writer(FloatModel(proto), format_, mean_squares or {}, formats or {})
+    writer = _Writer(FloatModel(proto), format_, moments or {}, formats or {})
     result = writer.write()
     if not result.layers:
         reasons = "; ".join(f"{name}: {why}" for name, why in result.kept.items())
@@ -154,11 +155,11 @@ class _Writer:
         self,
         model: FloatModel,
         format_: WeightFormat,
-        mean_squares: Mapping[str, np.ndarray],
+        moments: Mapping[str, np.ndarray],
         formats: Mapping[str, WeightFormat | None],
     ) -> None:
         self.model, self.format = model, format_
-        self.mean_squares, self.formats = mean_squares, formats
+        self.moments, self.formats = moments, formats
         self.constants: dict[str, onnx.TensorProto] = {}
 
     def write(self) -> Quantized:
@@ -214,13 +215,20 @@ class _Writer:
         weight = stored if columns_axis == 1 else stored.T
         if not np.isfinite(weight).all():
             raise ModelError(f"the weights of {name!r} are not finite")
-        worth = self.mean_squares.get(node.input[0])
+        moments = self.moments.get(node.input[0])
+        whole = moments is not None and moments.ndim == 2
+        worth = np.diagonal(moments) if moments is not None and whole else moments
         coded = encode(weight, format_.bits, format_.group, format_.symmetric, worth)
+        plain = _snr(weight, coded.decoded(), moments)
+        if moments is not None and whole:
+            again = compensated(coded, weight, moments)
+            if _snr(weight, again.decoded(), moments) > plain:
+                coded = again
         if format_.operators == "nbits":
             nodes, size = self._nbits(node, name, coded, format_)
         else:
             nodes, size = self._dequantized(node, name, coded, format_, columns_axis)
-        error = _snr(weight, coded.decoded(), worth)
+        error = _snr(weight, coded.decoded(), moments)
         return nodes, Layer(name, weight.shape, error, weight.nbytes, size)
 
     def _nbits(
@@ -329,9 +337,15 @@ def _without_graph(proto: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _snr(weight: np.ndarray, decoded: np.ndarray, worth: np.ndarray | None) -> float:
-    """Return the signal-to-noise ratio in dB, rows weighted by their worth."""
-    rows = np.ones((len(weight), 1)) if worth is None else np.asarray(worth)[:, None]
-    error = float((rows * (weight - decoded).astype(np.float64) ** 2).sum())
-    signal = float((rows * weight.astype(np.float64) ** 2).sum())
-    return float("inf") if error == 0 else 10 * float(np.log10(max(signal, 1e-30) / error))
+def _snr(weight: np.ndarray, decoded: np.ndarray, moments: np.ndarray | None) -> float:
+    """Return the signal-to-noise ratio in dB: of the product on the samples, if there are any."""
+
+    def power(matrix: np.ndarray) -> float:
+        wide = matrix.astype(np.float64)
+        if moments is None or moments.ndim == 1:
+            rows = 1.0 if moments is None else moments[:, np.newaxis]
+            return float((rows * wide * wide).sum())
+        return float((wide * (moments @ wide)).sum())
+
+    error, signal = power(weight - decoded), power(weight)
+    return float("inf") if error <= 0 else 10 * float(np.log10(max(signal, 1e-30) / error))

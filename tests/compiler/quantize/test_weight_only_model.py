@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from tilewright.compiler.quantize.group_codes import encode
+from tilewright.compiler.quantize.group_codes import compensated, encode
 from tilewright.compiler.quantize.weight_only_model import WeightFormat, quantize_weights
 from tilewright.errors import ModelError
 
@@ -90,6 +90,24 @@ def test_what_matters_more_is_nearer() -> None:
         return float(((weight - coded.decoded())[:4] ** 2).sum())
 
     assert error(weighted) < error(even)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
+def test_weights_make_up_for_each_other_where_inputs_go_together(symmetric) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((500, 6)) @ rng.standard_normal((6, 70)) + rng.standard_normal(
+        (500, 70)
+    )
+    weight = matrix(70, 20)
+    plain = encode(weight, 4, 16, symmetric, importance=(x * x).mean(0))
+    better = compensated(plain, weight, x.T @ x / len(x))
+
+    def error(coded) -> float:
+        return float(((x @ (weight - coded.decoded())) ** 2).mean())
+
+    assert error(better) < 0.7 * error(plain)
+    np.testing.assert_array_equal(better.scales, plain.scales)
+    assert better.codes.max() < 16
 
 
 @pytest.mark.parametrize("operators", ["nbits", "dequantize"])
