@@ -1,4 +1,4 @@
-"""Accuracy of int8 models on real data: `python -m benchmarks.quantized_accuracy`.
+"""Accuracy of quantized models on real data: `python -m benchmarks.quantized_accuracy`.
 
 Models quantized by `tilewright quantize` on samples that are not judged, run by tilewright:
 
@@ -104,6 +104,20 @@ SETTINGS: dict[str, dict] = {
     "dobi, smooth": {"method": "dobi", "smooth": 0.5},
 }
 
+# Fewer bits, or floats wherever nothing reads integers; mixtures are in `mixed_precision`.
+BITS: dict[str, dict] = {
+    "w8a8, compensated": {"bits": "w8a8"},
+    "w4a8, nearest": {"bits": "w4a8", "correction": "nearest"},
+    "w4a8, clipped": {"bits": "w4a8", "correction": "clipped"},
+    "w4a8, compensated": {"bits": "w4a8"},
+    "w3a8, compensated": {"bits": "w3a8"},
+    "w2a8, compensated": {"bits": "w2a8"},
+    "w4a4, compensated": {"bits": "w4a4"},
+    "w8a8, dobi, smooth, compensated": {"bits": "w8a8", "method": "dobi", "smooth": 0.5},
+    "w4a8, dobi, smooth, compensated": {"bits": "w4a8", "method": "dobi", "smooth": 0.5},
+    "w4g32, compensated": {"bits": "w4g32"},
+}
+
 # Only weights, in groups; options of `quantize_weights`. "samples" weight the errors.
 WEIGHTS: dict[str, dict] = {
     "W4 g32": {"weights": "int4"},
@@ -193,7 +207,7 @@ def render(rows: list[dict]) -> str:
         cells.append([row["task"], row["setting"], result, row["commit"]])
     table = markdown_table(["task", "quantized by", "result", "commit"], cells)
     return (
-        f"# Accuracy of int8 models\n\n{__doc__.split(chr(10), 2)[2]}\n"
+        f"# Accuracy of quantized models\n\n{__doc__.split(chr(10), 2)[2]}\n"
         f"{table}\n{markdown_machine(describe())}"
     )
 
@@ -202,7 +216,7 @@ def main() -> int:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", default=",".join(TASKS))
-    known = SETTINGS | WEIGHTS
+    known = SETTINGS | BITS | WEIGHTS
     parser.add_argument("--settings", default=";".join(known), help="separated by semicolons")
     args = parser.parse_args()
     data = RESULTS / "quantized_accuracy.json"

@@ -81,8 +81,9 @@ class MomentSums:
             x = self._layer.columns(plain)
             seen += [np.matmul((x - q).transpose(0, 2, 1), q), x.sum(axis=1)]
         self.count += q.shape[1]
-        pairs = zip(self._sums or [0.0] * len(seen), seen, strict=True)
-        self._sums = [np.asarray(a + b) for a, b in pairs]
+        if self._sums:
+            seen = [total + new for total, new in zip(self._sums, seen, strict=True)]
+        self._sums = seen
 
     def joined(self, other: MomentSums) -> MomentSums:
         """Return the sums of both."""

@@ -132,8 +132,8 @@ def write_plan(
     for node in source.graph.node:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        layer = layers.get(node.output[0]) if node.output else None
-        if layer is not None:
+        if node.output and node.output[0] in layers:
+            layer = layers[node.output[0]]
             bits = plan[layer.name]
             if bits.has_integer_weights:
                 nodes += _layer(writer, model, copy, layer, weights[layer.name], bits, parameters)

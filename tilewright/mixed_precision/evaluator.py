@@ -135,16 +135,18 @@ def _error(found: list[np.ndarray], wanted: list[np.ndarray]) -> float:
 
 
 def _cosine(found: list[np.ndarray], wanted: list[np.ndarray]) -> float:
-    cosines = []
+    cosines: list[float] = []
     for f, w in zip(found, wanted, strict=True):
         a, b = f.astype(np.float64).reshape(-1), w.astype(np.float64).reshape(-1)
         length = np.linalg.norm(a) * np.linalg.norm(b)
-        cosines.append(a @ b / length if length else float((a == b).all()))
+        cosines.append(float(a @ b / length) if length else float((a == b).all()))
     return max(0.0, 1 - float(np.mean(cosines)))
 
 
 def _top1(found: list[np.ndarray], wanted: list[np.ndarray]) -> float:
-    differ = [(f.argmax(-1) != w.argmax(-1)).mean() for f, w in zip(found, wanted, strict=True)]
+    differ = [
+        float((f.argmax(-1) != w.argmax(-1)).mean()) for f, w in zip(found, wanted, strict=True)
+    ]
     return float(np.mean(differ))
 
 

@@ -195,11 +195,41 @@ def quantize_uniformly(subject: Subject, bits: LayerBits) -> Outcome:
     return Outcome(proto, _report(subject, plan, rounded, drops))
 
 
-def quantize_for(subject: Subject, goal: Goal) -> Outcome:
-    """Choose the bits of every layer for a goal.
+def measure_times(subject: Subject, goal: Goal) -> latency.Times:
+    """Return the time of every layer in every candidate; it does not depend on what weights are."""
+    kinds = [(name, subject.is_convolution(name)) for name in subject.layers]
+    options = options_of(kinds, goal)
+    unknown = dict.fromkeys(subject.layers)
+    apart = sensitivity.round_each(
+        subject.evaluator, options, unknown, "nearest", subject.has_bias, subject.progress
+    )
+    return _times(subject, goal, options, apart)
 
-    Raises:
-        ModelError: nothing keeps the goal; says what can be reached.
+
+@dataclass(frozen=True)
+class Costs:
+    """What every layer costs in every precision that it may have.
+
+    Attributes:
+        apart: the layer rounded alone, on what it reads in floats.
+        errors: of the output when only this layer is rounded.
+        times: of the layer; empty where no time was asked for.
+        choices: the same as the integer program wants it.
+    """
+
+    apart: Mapping[sensitivity.Key, RoundedLayer]
+    errors: Mapping[sensitivity.Key, float]
+    times: latency.Times
+    choices: Mapping[str, Sequence[Choice]]
+
+
+def measure_costs(subject: Subject, goal: Goal, times: latency.Times | None = None) -> Costs:
+    """Round every layer alone in every way, and measure errors and, where needed, times.
+
+    Args:
+        subject: the model and its samples.
+        goal: whose candidates, and whether times are needed.
+        times: known ones, of `measure_times`; None: they are measured.
     """
     progress, settings = subject.progress, subject.settings
     kinds = [(name, subject.is_convolution(name)) for name in subject.layers]
@@ -214,16 +244,34 @@ def quantize_for(subject: Subject, goal: Goal) -> Outcome:
         errors = sensitivity.by_hessian(
             subject.judge, apart, subject.roundings, moments, _SEED, progress
         )
-    times = _times(subject, goal, options, apart) if goal.needs_latency else {}
+    if times is None:
+        times = _times(subject, goal, options, apart) if goal.needs_latency else {}
     choices = {
         name: tuple(_choice(subject, name, bits, errors, times) for bits in may)
         for name, may in options.items()
     }
 
+    return Costs(apart, errors, times, choices)
+
+
+def quantize_for(subject: Subject, goal: Goal, costs: Costs | None = None) -> Outcome:
+    """Choose the bits of every layer for a goal.
+
+    Args:
+        subject: the model and its samples.
+        goal: what to keep.
+        costs: known from another goal of the same candidates; None: they are measured.
+
+    Raises:
+        ModelError: nothing keeps the goal; says what can be reached.
+    """
+    costs = measure_costs(subject, goal) if costs is None else costs
+    apart, errors, times, choices = costs.apart, costs.errors, costs.times, costs.choices
+
     def drop(plan: BitPlan) -> float:
         return subject.drop_of(plan, {n: apart[n, b] for n, b in plan.layers}, goal.metric)
 
-    curve, keeping = find_plans(choices, goal, subject.other_bytes(), drop, progress)
+    curve, keeping = find_plans(choices, goal, subject.other_bytes(), drop, subject.progress)
     point, rounded, proto, drops = _first_that_keeps(subject, goal, keeping)
     report = _report(subject, point.plan, rounded, drops)
     report |= {

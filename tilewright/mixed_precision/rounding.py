@@ -139,8 +139,9 @@ def _compensated(layer: LayerMatrix, bits: LayerBits, moments: Split) -> Rounded
             return layer.matrix
         return moments_of.best_weights(layer.matrix, of, damping)
 
-    def attempt(damping: float | None, wanted: np.ndarray, of: InputMoments) -> RoundedWeights:
-        scale = _scales(wanted, bits, of)
+    def attempt(
+        damping: float | None, wanted: np.ndarray, scale: np.ndarray, of: InputMoments
+    ) -> RoundedWeights:
         if damping is None:
             return rounding.nearest(wanted, scale, bits.weights, bits.group)
         hessian = rounding.damped(of.second, damping)
@@ -155,9 +156,13 @@ def _compensated(layer: LayerMatrix, bits: LayerBits, moments: Split) -> Rounded
         change = min((None, *_DAMPINGS), key=lambda d: judged(target(d, fitted)))
     sharing = None
     if bits.weights < _COMPENSATED_BELOW:
-        wanted = target(change, fitted)
-        sharing = min((None, *_DAMPINGS), key=lambda d: judged(attempt(d, wanted, fitted).matrix))
-    return attempt(sharing, target(change, moments.every), moments.every)
+        tried = target(change, fitted)
+        scale = _scales(tried, bits, fitted)
+        sharing = min(
+            (None, *_DAMPINGS), key=lambda d: judged(attempt(d, tried, scale, fitted).matrix)
+        )
+    wanted = target(change, moments.every)
+    return attempt(sharing, wanted, _scales(wanted, bits, moments.every), moments.every)
 
 
 def _plainly(matrix: np.ndarray, bits: LayerBits, correction: str) -> RoundedWeights:
