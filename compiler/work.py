@@ -20,6 +20,7 @@ from tvm.tirx import PrimFunc
 from tilewright.compiler.program import Program
 from tilewright.compiler.schedule.analysis import Stage, read_stages
 from tilewright.compiler.schedule.expressions import Expr, children
+from tilewright.compiler.weight_only import PRODUCT_BLOCK
 from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK, WINOGRAD, Matrix
 
 _ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min)
@@ -65,6 +66,8 @@ def describe_work(program: Program, operations: Mapping[str, int]) -> list[dict[
 def _of_stage(stage: Stage) -> int:
     if stage.name.startswith((INPUT_BLOCK, OUTPUT_BLOCK)) and stage.reduction:
         return _of_transform(stage)
+    if stage.name.startswith(PRODUCT_BLOCK):
+        return 2 * stage.work  # what unpacks weights is left out, as it serves many rows
     return stage.work * _of_expression(stage.value)
 
 

@@ -1,6 +1,6 @@
 """Give products with integer weights the form in which a target's kernel reads their weights.
 
-    matmul_w4(x, packed, scales, zeros)  ->  weight_only(x, words)        for a processor
+    w4_matmul(x, packed, scales, zeros)  ->  w4_matmul(x, words)          for a processor
                                          ->  matmul(x, decoded weights)   for a GPU
 
 Run twice the pass gives the same module as run once: its result has none of these products.
@@ -73,7 +73,7 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
         call = self.builder_.call_te(
             lambda x, w: product(x, w, words),
             *(data, relax.const(tvm.runtime.tensor(packed))),
-            primfunc_name_hint=f"matmul_w{words.bits}",
+            primfunc_name_hint=f"w{words.bits}_matmul",
         )
         global_var = call.args[0]
         func = self.builder_.get()[global_var]

@@ -53,7 +53,9 @@ def explain_weights(mod: tvm.IRModule) -> list[Explained]:
         product = read_product(mod, binding.value)
         if product is not None:
             bits, group = product.weights.bits, product.weights.group
-            reason = f"its data is; weights of {bits} bits in groups of {group} stay packed"
+            reason = (
+                f"its data is in floats; weights of {bits} bits in groups of {group} stay packed"
+            )
             found.append(Explained(binding.var.name, "matmul", False, reason, f"W{bits}A32"))
     return found + [
         Explained(name, "weights", False, f"decoded when compiling: {reason}")

@@ -134,7 +134,7 @@ def emit_product(
 
         return te.compute((*x.shape[:-1], weights.columns), value, name="weight_product")
 
-    name = f"matmul_w{weights.bits}"
+    name = f"w{weights.bits}_matmul"
     call = builder.call_te(compute, data, *constants, primfunc_name_hint=name)
     said = {"bits": weights.bits, "rows": weights.rows}
     global_var = call.args[0]
