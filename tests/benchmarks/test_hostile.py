@@ -8,7 +8,10 @@ from benchmarks.hostile import MODELS, power, powers
 from tilewright.reference import reference_outputs
 
 
-@pytest.mark.parametrize("name", ["elementwise/150", "branches/70", "residuals/45", "chain/60", "folded/40", "nested/300"])
+@pytest.mark.parametrize(
+    "name",
+    ["elementwise/150", "branches/70", "residuals/45", "chain/60", "folded/40", "nested/300"],
+)
 def test_small_ones_of_them_are_right(name):
     kind, size = name.split("/")
     model = MODELS[kind](int(size))
