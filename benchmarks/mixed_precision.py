@@ -44,8 +44,9 @@ from tilewright.mixed_precision.quantizing import (
 )
 
 FOLDER = ROOT / "build" / "quantized"
-# Bounds that keep what is asked of the task: 8 of 540 digits, 0.4 dB, a cosine of 0.98.
-BOUNDS = {"digits": ("error", 0.01), "superres": ("error", 5e-4), "minilm": ("cosine", 0.02)}
+# Bounds that keep what is asked of the task: 8 of 540 digits, 0.4 dB, a cosine of 0.98 (which the few
+# sentences of calibration overstate).
+BOUNDS = {"digits": ("error", 0.01), "superres": ("error", 5e-4), "minilm": ("cosine", 0.012)}
 INT8 = {"digits": {}, "superres": {}, "minilm": {"method": "dobi", "smooth": 0.5}}
 STEPS = ("times", "uniform", "fastest", "smallest", "measure")
 _CALIBRATION_SAMPLES = 60
@@ -125,12 +126,12 @@ def write_mixed(task: str, names: Sequence[str]) -> None:
 
 
 def measure(task: str, rounds: int) -> list[dict]:
-    """Return the rows of a task, whose models are written."""
+    """Return the rows of a task: of all its models that are written."""
     import tilewright
     from tilewright.runtime.benchmark import compare, interleave, summarize
 
     _, samples, judge = TASKS[task]()
-    files = files_of(task)
+    files = {name: path for name, path in files_of(task).items() if path.exists()}
     predicted = json.loads((FOLDER / f"{task}.predicted.json").read_text())
     modules = {name: tilewright.compile(path) for name, path in files.items()}
     times = interleave(
