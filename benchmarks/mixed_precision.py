@@ -44,8 +44,8 @@ from tilewright.mixed_precision.quantizing import (
 )
 
 FOLDER = ROOT / "build" / "quantized"
-# Bounds that keep what is asked of the task: 8 of 540 digits, 0.4 dB, a cosine of 0.98 (which the few
-# sentences of calibration overstate).
+# Bounds that keep what is asked of the task: 8 of 540 digits, 0.4 dB, a cosine of 0.98 (which
+# the few sentences of calibration overstate).
 BOUNDS = {"digits": ("error", 0.01), "superres": ("error", 5e-4), "minilm": ("cosine", 0.012)}
 INT8 = {"digits": {}, "superres": {}, "minilm": {"method": "dobi", "smooth": 0.5}}
 STEPS = ("times", "uniform", "fastest", "smallest", "measure")
