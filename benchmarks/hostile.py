@@ -254,7 +254,7 @@ def save(found: dict[str, Any]) -> None:
         return kinds.index(kind), int(size)
 
     ordered = {name: found[name] for name in sorted(found, key=place)}
-    content = {"commit": commit(), "machine": describe(), "found": ordered}
+    content = {"machine": describe(), "found": ordered}
     write_text(RESULTS / "hostile.json", json.dumps(content, indent=1) + "\n")
     write_text(RESULTS / "hostile.md", summary(ordered))
 
@@ -273,11 +273,9 @@ def main() -> int:
     names = [f"{kind}/{size}" for kind in MODELS for size in sizes if re.search(args.models, kind)]
 
     def keep(name: str, row: Any) -> None:
-        found[name] = (
-            {"cpu_s": 0.0, "refused": f"{row.status}: {row.reason}"}
-            if isinstance(row, Lost)
-            else row
-        )
+        if isinstance(row, Lost):
+            row = {"cpu_s": 0.0, "refused": f"{row.status}: {row.reason}"}
+        found[name] = {**row, "commit": commit()}
         print(name, found[name], flush=True)
         if args.save:
             save(found)

@@ -13,9 +13,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from tests.programs import copy_program, huge_workspace_kernel, mlp_reference, unary_kernel
+from tests.programs import (
+    copy_program,
+    huge_workspace_kernel,
+    mlp_program,
+    mlp_reference,
+    unary_kernel,
+)
 from tilewright.api import compile as compile_model
 from tilewright.api import load
+from tilewright.compiler import entry
 from tilewright.compiler.package import package
 from tilewright.errors import ModuleError
 from tilewright.runtime.buffers import empty_aligned
@@ -207,6 +214,18 @@ def test_profile_times_every_call(mlp):
     times = Module(mlp[0], threads=1).profile({"x": _input()}, rounds=3)
     assert [time.label for time in times] == ["matmul_1", "relu_1", "matmul_2", "add_1"]
     assert all(0 <= time.seconds < 1 for time in times)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_calls_may_be_spread_over_functions(tmp_path, native, monkeypatch, most):
+    monkeypatch.setattr(entry, "_MOST_CALLS", most)
+    program, weights = mlp_program()
+    assert len(program.calls) > most
+    package(program, native, tmp_path / "spread.so")
+    module = Module(tmp_path / "spread.so", threads=2)
+    x = _input()
+    np.testing.assert_allclose(module(x), mlp_reference(x, weights), rtol=_RTOL, atol=_ATOL)
+    assert all(time.seconds > 0 for time in module.profile({"x": x}, rounds=3))
 
 
 def test_description_holds_what_was_given(mlp, native):
