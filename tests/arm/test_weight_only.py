@@ -11,7 +11,7 @@ from tests.arm.board import board_for
 pytestmark = pytest.mark.arm
 
 
-@pytest.mark.parametrize("target", ["aarch64:cortex-a72", "aarch64:cortex-a76", "armv7:cortex-a7"])
+@pytest.mark.parametrize("target", ["aarch64:cortex-a72", "armv7:cortex-a7"])
 @pytest.mark.parametrize(
     ("batch", "form"), [(1, (4, 32, True)), (5, (4, 32, False)), (3, (8, 64, True))]
 )
