@@ -35,13 +35,12 @@ from tilewright.compiler.quantize.bit_plan import parse_bits
 from tilewright.mixed_precision.choice import Goal
 from tilewright.mixed_precision.latency import LayerTime
 from tilewright.mixed_precision.quantizing import (
-    Settings,
-    Subject,
     measure_costs,
     measure_times,
     quantize_for,
     quantize_uniformly,
 )
+from tilewright.mixed_precision.subject import Settings, Subject
 
 FOLDER = ROOT / "build" / "quantized"
 # Bounds that keep what is asked of the task: 8 of 540 digits, 0.4 dB, a cosine of 0.98 (which

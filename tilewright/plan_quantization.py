@@ -14,7 +14,7 @@ from tilewright.quantization import check_finite, load_samples, prepare, save
 
 if TYPE_CHECKING:
     from tilewright.mixed_precision.choice import Goal
-    from tilewright.mixed_precision.quantizing import Settings
+    from tilewright.mixed_precision.subject import Settings
 
 AUTO = "auto"
 Arrays = Mapping[str, np.ndarray]
@@ -38,8 +38,9 @@ def quantize_by_plan(
             the goal.
     """
     from tilewright.compiler.quantize.bit_plan import parse_bits
-    from tilewright.mixed_precision.quantizing import Subject, quantize_for, quantize_uniformly
+    from tilewright.mixed_precision.quantizing import quantize_for, quantize_uniformly
     from tilewright.mixed_precision.rounding import CORRECTIONS
+    from tilewright.mixed_precision.subject import Subject
 
     if settings.correction not in CORRECTIONS:
         raise ModelError(

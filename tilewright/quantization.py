@@ -143,7 +143,7 @@ def quantize(
         raise ModelError(f"unknown method {method!r}; known methods: {', '.join(METHODS)}")
     proto = load_proto(Path(model))
     if bits != "8" or goal is not None or drawing is not None:
-        from tilewright.mixed_precision.quantizing import Settings
+        from tilewright.mixed_precision.subject import Settings
         from tilewright.plan_quantization import quantize_by_plan
 
         if bias_correction:

@@ -11,9 +11,10 @@ from benchmarks.quantized_accuracy import digits
 from tests.compiler.quantize.test_bit_plan import network
 from tilewright.compiler.quantize.bit_plan import FLOAT, BitPlan, parse_bits
 from tilewright.errors import ModelError
-from tilewright.mixed_precision.quantizing import Settings, Subject, quantize_uniformly
+from tilewright.mixed_precision.quantizing import quantize_uniformly
 from tilewright.mixed_precision.rounding import plain_moments
 from tilewright.mixed_precision.sensitivity import by_hessian, by_output, round_each
+from tilewright.mixed_precision.subject import Settings, Subject
 from tilewright.quantization import quantize
 
 
