@@ -4,7 +4,8 @@ Damaged tuning logs, deployable modules (mostly one flipped bit), calibration da
 lines; the number of a trial is its seed. Each runs in a process with a limit of memory and time.
 It must end with an error for people or with a right result, and a damaged module must be noticed;
 a crash, a hang, a traceback or damage that goes unnoticed is a bug. Writes
-benchmarks/results/bad_input.json and .md; exit code 1 after a bug. `--only KIND/NUMBER` runs one.
+benchmarks/results/bad_input.json and .md; exit code 1 after a bug. `--only KIND/NUMBER` runs one;
+`--resume` goes on where a run of the same commit was stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -36,6 +37,7 @@ _GOOD = (REFUSED, RAN)
 _MEMORY_BYTES = 6 << 30
 _TIMEOUT_SECONDS = 300.0  # wall time, on a machine that may be busy
 _SHOWN = 8
+_JOURNAL = RESULTS.parents[1] / "build" / "bad_input.jsonl"
 
 
 def is_bad(trial: Trial) -> bool:
@@ -43,17 +45,42 @@ def is_bad(trial: Trial) -> bool:
     return trial.status not in _GOOD
 
 
-def run_trials(names: Sequence[str]) -> dict[str, Trial]:
-    """Run trials "kind/number", each kind in forked processes; what is bad is printed at once."""
-    results: dict[str, Trial] = {}
+def read_journal(path: Path) -> dict[str, Trial]:
+    """Return the trials of a run of this commit that was stopped."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    here = commit()
+    return {
+        row["name"]: Trial(row["status"], row["reason"]) for row in rows if row["commit"] == here
+    }
+
+
+def run_trials(
+    names: Sequence[str], journal: Path | None = None, known: Mapping[str, Trial] | None = None
+) -> dict[str, Trial]:
+    """Run trials "kind/number", each kind in forked processes; what is bad is printed at once.
+
+    Args:
+        names: the trials.
+        journal: where each is noted as it ends.
+        known: those that need not run again.
+    """
+    results = dict(known or {})
+    names_left = [name for name in names if name not in results]
+    made_by = commit()
 
     def show(name: str, result: Trial | Lost) -> None:
         results[name] = Trial(result.status, result.reason)
+        if journal is not None:
+            row = {"name": name, "status": result.status, "reason": result.reason}
+            journal.parent.mkdir(exist_ok=True)
+            with journal.open("a") as file:
+                file.write("\n" + json.dumps({**row, "commit": made_by}))  # behind a torn line
         if is_bad(results[name]):
             print(f"{name}: {result.status}: {result.reason}", flush=True)
 
     for kind, module in KINDS.items():
-        chosen = [name for name in names if name.split("/")[0] == kind]
+        chosen = [name for name in names_left if name.split("/")[0] == kind]
         if chosen:
             module.prepare()
             run_forked(
@@ -111,6 +138,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--share", type=float, default=1.0, help="of the trials of each kind")
     parser.add_argument("--kinds", default=",".join(KINDS), help="comma separated")
+    parser.add_argument("--resume", action="store_true", help="keep what this commit has run")
     parser.add_argument("--only", metavar="KIND/NUMBER", help="run one in this process")
     args = parser.parse_args()
     if args.only:
@@ -122,7 +150,8 @@ def main() -> int:
         return 0
     kinds = args.kinds.split(",")
     counts = {kind: int(args.share * COUNTS[kind]) for kind in COUNTS if kind in kinds}
-    results = run_trials(names_of(counts))
+    known = read_journal(_JOURNAL) if args.resume else {}
+    results = run_trials(names_of(counts), _JOURNAL, known)
     _merge(results)
     print(summary(results))
     return 1 if any(map(is_bad, results.values())) else 0

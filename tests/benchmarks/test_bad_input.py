@@ -5,7 +5,7 @@ import pytest
 from benchmarks.bad_input import __main__ as bad_input
 from benchmarks.bad_input import calibration, command_lines, logs, modules
 from benchmarks.bad_input.damage import attempt, flip
-from benchmarks.mutations.trial import RAN, REFUSED, TRACEBACK
+from benchmarks.mutations.trial import RAN, REFUSED, TRACEBACK, Trial
 
 
 def test_a_seed_damages_always_the_same_way():
@@ -37,6 +37,28 @@ def test_odd_calibration_data_is_refused_or_serves(number):
 def test_odd_command_lines_end_without_a_traceback(number):
     command_lines.prepare()
     assert command_lines.run_trial(number).status in (RAN, REFUSED)
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    journal = tmp_path / "build" / "journal.jsonl"
+    ran = []
+
+    def trial(number):
+        return Trial(RAN, f"number {number}")
+
+    monkeypatch.setattr(modules, "run_trial", trial)
+    monkeypatch.setattr(modules, "prepare", lambda: ran.append("prepared"))
+    names = bad_input.names_of({"module": 3})
+    first = bad_input.run_trials(names[:2], journal)
+    with journal.open("a") as file:
+        file.write('{"name": "module/3", "sta')  # it was killed here
+    known = bad_input.read_journal(journal)
+    assert known == first == {"module/1": Trial(RAN, "number 1"), "module/2": trial(2)}
+    assert bad_input.run_trials(names[:2], journal, known) == first
+    assert ran == ["prepared"]
+    assert list(bad_input.run_trials(names, journal, known)) == names
+    monkeypatch.setattr(bad_input, "commit", lambda: "another")
+    assert bad_input.read_journal(journal) == {}
 
 
 def test_what_is_no_error_for_people_is_a_bug():
