@@ -1,5 +1,7 @@
 """Time operators on integers of few bits against int8: `python -m benchmarks.low_bit`.
 
+`--count` counts the instructions that one run of a 3x3 convolution executes on emulated boards.
+
 Convolutions and matrix products on bytes with weights of 8, 4, 2 and 1 bits and data of 8, 4, 2 and
 1, requantized to bytes, one thread, untuned. All forms of a shape take turns in one process. The
 bound is that of instruction counts: products that an instruction of the inner loop makes (what cuts
@@ -40,6 +42,7 @@ _KERNELS = {f" by {group}": name for name, group in _GROUPS.items()} | {"": "int
 _WINOGRAD = 2.25
 _INSTRUCTIONS_OF_A_SLOT = 2
 
+COUNTED = (64, 14, 64, 3)
 # Rows, depth, columns; or channels, size, outputs, side of the window.
 SHAPES: dict[str, tuple[int, ...]] = {
     **{
@@ -218,12 +221,59 @@ def render(rows: list[dict]) -> str:
     )
 
 
+def count_boards(targets: list[str]) -> list[dict]:
+    """Return what one run of a convolution executes on each board, by form."""
+    import tilewright
+    from benchmarks.arm_instructions import count
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for target in targets:
+            for form in FORMS:
+                path = Path(folder) / "operator.so"
+                tilewright.compile(model(COUNTED, *form), target, logs=()).save(path)
+                total = sum(count(path, target).values())
+                name = "int8" if form == FORMS[0] else f"W{form[0]}A{form[1]}"
+                rows.append({"target": target, "form": name, "instructions": total})
+    return rows
+
+
+def render_counts(rows: list[dict]) -> str:
+    """Return the Markdown page of `count_boards`."""
+    int8 = {row["target"]: row["instructions"] for row in rows if row["form"] == "int8"}
+    cells = [
+        [
+            row["target"],
+            row["form"],
+            f"{row['instructions']:,}",
+            f"{int8[row['target']] / row['instructions']:.2f}",
+        ]
+        for row in rows
+    ]
+    channels, size, outputs, side = COUNTED
+    return (
+        "# Integers of few bits on ARM, in instructions\n\n"
+        f"One run of a convolution {side}x{side}, {channels} to {outputs} channels of "
+        f"{size} x {size}, emulated by qemu-user: how many instructions it executes, not how long "
+        "they take (`python -m benchmarks.low_bit --count`). Fewer than 8 bits gain where bits are "
+        "counted (cnt); other forms run as int8.\n\n"
+        f"{markdown_table(['target', 'form', 'instructions', 'int8 / this'], cells)}"
+    )
+
+
 def main() -> int:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", default=",".join(SHAPES), help="separated by commas")
     parser.add_argument("--rounds", type=int, default=20)
+    boards = "aarch64,aarch64:cortex-a76,armv7:cortex-a7"
+    parser.add_argument("--count", nargs="?", const=boards, help="targets, separated by commas")
     args = parser.parse_args()
+    if args.count:
+        rows = count_boards(args.count.split(","))
+        write_json(RESULTS / "low_bit_arm.json", {"machine": describe(), "rows": rows})
+        write_text(RESULTS / "low_bit_arm.md", render_counts(rows))
+        return 0
     stem = RESULTS / f"low_bit_{instruction_set()}"
     for name in args.shapes.split(","):
         rows = measure(name, args.rounds)
