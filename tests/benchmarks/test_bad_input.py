@@ -51,7 +51,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
     names = bad_input.names_of({"module": 3})
     first = bad_input.run_trials(names[:2], journal)
     with journal.open("a") as file:
-        file.write('{"name": "module/3", "sta')  # it was killed here
+        file.write('\n{"name": "module/3", "sta')  # it was killed here
     known = bad_input.read_journal(journal)
     assert known == first == {"module/1": Trial(RAN, "number 1"), "module/2": trial(2)}
     assert bad_input.run_trials(names[:2], journal, known) == first
