@@ -151,3 +151,14 @@ def test_nbits_with_bias_and_activation_agrees_with_onnx_runtime(rows, bits) -> 
     ]
     model = make_model(nodes, feeds, ["y"], 17, weights, {"com.microsoft": 1})
     check(model, feeds, rtol=1e-4, atol=1e-3, runtime=True)
+
+
+@pytest.mark.parametrize("shape", [(70,), (2, 1, 3, 70)])
+def test_data_of_any_rank_is_multiplied(shape) -> None:
+    nodes, constants = blocked("int4", 70, 19, 32, True, transposed=False)
+    x = floats(*shape)
+    model = model_of([*nodes, helper.make_node("MatMul", ["x", "weight"], ["y"])], constants, x, 19)
+    assert [item.form for item in explained(model)] == ["W4A32"]
+    found = tilewright.compile(model, logs=()).run({"x": x})["y"]
+    wanted = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})[0]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
