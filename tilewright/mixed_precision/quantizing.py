@@ -195,14 +195,19 @@ def _first_that_keeps(
     Raises:
         ModelError: none does.
     """
-    reached = math.inf
+    reached, excess = math.inf, 1.0
     for point in keeping:
+        # Where a written model dropped further than its plan did, others are expected to as well.
+        is_last_hope = point.drop == min(other.drop for other in keeping)
+        if goal.max_drop is not None and not is_last_hope and point.drop * excess > goal.max_drop:
+            continue
         rounded = _rounded(subject, point.plan)
         proto = subject.written(point.plan, rounded)
         drops = _measured_drops(subject, proto)
         if goal.max_drop is None or drops[goal.metric] <= goal.max_drop:
             return point, rounded, proto, drops
         reached = min(reached, drops[goal.metric])
+        excess = max(excess, drops[goal.metric] / max(point.drop, 1e-30))
     raise ModelError(
         f"no written model drops by {goal.metric} {goal.max_drop:g} or less; the least is "
         f"{reached:.3g}; allow more, or add candidates with more bits"
