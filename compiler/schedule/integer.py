@@ -82,9 +82,6 @@ _PLANE_TEMPORARIES_X86, _PLANE_TEMPORARIES = 6, 3
 _PAIRED_TEMPORARIES, _LONG_TEMPORARIES, _WIDENED_TEMPORARIES = 4, 4, 2
 # Steps of a block of narrow sums in one round.
 _CODE_TEMPORARIES = 7
-# Narrow sums of fewer steps are added to sums in registers: on the stack their addresses may be
-# taken for those of operands, 4 KiB apart, which made 1.6 times of the time of some placements.
-_LONG_BLOCK = 64
 _UNROLL, _TABLE_UNROLL = 2, 1
 _DPBUSD = {512: "llvm.x86.avx512.vpdpbusd.512", 256: "llvm.x86.avx512.vpdpbusd.256"}
 _MADDWD = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}
@@ -123,8 +120,6 @@ def default_integer(dot: Dot, target: Target) -> ContractionDecisions:
     paired = target.architecture == "aarch64" and not has_arm_dot(target)
     spare = _LONG_TEMPORARIES if long else _PAIRED_TEMPORARIES if paired else 0
     spare = _WIDENED_TEMPORARIES if is_widened(target) else spare
-    if is_quads(dot, target) and quad_steps(dot.low_bit) < _LONG_BLOCK:
-        spare = target.vector_registers // 2
     if dot.group == CODES and is_widened(target):
         spare = _CODE_TEMPORARIES
     if dot.group == PLANES:
