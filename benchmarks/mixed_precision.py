@@ -44,8 +44,8 @@ from tilewright.mixed_precision.subject import Settings, Subject
 
 FOLDER = ROOT / "build" / "quantized"
 # Near what is asked of the task: 8 of 540 digits, 0.4 dB, a cosine of 0.98. The four sentences that
-# judge for MiniLM overstate its cosine: 0.981 there is 0.975 over all.
-BOUNDS = {"digits": ("error", 0.01), "superres": ("error", 5e-4), "minilm": ("cosine", 0.02)}
+# judge for MiniLM overstate its cosine (0.981 there was 0.975 over all), so 0.986 is asked of them.
+BOUNDS = {"digits": ("error", 0.01), "superres": ("error", 5e-4), "minilm": ("cosine", 0.014)}
 INT8 = {"digits": {}, "superres": {}, "minilm": {"method": "dobi", "smooth": 0.5}}
 STEPS = ("times", "uniform", "fastest", "smallest", "measure")
 _CALIBRATION_SAMPLES = 60
