@@ -26,6 +26,7 @@ from tilewright.compiler.layout.primitives import Layout, Reorder, blocked
 from tilewright.compiler.schedule.dot_groups import (
     dot_group,
     dot_groups,
+    dot_lanes,
     packing_instructions,
     products_in_a_cell,
     weight_share,
@@ -231,13 +232,16 @@ def _integer(
     # The right operand of a stacked product is [.., K, N]: its stack stays in front.
     batches = len(shape) - 2 if not is_image and dim == len(shape) - 1 else 0
     products = prod(anchor.extents[axis] for axis in anchor.reduction)
+    lanes = dot_lanes(target, anchor.extents[column])
     for group in dot_groups(target, data_shape[depth_dim], low_bit, dtype, products):
         usual = group == dot_group(target, data_shape[depth_dim])
         if data_shape[depth_dim] % group:
             continue
         if not usual and (products == group or not low_bit.is_narrow):
             continue
-        weight = grouped_weight(shape, dim, along, target.lanes("int32"), group, batches)
+        if not usual and lanes < target.lanes("int32"):
+            continue
+        weight = grouped_weight(shape, dim, along, lanes, group, batches)
         if is_image:
             out = channels_last(operator.shapes[operator.output])
             layouts = _around(operator, operands, channels_last(data_shape), weight, out)

@@ -22,6 +22,7 @@ from tilewright.compiler.schedule.table_kernel import has_tables, table_steps
 from tilewright.compiler.targets import Target
 
 _FOUR, _WIDENED_GROUP = 4, 2
+SHORT_LANES = 4
 _X86_BITS = (256, 512)
 # Instructions that decode a vector of weights, and the rows of a tile that share them.
 _DECODING, _MANY_ROWS = 2.75, 4
@@ -58,6 +59,12 @@ def dot_groups(
     if has_planes(target):
         found.append(PLANES)
     return tuple(found)
+
+
+def dot_lanes(target: Target, columns: int) -> int:
+    """Return how many columns a vector of sums has: on x86 four of four, else a whole vector."""
+    lanes = target.lanes("int32")
+    return SHORT_LANES if is_x86(target) and columns == SHORT_LANES else lanes
 
 
 def has_planes(target: Target) -> bool:

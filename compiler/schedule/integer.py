@@ -35,6 +35,7 @@ from tilewright.compiler.schedule.contraction import (
 from tilewright.compiler.schedule.cost import RowsAs, choose_row_block, row_extents
 from tilewright.compiler.schedule.dot_groups import (
     dot_groups,
+    dot_lanes,
     has_vnni,
     is_packed,
     is_quads,
@@ -83,8 +84,11 @@ _PAIRED_TEMPORARIES, _LONG_TEMPORARIES, _WIDENED_TEMPORARIES = 4, 4, 2
 # Steps of a block of narrow sums in one round.
 _CODE_TEMPORARIES = 7
 _UNROLL, _TABLE_UNROLL = 2, 1
-_DPBUSD = {512: "llvm.x86.avx512.vpdpbusd.512", 256: "llvm.x86.avx512.vpdpbusd.256"}
-_MADDWD = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}
+_DPBUSD = {bits: f"llvm.x86.avx512.vpdpbusd.{bits}" for bits in (128, 256, 512)}
+_MADDWD = {
+    **{512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"},
+    128: "llvm.x86.sse2.pmadd.wd",
+}
 
 
 def find_dot(stages: Sequence[Stage], target: Target) -> Dot | None:
@@ -96,7 +100,7 @@ def find_dot(stages: Sequence[Stage], target: Target) -> Dot | None:
         return None
     if anchor.combine != "add" or len(anchor.accesses) != 2:
         return None
-    if anchor.lanes != target.lanes(SUM_DTYPE):
+    if anchor.lanes != dot_lanes(target, anchor.vector_axis.extent):
         return None
     weight = next(access for access in anchor.accesses if access.vector)
     data = next(access for access in anchor.accesses if not access.vector)
@@ -109,6 +113,8 @@ def find_dot(stages: Sequence[Stage], target: Target) -> Dot | None:
         steps = data.offset.of(axis.var), weight.offset.of(axis.var)
         products = prod(each.extent for each in anchor.stage.reduction)
         groups = dot_groups(target, axis.extent, low_bit, dtypes[0], products)
+        if anchor.lanes < target.lanes(SUM_DTYPE):
+            groups = groups[:1]
         if steps == (1, 1) and axis.extent in groups and weight.vector == axis.extent:
             return in_cells(anchor, axis.var, axis.extent, low_bit)
     return None
@@ -255,7 +261,7 @@ class _DotBuilder(CellBuilder):
                 return QuadEmitter(*arguments[:-1], extents, quad_steps(self.dot.low_bit))
             if self.dot.group == MATRIX_GROUP:
                 return MatrixDotEmitter(*arguments[:-1])
-            accumulate = accumulate_for(self.target)
+            accumulate = accumulate_for(self.target, self.anchor.lanes)
             if accumulate is long_dot:
                 return LongDotEmitter(*arguments, accumulate)
             if not is_signed(self.target):
@@ -267,15 +273,21 @@ class _DotBuilder(CellBuilder):
         return emit_reduction(tile, bases, self.index_dtype, emitter)
 
 
-def accumulate_for(target: Target) -> Accumulate:
-    """Return what adds the products of one cell to an accumulator."""
+def accumulate_for(target: Target, lanes: int | None = None) -> Accumulate:
+    """Return what adds the products of one cell to an accumulator.
+
+    Args:
+        target: what for.
+        lanes: of the accumulator, where it is not a whole vector.
+    """
     if has_mixed_dot(target):
         return mixed_dot
     if has_arm_dot(target):
         return signed_dot
     if target.architecture != "x86_64":
         return paired_dot if target.architecture == "aarch64" else long_dot
-    return partial(_dpbusd if has_vnni(target) else _maddwd, bits=target.vector_bits)
+    bits = target.vector_bits if lanes is None else 32 * lanes
+    return partial(_dpbusd if has_vnni(target) else _maddwd, bits=bits)
 
 
 def _dpbusd(old: Expr, data: TensorLoad, weight: TensorLoad, bits: int) -> Expr:

@@ -6,7 +6,10 @@ from onnx import TensorProto, helper
 
 import tilewright
 from tests.compiler.quantize.models import Builder, run_onnxruntime
+from tilewright.api import lower_model
+from tilewright.compiler.codegen import assembly
 from tilewright.compiler.quantize.qdq import QuantizedOperators
+from tilewright.compiler.targets import parse_target
 from tilewright.frontends.onnx import import_onnx
 
 
@@ -53,6 +56,18 @@ def test_curve_behind_a_convolution_is_computed_or_looked_up(act):
     assert "lookup" not in _kernels(model)
     assert "lookup" in _kernels(model, tables=True)
     _check(model, {"x": _image(b, 1, 8, 9, 8)})
+
+
+@pytest.mark.parametrize("act", ["uint8", "int8"])
+def test_four_output_channels_are_a_short_vector(act):
+    """What ends a network that doubles an image."""
+    b = Builder(act=act)
+    bytes_ = b.q(b.conv(b.qdq("x", 0.03, 120), 0.03, (4, 16, 3, 3), pads=[1] * 4), 0.05, 100)
+    model = b.model({"x": ((1, 16, 9, 8), "float32")}, [bytes_])
+    lowered, _ = lower_model(model, parse_target("x86-64-v3"))
+    convolutions = {n: f for n, f in lowered.program.kernels.items() if n.startswith("conv")}
+    assert "vpmaddwd" in assembly(convolutions, parse_target("x86-64-v3"))
+    _check(model, {"x": _image(b, 1, 16, 9, 8)})
 
 
 def _image(b, *shape):
