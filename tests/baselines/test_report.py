@@ -97,7 +97,7 @@ def test_result_of_models_is_reported_and_shared_cores_are_flagged(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not JSON"),
+        ("{", "nor a result .JSON.: Expecting property"),
         ("[]", "expected a JSON object"),
         ('{"a": 1}', "no known kind"),
         ('{"kind": "operators"}', "is damaged"),

@@ -66,7 +66,8 @@ def test_probes_and_description_are_plausible():
     from benchmarks.machine import Probes, describe, peak_rss_mb
 
     probes = Probes()
-    assert 5 < probes.peak_gflops() < 2000
-    assert 0.5 < probes.read_gb_s() < 500
+    # A crowded machine may give next to nothing: only what no machine can do is wrong.
+    assert 0 < probes.peak_gflops() < 2000
+    assert 0 < probes.read_gb_s() < 500
     assert 20 < peak_rss_mb() < 10_000
     assert {"processor", "memory", "commit", "numpy"} <= set(describe())
