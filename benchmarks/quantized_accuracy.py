@@ -124,6 +124,7 @@ WEIGHTS: dict[str, dict] = {
     "W4 g32, samples": {"weights": "int4", "samples": True},
     "W4 g32, zero points, samples": {"weights": "int4", "symmetric": False, "samples": True},
     "W4 g128, samples": {"weights": "int4", "group": 128, "samples": True},
+    "W4 or W8 g32 in 8 MB, samples": {"weights": "auto", "max_bytes": 8_000_000, "samples": True},
     "W8 g32": {"weights": "int8"},
 }
 

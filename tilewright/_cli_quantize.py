@@ -16,6 +16,7 @@ from tilewright._cli_bit_plan import print_plan
 from tilewright.errors import ModelError
 from tilewright.mixed_precision.choice import CANDIDATES, Goal
 from tilewright.plan_quantization import AUTO
+from tilewright.weight_quantization import AUTO as WEIGHTS_AUTO
 
 Made = TypeVar("Made")
 
@@ -38,7 +39,10 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         ] = None,
         weights: Annotated[
             str | None,
-            typer.Option(help="Only weights, activations stay in floats: int4 or int8."),
+            typer.Option(
+                help="Only weights, activations stay in floats: int4, int8, or auto: 4 or 8 bits "
+                "for every 128 input channels, within --max-bytes."
+            ),
         ] = None,
         group: Annotated[
             int, typer.Option(help="With --weights: weights that share a scale.")
@@ -91,7 +95,11 @@ def mount(app: typer.Typer, errors: Errors) -> None:
             typer.Option(metavar="SECONDS", help="With --bits auto: greatest time of a run."),
         ] = None,
         max_bytes: Annotated[
-            int | None, typer.Option(help="With --bits auto: greatest size of all constants.")
+            int | None,
+            typer.Option(
+                help="With --bits auto: greatest size of all constants; with --weights auto: of "
+                "all quantized weights."
+            ),
         ] = None,
         metric: Annotated[
             str,
@@ -140,9 +148,11 @@ def mount(app: typer.Typer, errors: Errors) -> None:
             raise typer.BadParameter(
                 "--bias-correction is for 8 bits; for others it is part of --correction compensated"
             )
+        if (weights == WEIGHTS_AUTO) != (weights is not None and max_bytes is not None):
+            raise typer.BadParameter("--weights auto and --max-bytes belong together: give both")
         goal = _goal(
             bits,
-            (max_drop, max_latency, max_bytes),
+            (max_drop, max_latency, None if weights is not None else max_bytes),
             (metric, prefer, candidates, sensitivity),
             curve,
         )
@@ -155,6 +165,7 @@ def mount(app: typer.Typer, errors: Errors) -> None:
                     symmetric=symmetric,
                     operators=operators,
                     calibration=calibration,
+                    max_bytes=max_bytes,
                     shapes=shapes,
                     progress=progress,
                 )

@@ -15,6 +15,8 @@ from tilewright.errors import ModelError
 Arrays = Mapping[str, np.ndarray]
 WEIGHTS = {"int4": 4, "int8": 8}
 """Names of weight types -> bits."""
+AUTO = "auto"
+"""In place of a type: 4 or 8 bits for every block of input channels, within `max_bytes`."""
 _MOST_BYTES = 2 << 30
 
 
@@ -27,6 +29,7 @@ def quantize_weights(
     symmetric: bool = True,
     operators: str = "nbits",
     calibration: str | os.PathLike[str] | Sequence[Arrays] | None = None,
+    max_bytes: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     target: str = "native",
     progress: Callable[[str], None] = lambda _stage: None,
@@ -36,7 +39,7 @@ def quantize_weights(
     Args:
         model: path of the float model.
         output: the file to write.
-        weights: "int4" or "int8".
+        weights: "int4", "int8", or "auto": see `mixed_precision.channel_blocks`.
         group: weights along the reduction that share a scale; a power of two from 16 on.
         symmetric: without zero points.
         operators: what products become: "nbits" (MatMulNBits of com.microsoft) or "dequantize"
@@ -44,43 +47,64 @@ def quantize_weights(
         calibration: samples, or the path of an .npz file or a folder of them, to weight errors by
             the mean square of the activations, and to round so that weights make up for each
             other's errors (GPTQ) where second moments fit in memory; None: all weights count alike.
+        max_bytes: with "auto": greatest size of all codes, scales and zero points.
         shapes: shape per input, where the model leaves dimensions open; for samples only.
         target: what the samples are run on; must be this machine.
         progress: called with the name of each stage.
 
     Returns:
-        "bits", "float_bytes" and "bytes" (of all quantized weights before and after), "layers"
-        (name, shape, signal-to-noise ratio in dB and bytes of every product, the worst first) and
-        "kept" (product that stays in floats -> why).
+        "bits" (of a weight; their mean with "auto"), "float_bytes" and "bytes" (of all quantized
+        weights before and after), "layers" (name, shape, signal-to-noise ratio in dB and bytes of
+        every product, the worst first) and "kept" (product that stays in floats -> why).
 
     Raises:
         ModelError: the model, an option or the calibration data cannot be used.
     """
     from tilewright.compiler.quantize import weight_only_model as weight_only
+    from tilewright.mixed_precision.channel_blocks import choose_parts
     from tilewright.quantization import save
     from tilewright.reference import load_proto
 
-    if weights not in WEIGHTS:
-        raise ModelError(f"unknown weights {weights!r}; accepted are {', '.join(WEIGHTS)}")
-    stored = weight_only.WeightFormat(WEIGHTS[weights], group, symmetric, operators)
+    if weights not in (*WEIGHTS, AUTO):
+        raise ModelError(f"unknown weights {weights!r}; accepted are {', '.join(WEIGHTS)}, {AUTO}")
+    if (weights == AUTO) != (max_bytes is not None):
+        raise ModelError("weights 'auto' and max_bytes belong together: give both or neither")
+    if weights == AUTO and operators != "nbits":
+        raise ModelError("weights 'auto' are written as MatMulNBits only; leave operators out")
+    stored = weight_only.WeightFormat(WEIGHTS.get(weights, 4), group, symmetric, operators)
     proto = load_proto(Path(model))
     moments = None
     if calibration is not None:
         progress("calibration")
         moments = _moments(proto, calibration, target, shapes)
     progress("weights")
-    result = weight_only.quantize_weights(proto, stored, moments)
+    parts = None
+    if max_bytes is not None:
+        parts = choose_parts(proto, stored, moments, max_bytes)
+    result = weight_only.quantize_weights(proto, stored, moments, parts=parts)
     save(result.proto.SerializeToString(), Path(output))
     layers = [{**asdict(layer), "layer": layer.name} for layer in result.layers]
     for layer in layers:
         del layer["name"]
     return {
-        "bits": stored.bits,
+        "bits": stored.bits if parts is None else _mean_bits(parts, result.layers),
         "float_bytes": sum(layer.float_bytes for layer in result.layers),
         "bytes": sum(layer.bytes for layer in result.layers),
         "layers": layers,
         "kept": result.kept,
     }
+
+
+def _mean_bits(parts: Mapping[str, Any], layers: Sequence[Any]) -> float:
+    """Return the mean bits of a weight, two decimals."""
+    columns = {layer.name: layer.shape[1] for layer in layers}
+    sizes = [
+        (len(rows) * columns[name], format_.bits)
+        for name, formats in parts.items()
+        for rows, format_ in formats
+    ]
+    mean = sum(count * bits for count, bits in sizes) / sum(count for count, _ in sizes)
+    return round(float(mean), 2)
 
 
 def _moments(

@@ -9,7 +9,7 @@ which errors matter (see `group_codes`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,6 +64,10 @@ class WeightFormat:
             )
 
 
+Parts = Sequence[tuple[np.ndarray, WeightFormat]]
+"""Input channels, and how the weights of these are stored."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """One product whose weights were quantized.
@@ -104,11 +108,33 @@ def product_inputs(proto: onnx.ModelProto) -> dict[str, int]:
     return {node.input[0]: -1 for node in proto.graph.node if _reason(model, node) == ""}
 
 
+def products(proto: onnx.ModelProto) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield, for each product with weights, its name, what it multiplies, and [rows, columns]."""
+    model = FloatModel(proto)
+    for node in proto.graph.node:
+        if _reason(model, node) == "":
+            yield node.name or node.output[0], node.input[0], _matrix(model, node)
+
+
+def _matrix(model: FloatModel, node: onnx.NodeProto) -> np.ndarray:
+    """Return the weights of a product as [rows, columns].
+
+    Raises:
+        ModelError: they are not finite.
+    """
+    stored = model.array(node.input[1])
+    assert stored is not None
+    if not np.isfinite(stored).all():
+        raise ModelError(f"the weights of {node.name or node.output[0]!r} are not finite")
+    return stored if model.output_axis(node) == 1 else stored.T
+
+
 def quantize_weights(
     proto: onnx.ModelProto,
     format_: WeightFormat,
     moments: Mapping[str, np.ndarray] | None = None,
     formats: Mapping[str, WeightFormat | None] | None = None,
+    parts: Mapping[str, Parts] | None = None,
 ) -> Quantized:
     """Return a model whose matrix products have quantized weights.
 
@@ -118,6 +144,7 @@ def quantize_weights(
         moments: tensor -> mean square of each of its channels, [channels], to weight errors with;
             or E[x x^T], [channels, channels], to make up for them too.
         formats: node (or its result) -> another format, or None for floats.
+        parts: node (or its result) -> formats of its input channels, where these differ.
 
     Raises:
         ModelError: there is no product to quantize, weights are not finite, or the model cannot
@@ -125,7 +152,7 @@ def quantize_weights(
     """
     if format_.operators == "dequantize":
         proto = at_opset(proto, BLOCKED_OPSET)
-    writer = _Writer(FloatModel(proto), format_, moments or {}, formats or {})
+    writer = _Writer(FloatModel(proto), format_, moments or {}, formats or {}, parts or {})
     result = writer.write()
     if not result.layers:
         reasons = "; ".join(f"{name}: {why}" for name, why in result.kept.items())
@@ -157,9 +184,10 @@ class _Writer:
         format_: WeightFormat,
         moments: Mapping[str, np.ndarray],
         formats: Mapping[str, WeightFormat | None],
+        parts: Mapping[str, Parts],
     ) -> None:
         self.model, self.format = model, format_
-        self.moments, self.formats = moments, formats
+        self.moments, self.formats, self.parts = moments, formats, parts
         self.constants: dict[str, onnx.TensorProto] = {}
 
     def write(self) -> Quantized:
@@ -175,6 +203,10 @@ class _Writer:
             elif reason or format_ is None:
                 result.kept[name] = reason or "asked for"
                 nodes.append(node)
+            elif name in self.parts:
+                made, layer = self._parts(node, name, self.parts[name])
+                nodes += made
+                result.layers.append(layer)
             else:
                 made, layer = self._product(node, name, format_)
                 nodes += made
@@ -209,26 +241,55 @@ class _Writer:
         self, node: onnx.NodeProto, name: str, format_: WeightFormat
     ) -> tuple[list[onnx.NodeProto], Layer]:
         """Return the nodes in place of one product."""
-        stored = self.model.array(node.input[1])
-        assert stored is not None
-        columns_axis = self.model.output_axis(node)
-        weight = stored if columns_axis == 1 else stored.T
-        if not np.isfinite(weight).all():
-            raise ModelError(f"the weights of {name!r} are not finite")
-        moments = self.moments.get(node.input[0])
-        whole = moments is not None and moments.ndim == 2
-        worth = np.diagonal(moments) if moments is not None and whole else moments
-        coded = encode(weight, format_.bits, format_.group, format_.symmetric, worth)
-        plain = _snr(weight, coded.decoded(), moments)
-        if moments is not None and whole:
-            again = compensated(coded, weight, moments)
-            if _snr(weight, again.decoded(), moments) > plain:
-                coded = again
+        weight, moments = _matrix(self.model, node), self.moments.get(node.input[0])
+        coded = _coded(weight, format_, moments)
         if format_.operators == "nbits":
             nodes, size = self._nbits(node, name, coded, format_)
         else:
-            nodes, size = self._dequantized(node, name, coded, format_, columns_axis)
+            axis = self.model.output_axis(node)
+            nodes, size = self._dequantized(node, name, coded, format_, axis)
         error = _snr(weight, coded.decoded(), moments)
+        return nodes, Layer(name, weight.shape, error, weight.nbytes, size)
+
+    def _parts(
+        self, node: onnx.NodeProto, name: str, parts: Parts
+    ) -> tuple[list[onnx.NodeProto], Layer]:
+        """Return the nodes in place of a product whose input channels have several formats.
+
+        Each part gathers its channels and multiplies them; the parts are added up.
+        """
+        if len(parts) == 1:
+            return self._product(node, name, parts[0][1])
+        weight, moments = _matrix(self.model, node), self.moments.get(node.input[0])
+        decoded = np.empty_like(weight)
+        nodes: list[onnx.NodeProto] = []
+        size, total = 0, ""
+        for rows, format_ in parts:
+            if format_.operators != "nbits":
+                raise ModelError("input channels with bits of their own need the operators nbits")
+            own = f"{name}_w{format_.bits}"
+            coded = _coded(weight[rows], format_, _of_rows(moments, rows))
+            decoded[rows] = coded.decoded()
+            channels = self._constant(f"{own}_channels", rows.astype(np.int64))
+            gather = [node.input[0], channels]
+            nodes.append(
+                helper.make_node("Gather", gather, [f"{own}_data"], own + "_gather", axis=-1)
+            )
+            product = helper.make_node("MatMul", [f"{own}_data", ""], [f"{own}_product"])
+            made, stored = self._nbits(product, own, coded, format_)
+            nodes += made
+            size += stored
+            if not total:
+                total = product.output[0]
+                continue
+            nodes.append(
+                helper.make_node("Add", [total, product.output[0]], [f"{own}_sum"], f"{own}_add")
+            )
+            total = f"{own}_sum"
+        has_bias = node.op_type == "Gemm" and len(node.input) > 2 and node.input[2]
+        ends = ["Add", [total, node.input[2]]] if has_bias else ["Identity", [total]]
+        nodes.append(helper.make_node(ends[0], ends[1], node.output, name=f"{name}_result"))
+        error = _snr(weight, decoded, moments)
         return nodes, Layer(name, weight.shape, error, weight.nbytes, size)
 
     def _nbits(
@@ -302,6 +363,25 @@ class _Writer:
             block_size=coded.group,
         )
         return [dequantize, copy], size
+
+
+def _of_rows(moments: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
+    """Return the moments of some channels."""
+    if moments is None:
+        return None
+    return moments[rows] if moments.ndim == 1 else moments[np.ix_(rows, rows)]
+
+
+def _coded(weight: np.ndarray, format_: WeightFormat, moments: np.ndarray | None) -> GroupCodes:
+    """Return the codes of a matrix [rows, columns], made up for each other's errors if it helps."""
+    whole = moments is not None and moments.ndim == 2
+    worth = np.diagonal(moments) if moments is not None and whole else moments
+    coded = encode(weight, format_.bits, format_.group, format_.symmetric, worth)
+    if moments is not None and whole:
+        again = compensated(coded, weight, moments)
+        if _snr(weight, again.decoded(), moments) > _snr(weight, coded.decoded(), moments):
+            return again
+    return coded
 
 
 def _even(array: np.ndarray, multiple: int) -> np.ndarray:
