@@ -26,7 +26,6 @@ from tilewright.compiler.schedule.micro_kernel import (
     RegisterTile,
     constant_like,
     local_buffer,
-    sequence,
 )
 
 # What ends a block is worth little beside so many steps: no loop is cut for more.
@@ -171,15 +170,8 @@ class BlockedEmitter(Emitter):
         turn: int,
     ) -> list[Any]:
         """Return the block of some steps of a loop."""
-        if loop.written_out:
-            body = []
-            for step in range(first, end):
-                moved = self.moved(fixed, loop.position, step)
-                inner = {**steps, loop.position: step}
-                body += super().walk(depth + 1, bases, moved, inner, turn)
-            return self._block(body)
         part = replace(loop, first=first, end=end, unroll=min(loop.unroll, end - first))
-        return self._block(self.rolled(depth, part, bases, fixed, steps, turn))
+        return self._block(self.looped(depth, part, bases, fixed, steps, turn))
 
     def _loop(
         self,
@@ -195,16 +187,9 @@ class BlockedEmitter(Emitter):
             end = loop.first + self.blocks.chunk
             return self._part(depth, loop, loop.first, end, bases, fixed, steps, turn)
         var = tirx.Var(f"block{loop.position}", self.index_dtype)
-        body: list[Any] = []
-        inner: list[Expr] = []
-        for operand, base in zip(self.tile.operands, bases, strict=True):
-            step = operand.steps[loop.position]
-            at = tirx.Var(f"from{len(inner)}", self.index_dtype)
-            body.append(tirx.Bind(at, base + (var * self.blocks.chunk + loop.first) * step))
-            inner.append(at)
+        body, inner = self.bound(loop, bases, var * self.blocks.chunk, "from")
         body += self._part(depth, loop, 0, self.blocks.chunk, inner, fixed, steps, turn)
-        zero, extent = (constant_like(v, self.index_dtype) for v in (0, full))
-        return [tirx.For(var, zero, extent, tirx.ForKind.SERIAL, sequence(body))]
+        return [self.serial(var, full, body)]
 
     def _single(
         self,

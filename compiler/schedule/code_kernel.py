@@ -55,9 +55,7 @@ class CodesEmitter(QuadEmitter):
     ) -> list[Any]:
         """Return the products of one cell."""
         tile = self.tile
-        given = list(zip(tile.operands, bases, fixed, strict=True))
-        data, d_base, d_offset = next(found for found in given if found[0].vector == 0)
-        weight, w_base, w_offset = next(found for found in given if found[0].vector != 0)
+        (data, d_base, d_offset), (weight, w_base, w_offset) = self.factors(bases, fixed)
         statements: list[Any] = []
         for column in range(tile.columns):
             at = w_base + constant_like(w_offset + weight.columns[column], self.index_dtype)

@@ -26,6 +26,11 @@ from tilewright.compiler.targets import Target
 
 DATA_DTYPE, WEIGHT_DTYPE, SUM_DTYPE = "uint8", "int8", "int32"
 WIDE_DTYPE = "int16"
+MADDWD = {
+    **{512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"},
+    128: "llvm.x86.sse2.pmadd.wd",
+}
+"""Sums of pairs of 16-bit products on x86, by bits of a vector."""
 
 Accumulate: TypeAlias = Callable[[Expr, Any, Expr], Expr]
 """(accumulator, data of one cell, weights) -> accumulator."""

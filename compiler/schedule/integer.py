@@ -45,6 +45,7 @@ from tilewright.compiler.schedule.dot_groups import (
 )
 from tilewright.compiler.schedule.dot_kernel import (
     DATA_DTYPE,
+    MADDWD,
     SUM_DTYPE,
     WEIGHT_DTYPE,
     WIDE_DTYPE,
@@ -85,10 +86,6 @@ _PAIRED_TEMPORARIES, _LONG_TEMPORARIES, _WIDENED_TEMPORARIES = 4, 4, 2
 _CODE_TEMPORARIES = 7
 _UNROLL, _TABLE_UNROLL = 2, 1
 _DPBUSD = {bits: f"llvm.x86.avx512.vpdpbusd.{bits}" for bits in (128, 256, 512)}
-_MADDWD = {
-    **{512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"},
-    128: "llvm.x86.sse2.pmadd.wd",
-}
 
 
 def find_dot(stages: Sequence[Stage], target: Target) -> Dot | None:
@@ -305,4 +302,4 @@ def _maddwd(old: Expr, data: TensorLoad, weight: TensorLoad, bits: int) -> Expr:
     wide = f"int16x{2 * lanes}"
     spread = tirx.Broadcast(tirx.reinterpret("int32", data), lanes)
     pairs = tirx.reinterpret(wide, spread), tirx.Cast(wide, weight)
-    return old + intrinsic(_MADDWD[bits], f"int32x{lanes}", *pairs)
+    return old + intrinsic(MADDWD[bits], f"int32x{lanes}", *pairs)

@@ -20,7 +20,6 @@ from tilewright.compiler.schedule.micro_kernel import (
     constant_like,
     emit_reduction,
     ramp,
-    sequence,
 )
 from tilewright.compiler.schedule.tile_loops import KernelBuilder
 
@@ -62,16 +61,9 @@ class LaneEmitter(Emitter):
             statements += self._grouped(loop.position, bases, moved, steps, turn)
         elif rounds > 1:
             var = tirx.Var(f"k{loop.position}", self.index_dtype)
-            body: list[Any] = []
-            inner = []
-            for number, (operand, base) in enumerate(zip(self.tile.operands, bases, strict=True)):
-                at = tirx.Var(f"at{number}", self.index_dtype)
-                step = operand.steps[loop.position]
-                body.append(tirx.Bind(at, base + (var * LANE_STEPS + loop.first) * step))
-                inner.append(at)
+            body, inner = self.bound(loop, bases, var * LANE_STEPS)
             body += self._grouped(loop.position, inner, fixed, steps, turn)
-            zero, extent = (constant_like(v, self.index_dtype) for v in (0, rounds))
-            statements.append(tirx.For(var, zero, extent, tirx.ForKind.SERIAL, sequence(body)))
+            statements.append(self.serial(var, rounds, body))
         for i in range(rest):
             moved = self.moved(fixed, loop.position, loop.end - rest + i)
             statements += self.walk(depth + 1, bases, moved, steps, turn + i)

@@ -76,9 +76,7 @@ class MatrixDotEmitter(DotEmitter):
     ) -> list[Any]:
         """Return the products of one step of 8 bytes."""
         statements: list[Any] = []
-        given = list(zip(self.tile.operands, bases, fixed, strict=True))
-        data = next(found for found in given if found[0].vector == 0)
-        weights = next(found for found in given if found[0].vector != 0)
+        data, weights = self.factors(bases, fixed)
         for row in range(0, self.tile.rows, 2):
             read = [r < self.tile.rows and not self.tile.skip(r, steps) for r in (row, row + 1)]
             if not any(read):

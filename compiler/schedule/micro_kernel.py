@@ -159,15 +159,25 @@ class Emitter:
         """
         if depth == len(self.tile.loops):
             return self.updates(bases, fixed, steps, turn % self.tile.chains)
-        loop = self.tile.loops[depth]
-        if loop.written_out:
-            body = []
-            for step in range(loop.first, loop.end):
-                moved = self.moved(fixed, loop.position, step)
-                inner = {**steps, loop.position: step}
-                body += self.walk(depth + 1, bases, moved, inner, turn)
-            return body
-        return self.rolled(depth, loop, bases, fixed, steps, turn)
+        return self.looped(depth, self.tile.loops[depth], bases, fixed, steps, turn)
+
+    def looped(
+        self,
+        depth: int,
+        loop: ReductionLoop,
+        bases: list[Expr],
+        fixed: list[int],
+        steps: dict[int, int],
+        turn: int,
+    ) -> list[Any]:
+        """Return all steps of a loop, written out or rolled."""
+        if not loop.written_out:
+            return self.rolled(depth, loop, bases, fixed, steps, turn)
+        body = []
+        for step in range(loop.first, loop.end):
+            moved = self.moved(fixed, loop.position, step)
+            body += self.walk(depth + 1, bases, moved, {**steps, loop.position: step}, turn)
+        return body
 
     def rolled(
         self,
@@ -206,22 +216,48 @@ class Emitter:
         turn: int,
     ) -> Any:
         """Return the rolled loop itself; each operand's address is bound once in a round."""
-        body: list[Any] = []
-        inner = []
-        for operand, base in zip(self.tile.operands, bases, strict=True):
-            step = operand.steps[loop.position]
-            if step == 0:
-                inner.append(base)
-                continue
-            at = tirx.Var(f"at{len(inner)}", self.index_dtype)
-            body.append(tirx.Bind(at, base + (var * loop.unroll + loop.first) * step))
-            inner.append(at)
+        body, inner = self.bound(loop, bases, var * loop.unroll)
         for i in range(loop.unroll):
             moved = self.moved(fixed, loop.position, i)
             body += self.walk(depth + 1, inner, moved, steps, turn + i)
+        return self.serial(var, rounds, body)
+
+    def bound(
+        self, loop: ReductionLoop, bases: list[Expr], step: Expr, name: str = "at"
+    ) -> tuple[list[Any], list[Expr]]:
+        """Return the statements that bind each operand's address at a step, and the addresses.
+
+        Args:
+            loop: which axis is walked.
+            bases: addresses before it.
+            step: of the axis, from the first one of the loop on.
+            name: how the names of the addresses begin.
+        """
+        binds: list[Any] = []
+        inner: list[Expr] = []
+        for operand, base in zip(self.tile.operands, bases, strict=True):
+            distance = operand.steps[loop.position]
+            if distance == 0:
+                inner.append(base)
+                continue
+            at = tirx.Var(f"{name}{len(inner)}", self.index_dtype)
+            binds.append(tirx.Bind(at, base + (step + loop.first) * distance))
+            inner.append(at)
+        return binds, inner
+
+    def serial(self, var: Any, rounds: Any, body: list[Any]) -> Any:
+        """Return a loop of a number of rounds, an int or an expression."""
         zero = constant_like(0, self.index_dtype)
         extent = constant_like(rounds, self.index_dtype) if isinstance(rounds, int) else rounds
         return tirx.For(var, zero, extent, tirx.ForKind.SERIAL, sequence(body))
+
+    def factors(
+        self, bases: Sequence[Expr], fixed: Sequence[int]
+    ) -> tuple[tuple[Operand, Expr, int], tuple[Operand, Expr, int]]:
+        """Return the data and the weights of a product, each with its address in two parts."""
+        given = list(zip(self.tile.operands, bases, fixed, strict=True))
+        data = next(found for found in given if found[0].vector == 0)
+        return data, next(found for found in given if found[0].vector != 0)
 
     def moved(self, fixed: list[int], position: int, step: int) -> list[int]:
         """Return the constant parts of the addresses, `step` steps further on one axis."""

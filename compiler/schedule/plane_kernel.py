@@ -96,9 +96,7 @@ class PlanesEmitter(BlockedEmitter):
     ) -> list[Any]:
         """Return the counts of one word for each row and column vector."""
         tile = self.tile
-        given = list(zip(tile.operands, bases, fixed, strict=True))
-        data, d_base, d_offset = next(found for found in given if found[0].vector == 0)
-        weight, w_base, w_offset = next(found for found in given if found[0].vector != 0)
+        (data, d_base, d_offset), (weight, w_base, w_offset) = self.factors(bases, fixed)
         statements = []
         for row in range(tile.rows):
             at = d_base + constant_like(d_offset + data.rows[row], self.index_dtype)

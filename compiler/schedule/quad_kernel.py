@@ -16,7 +16,7 @@ from typing import Any
 from tvm import tirx
 
 from tilewright.compiler.schedule.blocked_kernel import BlockedEmitter
-from tilewright.compiler.schedule.dot_kernel import cell_of, intrinsic
+from tilewright.compiler.schedule.dot_kernel import MADDWD, cell_of, intrinsic
 from tilewright.compiler.schedule.expressions import Expr
 from tilewright.compiler.schedule.low_bit import LowBit
 from tilewright.compiler.schedule.micro_kernel import RegisterTile
@@ -29,7 +29,6 @@ _MADDUBS = {
     512: "llvm.x86.avx512.pmaddubs.w.512",
     256: "llvm.x86.avx2.pmadd.ub.sw",
 }
-_MADDWD = {512: "llvm.x86.avx512.pmaddw.d.512", 256: "llvm.x86.avx2.pmadd.wd"}
 
 
 def quad_steps(low_bit: LowBit) -> int:
@@ -64,9 +63,7 @@ class QuadEmitter(BlockedEmitter):
     ) -> list[Any]:
         """Return the products of one step."""
         tile = self.tile
-        given = list(zip(tile.operands, bases, fixed, strict=True))
-        data = next(found for found in given if found[0].vector == 0)
-        weights = next(found for found in given if found[0].vector != 0)
+        data, weights = self.factors(bases, fixed)
         statements = []
         for row in range(tile.rows):
             if tile.skip(row, steps):
@@ -93,7 +90,7 @@ class QuadEmitter(BlockedEmitter):
             for column in range(tile.columns):
                 at = self.narrow_cell(row * tile.columns + column)
                 halves = tirx.BufferLoad(self.narrow, [at])
-                whole = intrinsic(_MADDWD[self.bits], f"int32x{tile.lanes}", halves, ones)
+                whole = intrinsic(MADDWD[self.bits], f"int32x{tile.lanes}", halves, ones)
                 cell = self.cell(0, row, column)
                 total = tirx.BufferLoad(self.accumulators, [cell]) + whole
                 statements.append(tirx.BufferStore(self.accumulators, total, [cell]))

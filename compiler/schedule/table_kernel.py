@@ -112,9 +112,7 @@ class TablesEmitter(BlockedEmitter):
         self, bases: list[Expr], fixed: list[int], steps: dict[int, int], chain: int
     ) -> list[Any]:
         """Return the lookups of one cell."""
-        given = list(zip(self.tile.operands, bases, fixed, strict=True))
-        data, d_base, d_offset = next(found for found in given if found[0].vector == 0)
-        weight, w_base, w_offset = next(found for found in given if found[0].vector != 0)
+        (data, d_base, d_offset), (weight, w_base, w_offset) = self.factors(bases, fixed)
         statements: list[Any] = []
         halves = {}
         for column in range(self.byte_columns):
