@@ -18,10 +18,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import exp, log
+from pathlib import Path
 from statistics import mean, median
 
 import numpy as np
@@ -64,7 +66,11 @@ FIXED = {
 _ONE_SEED = ("NCHW", "NHWC")
 _JOINT_SHARE = 0.4  # of the trials, as `tuner.loop` has it
 _BATCH = 8
+# Batches that are built ahead. Where others may hold the timing processor for long, more.
 _AHEAD = 2
+_AHEAD_SHARED = 12
+# For which the timing processor is held, where others wait for it.
+_LONGEST_TURN_S = 60.0
 _RACE_ROUNDS = 21
 
 
@@ -118,13 +124,18 @@ def searches(task: Task, space: TaskSpace, trials: int, seeds: int) -> list[Sear
     return found
 
 
-def explore(measurer: Measurer, task: Task, runs: list[Search], trials: int) -> None:
-    """Let all searches spend their trials, in turns; one builds while another is timed."""
+def explore(
+    measurer: Measurer, task: Task, runs: list[Search], trials: int, shared: bool = False
+) -> None:
+    """Let all searches spend their trials, in turns; one builds while another is timed.
+
+    Where the timing processor is `shared`, all batches that are ready are timed in one turn.
+    """
     known: dict[Candidate, Measurement] = {}
     flights: deque[tuple[Search, list[Candidate], Batch]] = deque()
     waiting = deque(runs)
     while waiting or flights:
-        while waiting and len(flights) < _AHEAD:
+        while waiting and len(flights) < (_AHEAD_SHARED if shared else _AHEAD):
             run = waiting.popleft()
             asked = run.tuner.ask(min(_BATCH, trials - len(run.curve)))
             fresh = [candidate for candidate in asked if candidate not in known]
@@ -133,14 +144,20 @@ def explore(measurer: Measurer, task: Task, runs: list[Search], trials: int) -> 
                 if fresh
                 else (run, asked, Batch(task, (), (), ()))
             )
-        run, asked, batch = flights.popleft()
-        best = run.tuner.best()
-        if batch.candidates:
-            results = measurer.collect(batch, None if best is None else best.seconds)
-            known |= dict(zip(batch.candidates, results, strict=True))
-        run.tell([known[candidate] for candidate in asked])
-        if asked and len(run.curve) < trials:
-            waiting.append(run)
+        flights[0][2].wait()
+        until = time.monotonic() + (_LONGEST_TURN_S if shared else 0.0)
+        with measurer.turn():
+            while flights and flights[0][2].ready:
+                run, asked, batch = flights.popleft()
+                best = run.tuner.best()
+                if batch.candidates:
+                    results = measurer.collect(batch, None if best is None else best.seconds)
+                    known |= dict(zip(batch.candidates, results, strict=True))
+                run.tell([known[candidate] for candidate in asked])
+                if asked and len(run.curve) < trials:
+                    waiting.append(run)
+                if time.monotonic() >= until:
+                    break
 
 
 def compare(name: str, trials: int, seeds: int, measure: MeasureOptions) -> dict:
@@ -151,7 +168,7 @@ def compare(name: str, trials: int, seeds: int, measure: MeasureOptions) -> dict
     with Measurer(target, measure) as measurer:
         space = task_space(measurer.choices(task), target)
         runs = searches(task, space, trials, seeds)
-        explore(measurer, task, runs, trials)
+        explore(measurer, task, runs, trials, shared=measure.lock is not None)
         winners = [run.tuner.best() for run in runs]
         assert all(winners), "a search found nothing that works"
         candidates = list(dict.fromkeys(winner.candidate for winner in winners if winner))
@@ -249,6 +266,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--measure-cpu", type=int)
+    parser.add_argument("--lock", type=Path, help="file to lock while candidates are timed")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--most", type=int, default=len(ROWS), help="rows in this call")
     arguments = parser.parse_args()
@@ -256,7 +274,7 @@ def main() -> None:
     path = stem.with_suffix(".json")
     done = {row["row"] for row in json.loads(path.read_text())["rows"]} if path.exists() else set()
     wanted = [row for row in arguments.rows if not (arguments.resume and row in done)]
-    measure = MeasureOptions(cpu=arguments.measure_cpu)
+    measure = MeasureOptions(cpu=arguments.measure_cpu, lock=arguments.lock)
     for name in wanted[: arguments.most]:
         row = compare(name, arguments.trials, arguments.seeds, measure)
         rows = merge_rows(path, [row], ("row",))
