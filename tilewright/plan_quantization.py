@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from tilewright.calibration import Arrays, read_samples
 from tilewright.errors import ModelError
-from tilewright.quantization import check_finite, load_samples, prepare, save
+from tilewright.quantization import prepare, save
 
 if TYPE_CHECKING:
     from tilewright.mixed_precision.choice import Goal
     from tilewright.mixed_precision.subject import Settings
 
 AUTO = "auto"
-Arrays = Mapping[str, np.ndarray]
 
 
 def quantize_by_plan(
@@ -51,7 +49,7 @@ def quantize_by_plan(
     uniform = None if bits == AUTO else parse_bits(bits)
     if drawing is not None and goal is None:
         raise ModelError("only a choice of bits has a trade-off to draw; use bits 'auto'")
-    samples = _samples(proto, calibration, settings)
+    samples = read_samples(proto, calibration, settings.shapes)
     if smooth is not None:
         progress("equivalent changes")
         proto = prepare(proto, samples, settings.target, settings.shapes, smooth, False)
@@ -66,17 +64,3 @@ def quantize_by_plan(
         assert outcome.drawing is not None
         save(outcome.drawing.encode(), drawing)
     return outcome.report
-
-
-def _samples(
-    proto: Any, calibration: str | os.PathLike[str] | Sequence[Arrays], settings: Settings
-) -> Sequence[Arrays]:
-    from tilewright.frontends.onnx import import_onnx
-
-    samples = calibration
-    if isinstance(calibration, str | os.PathLike):
-        imported = import_onnx(proto, shapes=settings.shapes)
-        samples = load_samples(calibration, {item.name: item.shape for item in imported.inputs})
-    assert not isinstance(samples, str | os.PathLike)
-    check_finite(samples)
-    return samples

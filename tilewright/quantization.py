@@ -7,79 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from tilewright.calibration import Arrays, read_samples
 from tilewright.errors import ModelError
 
 if TYPE_CHECKING:
     from tilewright.mixed_precision.choice import Goal
-
-Arrays = Mapping[str, np.ndarray]
-
-
-def load_samples(
-    path: str | os.PathLike[str], shapes: Mapping[str, Sequence[int]]
-) -> list[dict[str, np.ndarray]]:
-    """Read calibration samples.
-
-    Args:
-        path: a folder of .npz files with one sample each; or one .npz file, whose arrays may have
-            all samples along an additional first axis, or along the first one in batches.
-        shapes: shape of each input.
-
-    Raises:
-        ModelError: an input is missing, an array does not fit it, a value is not finite, or there
-            are no samples.
-    """
-    from tilewright.inputs import load_npz
-
-    path = Path(path)
-    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-    samples: list[dict[str, np.ndarray]] = []
-    for file in files:
-        arrays = load_npz(file)
-        missing = sorted(set(shapes) - set(arrays))
-        if missing:
-            raise ModelError(f"{file} lacks the inputs {', '.join(missing)}")
-        parts = {name: _split(arrays[name], tuple(shapes[name]), name) for name in shapes}
-        counts = {len(part) for part in parts.values()}
-        if len(counts) != 1:
-            raise ModelError(f"{file} has different numbers of samples for different inputs")
-        samples += [{n: part[i] for n, part in parts.items()} for i in range(counts.pop())]
-    if not samples:
-        kind = "no .npz files" if path.is_dir() else "no samples"
-        raise ModelError(f"{path} holds {kind}; see docs/how-to/quantize.md for what is read")
-    check_finite(samples)
-    return samples
-
-
-def check_finite(samples: Sequence[Arrays]) -> None:
-    """Raise for the first sample with a value that has no range.
-
-    Raises:
-        ModelError: there is a NaN or an infinity.
-    """
-    for index, sample in enumerate(samples):
-        for name, array in sample.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ModelError(
-                    f"calibration sample {index} has NaN or infinity in input {name!r}; ranges "
-                    "cannot be found on it"
-                )
-
-
-def _split(array: np.ndarray, shape: tuple[int, ...], name: str) -> list[np.ndarray]:
-    if array.shape == shape:
-        return [array]
-    if array.ndim == len(shape) + 1 and array.shape[1:] == shape:
-        return list(array)
-    fits = array.ndim == len(shape) and array.shape[1:] == shape[1:]
-    if fits and shape[0] and array.shape[0] % shape[0] == 0:
-        return [array[i : i + shape[0]] for i in range(0, array.shape[0], shape[0])]
-    raise ModelError(
-        f"calibration data of input {name!r} has the shape {list(array.shape)}; accepted are "
-        f"{list(shape)}, that with samples in front, or a multiple of it in the first dimension"
-    )
 
 
 def quantize(
@@ -159,18 +91,14 @@ def quantize(
     names = ptq.tensors_to_quantize(proto)
     if not names:
         raise ModelError(f"{model} has no convolution or matrix product to quantize")
+    samples = read_samples(proto, calibration, shapes)
     progress("compile")
-    run, inputs = _runner(ptq.with_outputs(proto, names), target, shapes)
-    samples = calibration
-    if isinstance(calibration, str | os.PathLike):
-        samples = load_samples(calibration, inputs)
-    assert not isinstance(samples, str | os.PathLike)
-    check_finite(samples)
+    run = runner(ptq.with_outputs(proto, names), target, shapes)
     if smooth is not None or bias_correction:
         progress("equivalent changes")
         proto = prepare(proto, samples, target, shapes, smooth, bias_correction)
         names = ptq.tensors_to_quantize(proto)
-        run, inputs = _runner(ptq.with_outputs(proto, names), target, shapes)
+        run = runner(ptq.with_outputs(proto, names), target, shapes)
     scales = ptq.calibrate(
         names, samples, _counted(run, len(samples), progress), method, percentile
     )
@@ -179,7 +107,7 @@ def quantize(
     save(quantized.SerializeToString(), Path(output))
     progress("comparison")
     seen = [f"{name}_dequantized" for name in names]
-    again, _ = _runner(ptq.with_outputs(quantized, seen), target, shapes)
+    again = runner(ptq.with_outputs(quantized, seen), target, shapes)
     compare = again(samples[0])
     wanted = {**samples[0], **run(samples[0])}
     layers: list[dict[str, Any]] = [
@@ -240,7 +168,7 @@ def prepare(
     from tilewright.compiler.quantize.float_model import FloatModel
 
     def seen(axes: Mapping[str, int]) -> dict[str, statistics.ChannelStatistics]:
-        run, _ = _runner(ptq.with_outputs(proto, axes), target, shapes)
+        run = runner(ptq.with_outputs(proto, axes), target, shapes)
         return statistics.channel_statistics(axes, samples, run)
 
     if strength is not None:
@@ -259,12 +187,12 @@ def prepare(
     return proto
 
 
-def _runner(
+def runner(
     proto: Any, target: str, shapes: Mapping[str, Sequence[int]] | None
-) -> tuple[Callable[[Arrays], Arrays], dict[str, tuple[int, ...]]]:
-    """Compile a model; return what runs it on the inputs that it has, and their shapes."""
+) -> Callable[[Arrays], Arrays]:
+    """Compile a model; return what runs it on the inputs that it has."""
     from tilewright.api import compile
 
     module = compile(proto, target, shapes)
-    inputs = {spec.name: spec.shape for spec in module.module.inputs}
-    return lambda sample: module.run({n: sample[n] for n in inputs}), inputs
+    inputs = [spec.name for spec in module.module.inputs]
+    return lambda sample: module.run({name: sample[name] for name in inputs})

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.calibration import Arrays, read_samples
 from tilewright.errors import ModelError
 
-Arrays = Mapping[str, np.ndarray]
 WEIGHTS = {"int4": 4, "int8": 8}
 """Names of weight types -> bits."""
 AUTO = "auto"
@@ -119,17 +119,11 @@ def _moments(
     """
     from tilewright.compiler.quantize.post_training import with_outputs
     from tilewright.compiler.quantize.weight_only_model import product_inputs
-    from tilewright.quantization import _runner, load_samples
+    from tilewright.quantization import runner
 
     axes = product_inputs(proto)
-    run, inputs = _runner(with_outputs(proto, axes), target, shapes)
-    samples = calibration
-    if isinstance(calibration, str | os.PathLike):
-        samples = load_samples(calibration, inputs)
-    assert not isinstance(samples, str | os.PathLike)
-    assert samples is not None
-    if not samples:
-        raise ModelError("there are no calibration samples; give at least one, or none at all")
+    samples = read_samples(proto, calibration, shapes)
+    run = runner(with_outputs(proto, axes), target, shapes)
     sums: dict[str, np.ndarray] = {}
     counts = dict.fromkeys(axes, 0)
     for sample in samples:

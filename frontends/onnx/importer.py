@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,16 +74,7 @@ def import_onnx(
     graph = proto.graph
     known = {tensor.name: tensor for tensor in graph.initializer}
     bound = _bind_constants(graph, constants or {})
-    open_inputs = {
-        item.name: tensors_of(item, shapes or {})
-        for item in graph.input
-        if item.name not in known and item.name not in bound
-    }
-    tensors = [tensor for item in open_inputs.values() for tensor in item.tensors]
-    specs = tuple(
-        TensorSpec(item.name, shape, _tensor_dtype(item))
-        for item, shape in bind_shapes(tensors, shapes or {})
-    )
+    open_inputs, specs = _open_inputs(graph, {*known, *bound}, shapes or {})
     builder = GraphBuilder()
     problems = Problems()
     opsets = {_domain(item.domain): item.version for item in proto.opset_import}
@@ -96,6 +87,32 @@ def import_onnx(
     scope.values.update(bound)
     built = _build(graph, specs, open_inputs, builder, problems, scope)
     return ImportedModel(*built, digest, tuple(builder.regions))
+
+
+def read_inputs(
+    model: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None
+) -> tuple[TensorSpec, ...]:
+    """Return the inputs that `import_onnx` would give a model, without importing its nodes.
+
+    Raises:
+        ModelError: The file cannot be read or is not a valid model.
+        ShapeError: A dimension is unknown, or ``shapes`` does not fit the model.
+    """
+    graph = load_model(model)[0].graph
+    return _open_inputs(graph, {tensor.name for tensor in graph.initializer}, shapes or {})[1]
+
+
+def _open_inputs(
+    graph: onnx.GraphProto, known: Collection[str], shapes: Mapping[str, Sequence[int]]
+) -> tuple[dict[str, InputTensors], tuple[TensorSpec, ...]]:
+    """Return the inputs without a known value, and the tensors that they become."""
+    found = {item.name: tensors_of(item, shapes) for item in graph.input if item.name not in known}
+    tensors = [tensor for item in found.values() for tensor in item.tensors]
+    specs = (
+        TensorSpec(item.name, shape, _tensor_dtype(item))
+        for item, shape in bind_shapes(tensors, shapes)
+    )
+    return found, tuple(specs)
 
 
 def _build(

@@ -11,7 +11,7 @@ import pytest
 
 import tilewright as tw
 from tests.tiny_model import make_model
-from tilewright.errors import TilewrightError
+from tilewright.errors import ModelError, TilewrightError
 
 
 def _fails(result, *words: str) -> None:
@@ -144,6 +144,31 @@ def test_samples_without_ranges_are_refused(cli, model_path, tmp_path) -> None:
     x = np.full((2, 3), np.nan, np.float32)
     _fails(cli(*quantize, _save_inputs(tmp_path, x=x)), "sample 0 has NaN or infinity", "'x'")
     assert not (tmp_path / "q.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        ([], "no calibration samples"),
+        ([{"y": np.zeros((2, 3), np.float32)}], "sample 0 lacks the input 'x'"),
+        ([{"x": np.zeros((3, 2), np.float32)}], r"float32 \[3, 2\], but .* reads float32 \[2, 3\]"),
+        ([{"x": np.zeros((2, 3), np.complex64)}], r"is complex64 .* reads float32"),
+        ([{"x": np.full((2, 3), np.inf, np.float32)}], "NaN or infinity"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"bits": "w4a8"}])
+def test_samples_are_checked_before_anything_is_compiled(
+    model_path, tmp_path, samples, words, options
+) -> None:
+    stages: list[str] = []
+    out = tmp_path / "q.onnx"
+    with pytest.raises(ModelError, match=words):
+        tw.quantize(model_path, samples, out, progress=stages.append, **options)
+    assert stages == []
+    with pytest.raises(ModelError, match=words):
+        tw.quantize_weights(model_path, out, calibration=samples, progress=stages.append)
+    assert not any("compile" in stage for stage in stages)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("keep", [0.2, 0.9, 0.999])

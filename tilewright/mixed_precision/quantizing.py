@@ -216,10 +216,10 @@ def _first_that_keeps(
 
 def _measured_drops(subject: Subject, proto: Any) -> dict[str, float]:
     """Compile the written model and return its drop by every metric."""
-    from tilewright.quantization import _runner
+    from tilewright.quantization import runner
 
     subject.progress("comparison")
-    run, _ = _runner(proto, subject.settings.target, subject.settings.shapes)
+    run = runner(proto, subject.settings.target, subject.settings.shapes)
     names = subject.evaluator.switchable.outputs
     outputs = []
     for sample in subject.judged:

@@ -102,11 +102,11 @@ class Subject:
     @cached_property
     def parameters(self) -> dict[tuple[str, int], tuple[np.float32, int]]:
         """Scale and zero point of all tensors that may be integers, of all widths."""
-        from tilewright.quantization import _runner
+        from tilewright.quantization import runner
 
         names = list(integer_tensors(self.model, BitPlan.uniform(self.layers, BYTES)))
         settings = self.settings
-        run, _ = _runner(ptq.with_outputs(self.proto, names), settings.target, settings.shapes)
+        run = runner(ptq.with_outputs(self.proto, names), settings.target, settings.shapes)
         self.progress("calibration")
         found = {}
         for name, observer in ptq.observe(names, self.fitted, run).items():

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from tests.compiler.quantize.models import run_onnxruntime
+from tilewright.calibration import load_samples
 from tilewright.cli import app
 from tilewright.compiler.quantize.post_training import (
     noise,
@@ -17,7 +18,7 @@ from tilewright.compiler.quantize.post_training import (
 )
 from tilewright.compiler.quantize.ranges import METHODS, Observer, choose_range, parameters
 from tilewright.errors import ModelError
-from tilewright.quantization import load_samples, quantize
+from tilewright.quantization import quantize
 
 
 @given(st.floats(-100, 0), st.floats(0, 100))
