@@ -39,7 +39,7 @@ from tilewright.compiler.schedule import decisions_from_json, schedule
 from tilewright.compiler.schedule.dot_groups import is_widened
 from tilewright.compiler.targets import Target
 from tilewright.compiler.tasks import Tuned, as_lookup, tuned_choices
-from tilewright.compiler.work import operations_by_label
+from tilewright.compiler.work import operations_by_label, scattered_labels
 from tilewright.errors import CompileError, InvalidScheduleError, TilewrightError
 
 Progress = Callable[[str], None]
@@ -55,6 +55,7 @@ class Lowered:
         conversions: layout conversions that are executed.
         stale: kernels whose tuned decisions no longer fit; they got the default ones.
         operations: of each call, by its label; see `compiler.work`.
+        scattered: labels of calls that read where other data says.
         quantized: of a quantized model, which operators run on integers, and why others do not.
     """
 
@@ -63,6 +64,7 @@ class Lowered:
     conversions: tuple[Conversion, ...]
     stale: tuple[str, ...] = ()
     operations: Mapping[str, int] = field(default_factory=dict)
+    scattered: frozenset[str] = frozenset()
     quantized: tuple[Explained, ...] = ()
 
 
@@ -136,7 +138,7 @@ def lower(
     dump("layouts", tvm.IRModule(_named(program.kernels)))
 
     progress("schedules")
-    operations = operations_by_label(program)
+    operations, scattered = operations_by_label(program), scattered_labels(program)
     joined = join_winograd(program, plan, target)
     for label, parts in joined.parts.items():
         operations[label] = sum(operations[part] for part in parts)
@@ -162,7 +164,7 @@ def lower(
     lowered = {name: lower_region(regions[mark], mark, inner) for name, mark in places.items()}
     program = pack_bits(program, kernels | joined.kernels | empty, lowered)
     dump("scheduled", tvm.IRModule(_named(program.kernels)))
-    return Lowered(program, plan, conversions, stale, operations, quantized)
+    return Lowered(program, plan, conversions, stale, operations, scattered, quantized)
 
 
 def fuse(

@@ -8,7 +8,7 @@ take. Bytes are those of the arguments, each once: what a perfect cache would le
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -17,9 +17,9 @@ from tvm.ir import Call as CallExpr
 from tvm.ir import TensorLoad
 from tvm.tirx import PrimFunc
 
-from tilewright.compiler.program import Program
+from tilewright.compiler.program import Call, Program
 from tilewright.compiler.schedule.analysis import Stage, read_stages
-from tilewright.compiler.schedule.expressions import Expr, children
+from tilewright.compiler.schedule.expressions import Expr, children, loads_in
 from tilewright.compiler.weight_only import PRODUCT_BLOCK
 from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK, WINOGRAD, Matrix
 
@@ -40,21 +40,45 @@ def operations_by_label(program: Program) -> dict[str, int]:
     return {call.label: counts[call.kernel] for call in program.calls}
 
 
-def describe_work(program: Program, operations: Mapping[str, int]) -> list[dict[str, Any]]:
+def scattered_labels(program: Program) -> frozenset[str]:
+    """Return the calls of an unscheduled program that read where other data says, as Gather."""
+    kernels = {name for name, func in program.kernels.items() if _is_scattered(func)}
+    return frozenset(call.label for call in program.calls if call.kernel in kernels)
+
+
+def _is_scattered(func: PrimFunc) -> bool:
+    return any(
+        loads_in(index)
+        for stage in read_stages(func) or ()
+        for load in loads_in(stage.value)
+        for index in load.indices
+    )
+
+
+def describe_work(
+    program: Program, operations: Mapping[str, int], scattered: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """Return what each call computes and moves, in order, for a module's description.
 
-    Keys: operations; bytes; dtypes of all arguments; reads and writes, numbers of the tensors that
-    are no constants, so that calls can be drawn as a graph.
+    Keys: operations; bytes of all arguments, and constant_bytes of those that are weights; dtypes
+    of all arguments; scattered, where it is one of those; reads and writes, numbers of the tensors
+    that are no constants, so that calls can be drawn as a graph.
     """
     tensors = program.tensors
 
     def moving(arguments: Sequence[int]) -> list[int]:
         return [program.storage_of(t) for t in arguments if tensors[t].kind != "constant"]
 
+    def bytes_of(call: Call, *kinds: str) -> int:
+        found = (tensors[tensor] for tensor in dict.fromkeys(call.args))
+        return sum(item.size_bytes for item in found if not kinds or item.kind in kinds)
+
     return [
         {
             "operations": operations.get(call.label, 0),
-            "bytes": sum(tensors[tensor].size_bytes for tensor in dict.fromkeys(call.args)),
+            "bytes": bytes_of(call),
+            "constant_bytes": bytes_of(call, "constant"),
+            **({"scattered": True} if call.label in scattered else {}),
             "dtypes": sorted({tensors[tensor].dtype for tensor in call.args}),
             "reads": moving(call.reads),
             "writes": moving(call.writes),

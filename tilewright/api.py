@@ -181,7 +181,7 @@ def compile(
     folder = tempfile.TemporaryDirectory(prefix="tilewright-")
     path = Path(folder.name) / {"so": "model.so", "static": "model.o"}.get(format, "model")
     report = {**describe_layouts(lowered), "tuning": tuning}
-    work = describe_work(lowered.program, lowered.operations)
+    work = describe_work(lowered.program, lowered.operations, lowered.scattered)
     calls = [
         {**numbers, **reasons}
         for numbers, reasons in zip(work, _reasons(lowered.program, report), strict=True)

@@ -1,9 +1,13 @@
-"""Command lines that nobody would type: every one ends in 0, 1 or 2, without a traceback."""
+"""Command lines that nobody would type: every one ends in 0, 1 or 2, without a traceback.
+
+One that is refused leaves no file behind.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,9 @@ _WORDS = (
     *("2s", "1h", "../x", "/", "/dev/null", "/proc/self/mem", ".", "no/such/folder/f", "%s{}[/]"),
 )
 _OK, _MISTAKE, _USAGE = 0, 1, 2
+_FRAME = re.compile("[\u2500-\u257f]+")  # of messages about usage
+# Logs are appended to as trials end, so a search that fails later has written one.
+_APPENDS = ("tune", "tune-op", "tune-gpu", "logs", "baseline")
 
 
 def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -124,9 +131,8 @@ def _run(folder: Path, line: list[str]) -> Trial:
         result = CliRunner().invoke(app, line)
     finally:
         os.chdir(before)
-    said = (
-        " ".join(result.output.split())[-200:].replace(f"{folder}/", "").replace(str(folder), ".")
-    )
+    words = _FRAME.sub(" ", result.output).replace(f"{folder}/", "").replace(str(folder), ".")
+    said = " ".join(words.split())[-200:]
     shown = " ".join(line)
     error = result.exception
     if error is not None and not isinstance(error, SystemExit) and not _asked_for_it(line):
@@ -138,6 +144,9 @@ def _run(folder: Path, line: list[str]) -> Trial:
     for name in ("model.onnx", "model.so"):  # a file that was there may be replaced, never harmed
         if name in line and (folder / name).exists() and name.endswith(".onnx"):
             onnx.load(folder / name)
+    left = {path.name for path in folder.iterdir()} - {*_files(), "home"}
+    if left and not line[0].startswith(_APPENDS):
+        return Trial(TRACEBACK, f"{shown}: status {result.exit_code}, but left {sorted(left)}")
     return Trial(REFUSED, f"{shown[:120]}: {said}")
 
 

@@ -12,7 +12,12 @@ from tilewright.compiler.program import TensorSpec
 from tilewright.compiler.targets import parse_target
 from tilewright.compiler.weight_only import WeightWords, product
 from tilewright.compiler.winograd import WINOGRAD
-from tilewright.compiler.work import count_operations, describe_work, operations_by_label
+from tilewright.compiler.work import (
+    count_operations,
+    describe_work,
+    operations_by_label,
+    scattered_labels,
+)
 
 
 def test_a_matrix_product_is_two_operations_a_step():
@@ -57,3 +62,22 @@ def test_winograd_takes_a_quarter_of_the_multiply_adds():
     work = describe_work(lowered, counts)
     assert [item["operations"] for item in work] == list(counts.values())
     assert all(item["bytes"] >= 4 * 32 * 256 for item in work)
+
+
+def test_work_says_what_is_constant_and_what_is_picked_by_data():
+    rng = np.random.default_rng(0)
+
+    def body(emit, x, floats):
+        rows = emit(op.astype(floats, "int64"))
+        return emit(op.nn.softmax(emit(op.add(emit(op.take(constant(rng, 50, 6), rows, 0)), x))))
+
+    mod = module([(4, 6), (4,)], body)
+    inputs = [TensorSpec("x", (4, 6), "float32"), TensorSpec("floats", (4,), "float32")]
+    program = read_program(legalize_and_fuse(mod), inputs, [TensorSpec("y", (4, 6), "float32")])
+    scattered = scattered_labels(program)
+    work = describe_work(program, operations_by_label(program), scattered)
+    picked = [item for item in work if item.get("scattered")]
+    assert len(picked) == len(scattered) == 1
+    assert picked[0]["constant_bytes"] == 4 * 50 * 6
+    assert picked[0]["bytes"] > picked[0]["constant_bytes"]
+    assert sum(item["constant_bytes"] for item in work) == 4 * 50 * 6

@@ -77,14 +77,29 @@ def test_no_objdump_is_said(monkeypatch, cli, product_module):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((1e-3, 0.9, 0.2, True), "multiply-add units"),
-        ((1e-6, 0.1, 0.2, True), "overhead"),
+        ((1e-3, 0.9, 0.2, False), "multiply-add units"),
+        ((1e-6, 0.1, 0.2, False), "overhead"),
         ((1e-3, 0.1, 0.9, False), "memory"),
-        ((1e-3, 0.1, 0.9, True), "in cache"),
         ((1e-3, 0.1, 3.0, False), "in cache"),
-        ((1e-3, 0.3, 0.3, False), "latency"),
-        ((1e-3, None, None, False), "not known"),
+        ((1e-3, 0.35, 0.5, False), "other instructions"),  # softmax of much data
+        ((1e-3, 0.0, 0.1, True), "latency"),
+        ((1e-3, None, 0.0, False), "not known"),
     ],
 )
 def test_what_an_operator_waits_for(arguments, expected):
     assert expected in profiling.waits_for(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("weights", "data", "all_weights", "expected"),
+    [
+        (0, 400, 0, 0),  # written just before: in the last cache level
+        (0, 600, 0, 600),
+        (300, 100, 300, 0),
+        (300, 100, 900, 300),  # weights of other calls drive these out
+        (300, 600, 900, 900),
+    ],
+)
+def test_bytes_from_memory_are_those_that_no_cache_keeps(weights, data, all_weights, expected):
+    call = {"bytes": weights + data, "constant_bytes": weights}
+    assert profiling.far_bytes(call, all_weights, l3_bytes=1000) == expected
