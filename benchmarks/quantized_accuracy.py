@@ -93,16 +93,20 @@ def minilm() -> tuple[Path, list[dict], Callable[[Run], dict]]:
 
 
 TASKS = {"digits": digits, "superres": superres, "minilm": minilm}
+DEFAULT = "default (minmax)"
 SETTINGS: dict[str, dict] = {
-    "minmax": {},
-    "minmax, bias": {"bias_correction": True},
+    DEFAULT: {},
+    "bias": {"bias_correction": True},
+    "not smoothed": {"smooth": None},
+    "smooth 0.7": {"smooth": 0.7},
+    "everything": {"everything": True},
     "percentile": {"method": "percentile"},
     "mse": {"method": "mse"},
     "entropy": {"method": "entropy"},
     "dobi": {"method": "dobi"},
     "dobi, bias": {"method": "dobi", "bias_correction": True},
-    "dobi, smooth": {"method": "dobi", "smooth": 0.5},
 }
+_INTEGER_ONLY = (DEFAULT, "everything")
 
 # Fewer bits, or floats wherever nothing reads integers; mixtures are in `mixed_precision`.
 BITS: dict[str, dict] = {
@@ -171,7 +175,7 @@ def measure(task: str, settings: dict[str, dict]) -> list[dict]:
     wanted = np.array(judge(plain).get("embeddings", ()))
     rows = [row("float32", plain)]
     for name, options in settings.items():
-        if task != "minilm" and ("smooth" in options or "weights" in options):
+        if task != "minilm" and {"smooth", "weights", "everything"} & set(options):
             continue
         out = FOLDER / f"{task}.accuracy.onnx"
         if "weights" in options:
@@ -181,7 +185,7 @@ def measure(task: str, settings: dict[str, dict]) -> list[dict]:
         else:
             quantize(model, samples, out, **options)
         rows.append(row(name, tilewright.compile(out, logs=()).run))
-        if name != "minmax":
+        if name not in _INTEGER_ONLY:
             continue
         try:
             integers = tilewright.compile(out, logs=(), integer_only=True).run
@@ -224,6 +228,8 @@ def main() -> int:
     for task in args.tasks.split(","):
         rows = measure(task, {name: known[name] for name in args.settings.split(";") if name})
         merged = merge_rows(data, rows, ["task", "setting"])
+        settings = {"float32", *known, *(f"{name}, integer-only" for name in _INTEGER_ONLY)}
+        merged = [row for row in merged if row["setting"] in settings]
         write_json(data, {"machine": describe(), "rows": merged})
         write_text(RESULTS / "quantized_accuracy.md", render(merged))
         for row in rows:

@@ -16,6 +16,7 @@ from tilewright._cli_bit_plan import print_plan
 from tilewright.errors import ModelError
 from tilewright.mixed_precision.choice import CANDIDATES, Goal
 from tilewright.plan_quantization import AUTO
+from tilewright.quantization import Smooth
 from tilewright.weight_quantization import AUTO as WEIGHTS_AUTO
 
 Made = TypeVar("Made")
@@ -74,11 +75,20 @@ def mount(app: typer.Typer, errors: Errors) -> None:
             ),
         ] = False,
         smooth: Annotated[
-            float | None,
+            str,
             typer.Option(
-                min=0, max=1, help="Even out the channels behind layer norms; 0.5 is usual."
+                help="Even out the channels behind layer norms: 0 to 1 says how much moves into "
+                "the weights, auto is 0.5 where there are such norms (and 8 bits), or none."
             ),
-        ] = None,
+        ] = "auto",
+        everything: Annotated[
+            bool,
+            typer.Option(
+                "--everything",
+                help="Store in bytes also what no operator on integers reads, for compile "
+                "--integer-only of transformers; costs accuracy.",
+            ),
+        ] = False,
         bits: Annotated[
             str,
             typer.Option(
@@ -139,6 +149,9 @@ def mount(app: typer.Typer, errors: Errors) -> None:
         from tilewright.weight_quantization import quantize_weights
 
         shapes = arguments.parse_shapes(shape)
+        strength = _strength(smooth)
+        if everything and bits != "8":
+            raise typer.BadParameter("--everything is for 8 bits; leave it out with --bits")
         if weights is not None and bits != "8":
             raise typer.BadParameter(
                 "--weights quantizes only weights, and --bits weights and activations: give one; "
@@ -179,7 +192,8 @@ def mount(app: typer.Typer, errors: Errors) -> None:
                     *(model, calibration, out, method),
                     percentile=percentile,
                     bias_correction=bias_correction,
-                    smooth=smooth,
+                    smooth=strength,
+                    everything=everything,
                     bits=bits,
                     goal=goal,
                     correction=correction,
@@ -195,6 +209,20 @@ def mount(app: typer.Typer, errors: Errors) -> None:
             print_plan(result, out, curve)
         else:
             _print(result, out)
+
+
+def _strength(smooth: str) -> Smooth:
+    """Return what --smooth says."""
+    if smooth == "auto":
+        return "auto"
+    if smooth == "none":
+        return None
+    try:
+        return float(smooth)
+    except ValueError:
+        raise typer.BadParameter(
+            f"--smooth is auto, none, or a number from 0 to 1; found {smooth!r}"
+        ) from None
 
 
 def _goal(
@@ -232,9 +260,25 @@ def _print(result: dict[str, Any], out: Path) -> None:
     typer.echo(
         f"{out}: {result['tensors']} tensors in bytes, calibrated on {result['samples']} samples"
     )
+    if result["smoothed"]:
+        typer.echo(
+            f"channels behind {result['smoothed']} layer norms evened out, with strength "
+            f"{result['smooth']:g} (--smooth)"
+        )
+    if result["floats"]:
+        typer.echo(
+            f"{len(result['floats'])} tensors around integer layers stay in floats: no operator "
+            "on integers reads them (--everything)"
+        )
+    typer.echo("signal-to-noise ratios of the outputs, on the first sample:")
+    _print_ratios(result["outputs"])
     typer.echo("lowest signal-to-noise ratios:")
-    for layer in result["layers"][:_WORST]:
-        typer.echo(f"  {layer['snr_db']:6.1f} dB  {layer['tensor']}")
+    _print_ratios(result["layers"][:_WORST])
+
+
+def _print_ratios(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        typer.echo(f"  {row['snr_db']:6.1f} dB  {row['tensor']}")
 
 
 def _print_weights(result: dict[str, Any], out: Path) -> None:

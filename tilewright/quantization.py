@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tilewright.calibration import Arrays, read_samples
 from tilewright.errors import ModelError
 
 if TYPE_CHECKING:
     from tilewright.mixed_precision.choice import Goal
+
+AUTO_SMOOTH = 0.5
+"""How much of the range moves into the weights where nothing is said: half, in the exponent."""
+Smooth = float | Literal["auto"] | None
 
 
 def quantize(
@@ -22,7 +26,8 @@ def quantize(
     *,
     percentile: float = 99.99,
     bias_correction: bool = False,
-    smooth: float | None = None,
+    smooth: Smooth = "auto",
+    everything: bool = False,
     bits: str = "8",
     goal: Goal | None = None,
     correction: str = "compensated",
@@ -44,7 +49,10 @@ def quantize(
         percentile: values that "percentile" keeps.
         bias_correction: make up for the mean of what rounding the weights changes.
         smooth: scale and shift layer normalisations before, so that channels come to the same
-            range; 0 to 1 says how much of it moves into the weights. None: no.
+            range; 0 to 1 says how much of it moves into the weights. None: no. "auto": with 8 bits
+            `AUTO_SMOOTH` where there is a layer normalisation to smooth, else no.
+        everything: store also as bytes what no operator on integers reads, as `compile` with
+            `integer_only` needs for transformers; it costs accuracy. For 8 bits.
         bits: "8"; another precision of all layers, as "4", "w4a8", "w2a8", "w4g32"; or "auto": of
             each layer its own, for `goal`.
         goal: what "auto" has to keep; see `mixed_precision.choice.Goal`.
@@ -57,9 +65,11 @@ def quantize(
 
     Returns:
         "tensors" (how many are bytes now), "samples", and "layers": name and signal-to-noise
-        ratio in dB of every such tensor on the first sample, the worst first. With other bits than
-        "8" that of every layer for what it reads, with its bits and size; and "bits" (layers of
-        each precision), "size_bytes" and "float_bytes" of all constants, "drop" by every metric
+        ratio in dB of every such tensor on the first sample, the worst first; "outputs": the same
+        of the model's outputs; "floats": tensors around integer layers that stay in floats;
+        "smooth" and "smoothed": the strength, and how many layer normalisations. With other bits
+        than "8" that of every layer for what it reads, with its bits and size; and "bits" (layers
+        of each precision), "size_bytes" and "float_bytes" of all constants, "drop" by every metric
         and on how many samples it was "judged". With "auto" also "metric", "predicted_s", "curve"
         (drop, seconds, size and layers of each plan) and, of each layer, its sensitivity, its
         seconds, and whether a record of the tuner or a measurement says so.
@@ -68,6 +78,10 @@ def quantize(
         ModelError: the model or the calibration data cannot be used, or nothing keeps the goal.
     """
     from tilewright.compiler.quantize import post_training as ptq
+    from tilewright.compiler.quantize.byte_tensors import tensors_to_quantize
+    from tilewright.compiler.quantize.equivalent import norm_outputs
+    from tilewright.compiler.quantize.float_model import FloatModel
+    from tilewright.compiler.quantize.qdq_writer import dequantized
     from tilewright.compiler.quantize.ranges import METHODS
     from tilewright.reference import load_proto
 
@@ -85,20 +99,26 @@ def quantize(
             )
         settings = Settings(method, percentile, correction, target, shapes)
         drawn = None if drawing is None else Path(drawing)
+        if everything:
+            raise ModelError("storing everything as bytes is for 8 bits; leave one of both out")
+        strength = None if smooth == "auto" else smooth
         return quantize_by_plan(
-            *(proto, calibration, Path(output), bits, goal, settings, smooth, drawn, progress)
+            *(proto, calibration, Path(output), bits, goal, settings, strength, drawn, progress)
         )
-    names = ptq.tensors_to_quantize(proto)
+    names = tensors_to_quantize(proto, everything=everything)
     if not names:
         raise ModelError(f"{model} has no convolution or matrix product to quantize")
     samples = read_samples(proto, calibration, shapes)
+    smoothed = len(norm_outputs(FloatModel(proto)))
+    if smooth == "auto":
+        smooth = AUTO_SMOOTH if smoothed else None
     progress("compile")
-    run = runner(ptq.with_outputs(proto, names), target, shapes)
     if smooth is not None or bias_correction:
         progress("equivalent changes")
         proto = prepare(proto, samples, target, shapes, smooth, bias_correction)
-        names = ptq.tensors_to_quantize(proto)
-        run = runner(ptq.with_outputs(proto, names), target, shapes)
+        names = tensors_to_quantize(proto, everything=everything)
+    outputs = [item.name for item in proto.graph.output]
+    run = runner(ptq.with_outputs(proto, [*names, *outputs]), target, shapes)
     scales = ptq.calibrate(
         names, samples, _counted(run, len(samples), progress), method, percentile
     )
@@ -106,17 +126,41 @@ def quantize(
     quantized = ptq.insert_qdq(proto, scales)
     save(quantized.SerializeToString(), Path(output))
     progress("comparison")
-    seen = [f"{name}_dequantized" for name in names]
-    again = runner(ptq.with_outputs(quantized, seen), target, shapes)
-    compare = again(samples[0])
-    wanted = {**samples[0], **run(samples[0])}
-    layers: list[dict[str, Any]] = [
-        {"tensor": name, "snr_db": ptq.noise(compare[given], wanted[name])}
-        for name, given in zip(names, seen, strict=True)
-        if given in compare
+    quantized_run = runner(
+        ptq.with_outputs(quantized, [*map(dequantized, names), *outputs]), target, shapes
+    )
+    seen, wanted = quantized_run(samples[0]), {**samples[0], **run(samples[0])}
+    in_floats = set(tensors_to_quantize(proto, everything=True)) - set(names)
+    return {
+        "tensors": len(names),
+        "samples": len(samples),
+        "layers": _ratios(names, [dequantized(name) for name in names], seen, wanted),
+        "outputs": _ratios(outputs, outputs, seen, wanted),
+        "floats": sorted(in_floats),
+        "smooth": smooth,
+        "smoothed": 0 if smooth is None else smoothed,
+    }
+
+
+def _ratios(
+    names: Sequence[str], given: Sequence[str], seen: Arrays, wanted: Arrays
+) -> list[dict[str, Any]]:
+    """Return name and signal-to-noise ratio of tensors in floats, the worst first.
+
+    Args:
+        names: in the float model.
+        given: in the quantized model.
+        seen: tensors of the quantized model.
+        wanted: tensors of the float model.
+    """
+    from tilewright.compiler.quantize.post_training import noise
+
+    rows = [
+        {"tensor": name, "snr_db": noise(seen[place], wanted[name])}
+        for name, place in zip(names, given, strict=True)
+        if place in seen and wanted[name].dtype.kind == "f"
     ]
-    layers.sort(key=lambda layer: layer["snr_db"])
-    return {"tensors": len(names), "samples": len(samples), "layers": layers}
+    return sorted(rows, key=lambda row: row["snr_db"])
 
 
 def _counted(

@@ -10,7 +10,8 @@ from onnx import numpy_helper
 
 LINEAR = {"Conv": 0, "Gemm": 1, "MatMul": 1}
 """Operators with weights -> dimension of the weights that the output channels are."""
-_ACTIVATIONS = frozenset(("Relu", "Clip"))
+ACTIVATIONS = frozenset(("Relu", "Clip"))
+"""Operators that an operator on integers takes into its rounding."""
 
 
 @dataclass
@@ -107,5 +108,5 @@ class FloatModel:
         """Return the tensor that is to be quantized after a node: behind its activation."""
         name = node.output[0]
         users = self.users.get(name, [])
-        follows = len(users) == 1 and users[0].op_type in _ACTIVATIONS
+        follows = len(users) == 1 and users[0].op_type in ACTIVATIONS
         return users[0].output[0] if follows and name not in self.outputs else name

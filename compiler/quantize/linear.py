@@ -15,6 +15,7 @@ import numpy as np
 from tvm import relax, te, tirx, topi
 
 from tilewright.compiler.quantize.affine import BITS, Affine, unsigned_zero
+from tilewright.compiler.quantize.columns import Columns, columns_of
 from tilewright.compiler.quantize.graph import Graph
 from tilewright.compiler.quantize.low_bit import (
     ANY_BYTE,
@@ -25,7 +26,7 @@ from tilewright.compiler.quantize.low_bit import (
     narrowed_weight,
     weight_range,
 )
-from tilewright.compiler.relax_utils import op_name
+from tilewright.compiler.relax_utils import op_name, static_shape
 
 _CONVOLUTIONS = {"relax.nn.conv1d": 1, "relax.nn.conv2d": 2, "relax.nn.conv3d": 3}
 _MATMUL = "relax.matmul"
@@ -49,6 +50,8 @@ class Linear:
         offset: int32 per output channel: what joins the accumulator.
         channel: dimension of the output that the channels are, from the right.
         pad_channels: channels of zeros that the data lacks.
+        columns: neighbouring columns of the data that stand side by side as channels, see
+            `quantize.columns`; their padding along the width is done with.
         window: (strides, padding, dilation, groups) of a convolution, None for a product.
         weights: which integers the weights are.
         mask: bits that can be set in the data.
@@ -64,6 +67,7 @@ class Linear:
     window: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int] | None
     weights: WeightRange = ANY_BYTE
     mask: int = 0xFF
+    columns: Columns | None = None
 
     @property
     def is_narrow(self) -> bool:
@@ -136,12 +140,15 @@ def read_linear(graph: Graph, var: relax.Var) -> Linear | None:
     offset = (-int(affine.zero) * sums).astype(np.int32)
     scale = np.float32(affine.scale) * constant.affine.scale.astype(np.float32)
     scale = np.broadcast_to(scale, offset.shape).astype(np.float32)
-    window, pad, channel = None, 0, 1
+    window, columns, pad, channel = None, None, 0, 1
     if name in _CONVOLUTIONS:
         attrs = call.attrs
         groups = int(attrs.groups)
         channel = 1 + _CONVOLUTIONS[name]
         window = (_ints(attrs.strides), _ints(attrs.padding), _ints(attrs.dilation), groups)
+        columns = columns_of(centred, window, static_shape(data)[-1])
+        if columns is not None:
+            centred, window = columns.weight(centred), columns.window(window)
         if groups == 1:
             pad = -centred.shape[1] % _GROUP
     elif centred.shape[0] % _GROUP:
@@ -153,7 +160,9 @@ def read_linear(graph: Graph, var: relax.Var) -> Linear | None:
         in_axis = 1 - out_axis
         widths = [(0, pad if axis == in_axis else 0) for axis in range(centred.ndim)]
         centred = np.pad(centred, widths)
-    return Linear(data, affine, centred, scale, offset, channel, pad, window, weights, mask)
+    return Linear(
+        *(data, affine, centred, scale, offset, channel, pad, window, weights, mask, columns)
+    )
 
 
 def _ints(values: Any) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from tilewright.compiler.quantize.bit_plan import BitPlan, LayerBits
-from tilewright.compiler.quantize.float_model import FloatModel
+from tilewright.compiler.quantize.float_model import ACTIVATIONS, FloatModel
 from tilewright.compiler.quantize.layer_matrix import LayerMatrix, linear_layers
 from tilewright.compiler.quantize.qdq_writer import (
     BLOCKED_OPSET,
@@ -30,7 +30,6 @@ Parameters = Mapping[tuple[str, int], tuple[np.float32, int]]
 
 MOVING = frozenset(("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"))
 _SUMMING = frozenset(("Add", "Concat", "AveragePool", "GlobalAveragePool"))
-_ACTIVATIONS = frozenset(("Relu", "Clip"))
 _BYTE = 8
 
 
@@ -69,7 +68,7 @@ def _all_integers(model: FloatModel, node: onnx.NodeProto, made: set[str]) -> bo
         maker = model.maker.get(name)
         if maker is None or model.array(name) is not None:
             return False
-        if maker.op_type in MOVING | _ACTIVATIONS:
+        if maker.op_type in MOVING | ACTIVATIONS:
             return is_made(maker.input[0])
         return maker.op_type in _SUMMING and all(is_made(given) for given in maker.input)
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import TensorProto
 
+from tilewright.compiler.quantize.byte_tensors import MOVING, reads_bytes
 from tilewright.compiler.quantize.float_model import FloatModel
 from tilewright.compiler.quantize.qdq_writer import QdqWriter, dequantized, whole_bias
 from tilewright.compiler.quantize.ranges import Observer, choose_range, parameters
@@ -20,47 +20,10 @@ from tilewright.errors import ModelError
 Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays], Arrays]
 
-_MOVING = frozenset(
-    ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")
-)
-_OTHERS = frozenset(("Add", "Mul", "GlobalAveragePool", "AveragePool", "Concat"))
 _WEIGHT_LIMIT = 127
 # Attention masks hold the least float: what they are added to has no scale, and stays in floats.
 _MASK = 1e9
 _PASSES = ("see_range", "see_values")
-
-
-def tensors_to_quantize(proto: onnx.ModelProto) -> list[str]:
-    """Return the names of the activations that a quantized model stores as bytes."""
-    model = FloatModel(proto)
-    floats = _float_tensors(proto)
-    wanted: dict[str, None] = {}
-
-    def want(name: str) -> None:
-        if name in floats and model.array(name) is None:
-            wanted.setdefault(name)
-
-    for node in proto.graph.node:
-        if model.is_linear(node):
-            want(node.input[0])
-            want(model.result(node))
-        elif node.op_type in _OTHERS:
-            inputs = [name for name in node.input if model.array(name) is None]
-            # Sums and products with constants belong to what came before.
-            if len(inputs) == len(node.input) and any(name in wanted for name in inputs):
-                for name in inputs:
-                    want(name)
-                want(model.result(node))
-        elif node.op_type in _MOVING and node.input[0] in wanted:
-            want(node.output[0])
-    return [name for name in wanted if name not in model.outputs]
-
-
-def _float_tensors(proto: onnx.ModelProto) -> set[str]:
-    """Return the names of float32 tensors, by shape inference."""
-    inferred = onnx.shape_inference.infer_shapes(proto).graph
-    infos = [*inferred.value_info, *inferred.input, *inferred.output]
-    return {i.name for i in infos if i.type.tensor_type.elem_type == TensorProto.FLOAT}
 
 
 def with_outputs(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
@@ -150,9 +113,10 @@ def insert_qdq(
         copy.CopyFrom(node)
         if model.is_linear(node) and node.input[0] in scales:
             nodes += writer.layer(copy)
-        for place, name in enumerate(copy.input):
-            if name in scales:
-                copy.input[place] = dequantized(name)
+        if reads_bytes(model, node, scales):
+            for place, name in enumerate(copy.input):
+                if name in scales:
+                    copy.input[place] = dequantized(name)
         nodes.append(copy)
         for name in node.output:
             if name in scales:
@@ -175,7 +139,7 @@ def _shared_scales(
     """Give what only moves values the scale of what it moves."""
     shared = dict(scales)
     for node in proto.graph.node:
-        moved = node.op_type in _MOVING and node.input[0] in shared
+        moved = node.op_type in MOVING and node.input[0] in shared
         if moved and node.output[0] in shared:
             shared[node.output[0]] = shared[node.input[0]]
     return shared

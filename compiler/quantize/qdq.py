@@ -291,6 +291,10 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
     def _data(self, linear: Linear | Average) -> relax.Expr:
         """Return the bytes that an operator reads, with channels in whole groups."""
         data = self._bytes(self.graph.affines[linear.data].source)
+        columns = linear.columns if isinstance(linear, Linear) else None
+        if columns is not None:
+            zero = int(linear.affine.zero)
+            data = self._te("columns", lambda x: columns.side_by_side(x, zero), [data], None)
         if linear.pad_channels:
             axis = 1 if linear.window is not None else len(static_shape(data)) - 1
             after = [0] * len(static_shape(data))

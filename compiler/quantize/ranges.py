@@ -3,7 +3,8 @@
     minmax      all values seen
     percentile  all but the rarest values at either end
     mse         the least squared error; both ends are searched, each on its own
-    entropy     the least Kullback-Leibler divergence of the quantized distribution
+    entropy     the least Kullback-Leibler divergence of the quantized distribution, exact zeros
+                left out
     dobi        distribution-oriented bounds (2DQuant, arXiv 2406.06649, section 3.2): the least
                 squared error over a fine grid; of a one-sided distribution (behind relu, softmax or
                 GELU) only the long end is searched, of another both, together and then each alone
@@ -14,7 +15,7 @@ Zero is always inside, so that it is exact: padding and relu produce it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -85,8 +86,25 @@ def choose_range(
         return _percentile(observer, percentile)
     if method == "dobi":
         return _oriented_bounds(observer, levels)
+    if method == "entropy":
+        observer = replace(observer, counts=_without_zeros(observer))
     error = _squared_error if method == "mse" else _divergence
     return _searched(observer, partial(error, observer, levels=levels))
+
+
+def _without_zeros(observer: Observer) -> np.ndarray:
+    """Return the histogram with no more in the bin of zero than in a bin beside it.
+
+    Half of what is behind a relu is exactly zero, and so it stays at any scale. As a peak among
+    small values that share its level it would draw the interval in until each bin has a level.
+    pytorch-quantization, TensorRT's calibrator, does the same.
+    """
+    assert observer.counts is not None
+    counts = observer.counts.copy()
+    place = int(np.abs(observer.centres).argmin())
+    beside = [counts[at] for at in (place - 1, place + 1) if 0 <= at < len(counts)]
+    counts[place] = min(counts[place], max(beside))
+    return counts
 
 
 def _percentile(observer: Observer, percentile: float) -> tuple[float, float]:

@@ -98,11 +98,13 @@ def test_smoothing_makes_the_quantized_model_better(tmp_path):
     onnx.save(_transformer(), tmp_path / "m.onnx")
     (wanted,) = run_onnxruntime(_transformer(), samples[0])
     ratios = []
-    for strength in (None, 0.5):
-        quantize(tmp_path / "m.onnx", samples, tmp_path / "q.onnx", smooth=strength)
+    for strength in (None, 0.5, "auto"):
+        result = quantize(tmp_path / "m.onnx", samples, tmp_path / "q.onnx", smooth=strength)
+        assert result["smoothed"] == (strength is not None)
         (got,) = run_onnxruntime(onnx.load(tmp_path / "q.onnx"), samples[0])
         ratios.append(noise(got, wanted))
     assert ratios[1] > ratios[0] + 1
+    assert ratios[2] == ratios[1]
 
 
 def test_model_without_layer_norms_cannot_be_smoothed(tmp_path):

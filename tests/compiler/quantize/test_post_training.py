@@ -11,11 +11,8 @@ from typer.testing import CliRunner
 from tests.compiler.quantize.models import run_onnxruntime
 from tilewright.calibration import load_samples
 from tilewright.cli import app
-from tilewright.compiler.quantize.post_training import (
-    noise,
-    quantize_weights,
-    tensors_to_quantize,
-)
+from tilewright.compiler.quantize.byte_tensors import tensors_to_quantize
+from tilewright.compiler.quantize.post_training import noise, quantize_weights
 from tilewright.compiler.quantize.ranges import METHODS, Observer, choose_range, parameters
 from tilewright.errors import ModelError
 from tilewright.quantization import quantize
@@ -43,6 +40,20 @@ def test_long_tails_are_cut_by_all_but_minmax(method):
         assert high == 60
     else:
         assert 2 < high < 50
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_exact_zeros_do_not_draw_in_the_interval_of_least_divergence(sign):
+    rng = np.random.default_rng(5)
+    values = sign * rng.exponential(1.0, 50_000)
+    found = []
+    for zeros in (0, 50_000):
+        observer = Observer()
+        padded = np.concatenate([values, np.zeros(zeros)])
+        observer.see_range(padded)
+        observer.see_values(padded)
+        found.append(choose_range(observer, "entropy"))
+    assert found[0] == found[1]
 
 
 def test_least_squares_search_is_no_worse_than_all_values():
