@@ -12,8 +12,14 @@ import typer
 from tilewright import _cli_arguments as arguments
 from tilewright import _cli_output as output
 from tilewright._cli_arguments import AsJson, Debug, Errors
+from tilewright.labels import short_label
 
 _NAMED = 3
+_COLUMNS = (
+    *("operator", "time", "share", "to win", "waits for", "tuning", "types", "writes"),
+    "inner loop",
+)
+_ALWAYS = 6  # columns that a narrow terminal shows as well
 
 
 def mount(app: typer.Typer, errors: Errors) -> None:
@@ -81,7 +87,7 @@ def _print(found: Mapping[str, Any], top: int) -> None:
     )
     rows = [
         (
-            row["label"],
+            short_label(row["label"]),
             output.format_time(row["seconds"]),
             f"{row['share']:.1%}",
             output.format_time(row["to_win_s"]),
@@ -93,20 +99,13 @@ def _print(found: Mapping[str, Any], top: int) -> None:
         )
         for row in found["operators"][:top]
     ]
-    output.print_rows(
-        (
-            "operator",
-            "time",
-            "share",
-            "to win",
-            "waits for",
-            "tuning",
-            "types",
-            "writes",
-            "inner loop",
-        ),
-        rows,
-    )
+    shown = len(_COLUMNS)
+    while shown > _ALWAYS and output.width_of(_COLUMNS[:shown], rows) > output.new_console().width:
+        shown -= 1
+    output.print_rows(_COLUMNS[:shown], [row[:shown] for row in rows])
+    if shown < len(_COLUMNS):
+        left_out = " and ".join(_COLUMNS[shown:][-2:])
+        _say(f"a wider terminal, a file or --json also shows {left_out}")
     conversions = found["conversions"]
     _say(
         f"{conversions['count']} layout conversions take "
@@ -129,7 +128,9 @@ def _advised(operators: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, flo
             groups.setdefault((row["kernel"], row["advice"]), []).append(row)
     lines = [
         (
-            rows[0]["label"] if len(rows) == 1 else f"{len(rows)} calls of {kernel}",
+            short_label(rows[0]["label"])
+            if len(rows) == 1
+            else f"{len(rows)} calls of {short_label(kernel)}",
             advice,
             sum(row["to_win_s"] for row in rows),
         )
@@ -168,7 +169,7 @@ def _print_beside(found: Mapping[str, Any], top: int) -> None:
         return "" if seconds is None else output.format_time(seconds)
 
     rows = [
-        (row["label"], time(row["seconds"]), time(row["other_seconds"]))
+        (short_label(row["label"]), time(row["seconds"]), time(row["other_seconds"]))
         for row in other["operators"][:top]
     ]
     output.print_rows(("operator", found["module"], other["module"]), rows)

@@ -13,10 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from tilewright._cli_progress import progress
+from tilewright.labels import short_label
 
 __all__ = ["progress"]
 
 _KIB = 1024
+_GAP = 2  # between columns
 _SHOWN_OPERATORS = 12
 
 
@@ -36,11 +38,18 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     new_console().print(table)
 
 
+def width_of(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> int:
+    """Return how many characters wide a table is where nothing is folded."""
+    cells = [columns, *rows]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
+    return sum(widths) + (_GAP + 1) * len(columns)
+
+
 def print_compiled(path: Path, target: str, report: Mapping[str, Any], seconds: float) -> None:
     """Print what was compiled."""
     conversions = len(report["conversions"])
     new_console().print(
-        f"{path}: {_size(path.stat().st_size)}, {len(report['operators'])} operators, "
+        f"{path}: {format_size(path.stat().st_size)}, {len(report['operators'])} operators, "
         f"{conversions} layout conversion{'s' * (conversions != 1)}, "
         f"target {target}, compiled in {seconds:.1f} s",
         markup=False,
@@ -51,7 +60,7 @@ def print_sizes(kind: str, rows: Sequence[tuple[str, int, str]]) -> None:
     """Print names, sizes in bytes, and what they are."""
     table = _table(kind, "size", "bytes", "")
     for name, size_bytes, meaning in rows:
-        _row(table, name, _size(size_bytes), f"{size_bytes:,}", meaning)
+        _row(table, name, format_size(size_bytes), f"{size_bytes:,}", meaning)
     new_console().print(table)
 
 
@@ -121,7 +130,7 @@ def print_targets(targets: Sequence[Mapping[str, Any]]) -> None:
             _row(table, target["name"], target["unavailable"])
             continue
         if "chip" in target:
-            shared = _size(target["shared_bytes"])
+            shared = format_size(target["shared_bytes"])
             _row(table, target["name"], target["chip"], "", shared, "", "", str(target["sms"]), "")
             continue
         _row(
@@ -129,7 +138,7 @@ def print_targets(targets: Sequence[Mapping[str, Any]]) -> None:
             target["name"],
             target["mcpu"],
             f"{target['vector_registers']} x {target['vector_bits']}",
-            *(_size(target[cache]) for cache in ("l1_bytes", "l2_bytes", "l3_bytes")),
+            *(format_size(target[cache]) for cache in ("l1_bytes", "l2_bytes", "l3_bytes")),
             str(target["cores"]),
             " ".join(target["features"]),
         )
@@ -157,7 +166,7 @@ def _print_model(result: Mapping[str, Any]) -> None:
     console = new_console()
     opsets = ", ".join(f"{domain} {version}" for domain, version in result["opsets"].items())
     console.print(
-        f"ONNX model, {_size(result['size_bytes'])}, {result['parameters']:,} parameters, "
+        f"ONNX model, {format_size(result['size_bytes'])}, {result['parameters']:,} parameters, "
         f"opset {opsets}" + (f", made by {result['producer']}" if result["producer"] else ""),
         markup=False,
     )
@@ -178,7 +187,7 @@ def _print_model(result: Mapping[str, Any]) -> None:
 def _print_layouts(console: Console, layouts: Mapping[str, Any]) -> None:
     table = _table("operator", "kernel", "layouts", "estimate")
     for item in layouts["operators"]:
-        cells = item["label"], item["kernel"], "\n".join(item["layouts"])
+        cells = short_label(item["label"]), short_label(item["kernel"]), "\n".join(item["layouts"])
         _row(table, *cells, format_time(item["estimated_s"]))
     console.print(table)
     if layouts["conversions"]:
@@ -199,7 +208,7 @@ def _print_module(result: Mapping[str, Any]) -> None:
     target = result.get("target", {})
     name = target.get("name", target) if isinstance(target, Mapping) else target
     console.print(
-        f"compiled module, {_size(result['size_bytes'])}, target {name}, "
+        f"compiled module, {format_size(result['size_bytes'])}, target {name}, "
         f"{len(entry['calls'])} operator calls",
         markup=False,
     )
@@ -240,7 +249,7 @@ def _shape(shape: Sequence[Any]) -> str:
     return "[" + ", ".join("?" if extent is None else str(extent) for extent in shape) + "]"
 
 
-def _size(size_bytes: float) -> str:
+def format_size(size_bytes: float) -> str:
     for unit in ("B", "KiB", "MiB"):
         if size_bytes < _KIB:
             return f"{size_bytes:.4g} {unit}"

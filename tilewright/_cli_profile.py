@@ -11,6 +11,7 @@ import typer
 
 from tilewright import _cli_output as output
 from tilewright._cli_arguments import AsJson, Debug, Errors
+from tilewright.labels import short_label
 
 if TYPE_CHECKING:
     from tilewright.profiling import OperatorProfile, Profile
@@ -82,7 +83,7 @@ def _cells(group: list[OperatorProfile]) -> list[str]:
     slowest = max(group, key=lambda row: row.seconds)
     seconds = sum(row.seconds for row in group)
     return [
-        slowest.kernel,
+        short_label(slowest.kernel),
         str(len(group)),
         f"{seconds * 1e3:.3f} ms",
         f"{sum(row.share for row in group):.1%}",

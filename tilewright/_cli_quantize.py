@@ -285,7 +285,8 @@ def _print_weights(result: dict[str, Any], out: Path) -> None:
     """Print what weights became, and which came out worst."""
     typer.echo(
         f"{out}: weights of {len(result['layers'])} products in {result['bits']} bits, "
-        f"{result['bytes'] / 1e6:.1f} MB instead of {result['float_bytes'] / 1e6:.1f} MB"
+        f"{output.format_size(result['bytes'])} instead of "
+        f"{output.format_size(result['float_bytes'])}"
     )
     for name, reason in result["kept"].items():
         typer.echo(f"  in floats: {name}: {reason}")

@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 
 from tilewright._cli_progress import is_silent
+from tilewright.labels import short_label
 
 if TYPE_CHECKING:
     from tilewright.tuner.log import Log
@@ -59,7 +60,7 @@ def session_table(session: Session) -> Table:
         peak = session.peak_flops * state.task.target.cores / 1e9
         gain = state.progress.expected_gain_s()
         table.add_row(
-            state.task.name,
+            short_label(state.task.name),
             str(state.weight),
             str(state.trials),
             str(state.failures or ""),
@@ -101,7 +102,7 @@ def print_result(result: TuneResult, as_json: bool) -> None:
     )
     for task in result.tasks:
         table.add_row(
-            task.name,
+            short_label(task.name),
             str(task.calls),
             f"{task.space:.2g}" if task.space else "",
             str(task.trials),
@@ -129,7 +130,9 @@ def print_coverage(tuning: Mapping[str, Any], verbose: bool) -> None:
     if verbose:
         table = _table("operator", "origin", "expected", "note")
         for row in tuning["operators"]:
-            table.add_row(row["label"], row["origin"], _time(row["expected_s"]), row["reason"])
+            table.add_row(
+                short_label(row["label"]), row["origin"], _time(row["expected_s"]), row["reason"]
+            )
         _console().print(table)
     origins = [row["origin"] for row in tuning["operators"]]
     reasons = Counter(row["reason"] for row in tuning["operators"] if row["origin"] == "default")
@@ -199,7 +202,7 @@ def print_records(rows: Sequence[Mapping[str, Any]]) -> None:
     table = _table("task", "key", "axes", "target", "threads", "records", "best", "GFLOP/s")
     for row in rows:
         table.add_row(
-            row["task"],
+            short_label(row["task"]),
             row["key"],
             "x".join(map(str, row["axes"])),
             row["target"],

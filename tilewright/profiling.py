@@ -223,6 +223,11 @@ def waits_for(
         peak_share: of the multiply-add peak; None where it is not known.
         memory_share: of the bandwidth of memory, by the bytes that come from there.
         is_scattered: reads from memory where other data says, which no prefetch foresees.
+
+    Returns:
+        "multiply-add units", "memory", "memory latency, scattered reads", "call and loop
+        overhead", or "other instructions": arithmetic that is no multiply-add, and loads and stores
+        that a cache serves.
     """
     if peak_share is None:
         return "not known: compiled by a release that does not count operations"
@@ -234,4 +239,4 @@ def waits_for(
         return "memory"
     if is_scattered:
         return "memory latency, scattered reads"
-    return "other instructions: arithmetic, loads and stores in cache"
+    return "other instructions"

@@ -201,7 +201,7 @@ class Lookup:
         mine = describe(task)
         same = self._by_blocks.get(tuple(mine["blocks"]), [])
         if not mine["axes"]:
-            return (), "no record of it, and its class is not transferred"
+            return (), "no record of it; those of other shapes serve convolutions and products only"
         near = sorted(
             (distance, index)
             for index, record in enumerate(same)

@@ -80,7 +80,7 @@ def test_no_objdump_is_said(monkeypatch, cli, product_module):
         ((1e-3, 0.9, 0.2, False), "multiply-add units"),
         ((1e-6, 0.1, 0.2, False), "overhead"),
         ((1e-3, 0.1, 0.9, False), "memory"),
-        ((1e-3, 0.1, 3.0, False), "in cache"),
+        ((1e-3, 0.1, 3.0, False), "other instructions"),
         ((1e-3, 0.35, 0.5, False), "other instructions"),  # softmax of much data
         ((1e-3, 0.0, 0.1, True), "latency"),
         ((1e-3, None, 0.0, False), "not known"),

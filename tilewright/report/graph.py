@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from tilewright.labels import short_label
 from tilewright.report.module import Call, ModuleReport
 from tilewright.report.svg import box, drawing, short_time, text, titled
 
 _WIDTH, _HEIGHT = 236, 40
 _ACROSS, _DOWN = 262, 66
 _SIDE = 90  # how far an edge that passes operators swings out
-_MOST_CHARACTERS = 33
+_MOST_CHARACTERS = 28
 
 
 def graph_chart(report: ModuleReport) -> str:
@@ -84,13 +85,13 @@ def _curve(*points: tuple[float, float]) -> str:
 def _node(call: Call, place: tuple[float, float]) -> str:
     x, y = place[0] - _WIDTH / 2, place[1]
     share = call.figures.get("share", 0.0)
-    name = call.label.removeprefix("fused_")
     kind = "node convert" if call.is_conversion else "node"
     below = call.result_layout or ("layout conversion" if call.is_conversion else "plain layout")
     if call.figures:
         below += f"  {short_time(call.figures['seconds'])}"
-    body = box(kind, x, y, _WIDTH, _HEIGHT, min(0.5, 0.05 + 2 * share))
-    shown = name if len(name) <= _MOST_CHARACTERS else f"{name[: _MOST_CHARACTERS - 2]}.."
+    body = box("under", x, y, _WIDTH, _HEIGHT)  # edges that pass below would cross the text
+    body += box(kind, x, y, _WIDTH, _HEIGHT, min(0.5, 0.05 + 2 * share))
+    shown = short_label(call.label, _MOST_CHARACTERS)
     body += text(place[0], y + 16, shown, "middle", "name")
     body += text(place[0], y + 32, below, "middle", "layout")
     about = [call.label, f"kernel {call.kernel}", *call.layouts, " ".join(call.dtypes)]

@@ -45,6 +45,8 @@ svg .curve { fill: none; stroke-width: 2; }
 svg .bar { fill: var(--c0); } svg .convert { fill: var(--c1); }
 svg .roof { stroke: var(--ink); stroke-width: 1.5; }
 svg .edge { fill: none; stroke: var(--dim); stroke-opacity: .55; }
+svg .under { fill: var(--ground); }
+svg text.on-top { paint-order: stroke; stroke: var(--ground); stroke-width: 4px; }
 svg .node { fill: var(--c0); stroke: var(--rule); } svg .node.convert { fill: var(--c1); }
 svg text.name { fill: var(--ink); font-size: 13px; } svg text.layout { fill: var(--ink); }
 .graph { overflow: auto; max-height: 75vh; border: 1px solid var(--rule); text-align: center; }

@@ -137,14 +137,15 @@ def _facts(
     facts = {
         "target": f"{target.get('name')} ({target.get('mcpu', target.get('chip', ''))})",
         "size": f"{path.stat().st_size / (1 << 20):.2f} MiB",
-        "operators": f"{len(calls) - conversions}, and {conversions} layout conversions",
+        "operators": f"{len(calls) - conversions}, and {conversions} layout conversion"
+        + "s" * (conversions != 1),
         "model": f"SHA-256 {str(description.get('model_digest', 'not known'))[:16]}",
     }
     if measured is not None:
         shares = ", ".join(f"{share:.0%} {kind}" for kind, share in measured["tuned"].items())
         facts |= {
             "time": f"{measured['seconds'] * 1e3:.3f} ms on {measured['threads']} thread",
-            "of it": shares or "no tasks",
+            "tuning": shares or "no tasks",
             "machine": f"{measured['peak_gflops']:.0f} GFLOP/s and "
             f"{measured['bandwidth_gbytes']:.1f} GB/s, measured in the same rounds",
         }

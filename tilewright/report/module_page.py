@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 
+from tilewright.labels import short_label
 from tilewright.report.graph import graph_chart
-from tilewright.report.module import ModuleReport
+from tilewright.report.module import ModuleReport, short_layout
 from tilewright.report.operators import roofline, time_chart
 from tilewright.report.svg import short_time
 
 HEADER = ("operator", "time", "share", "to win", "waits for", "tuning", "layouts", "inner loop")
+_FIGURES = (1, 2, 3)  # columns of numbers
 _ADVICE = 10
 
 
@@ -27,7 +29,8 @@ def rows_of(report: ModuleReport) -> list[tuple[str, ...]]:
         ) if figures else ("", "", "", "")  # fmt: skip
         tuning = f"{call.tuning}{': ' * bool(call.reason)}{call.reason}"
         loop = figures.get("instructions") or ""
-        rows.append((call.label, *measured, tuning, " | ".join(call.layouts), loop))
+        layouts = " | ".join(short_layout(layout) or "plain" for layout in call.layouts)
+        rows.append((short_label(call.label), *measured, tuning, layouts, loop))
     return rows
 
 
@@ -37,7 +40,7 @@ def advice_of(report: ModuleReport) -> list[str]:
         return []
     advised = [row for row in report.measured["operators"] if row["advice"]]
     return [
-        f"up to {short_time(row['to_win_s'])}: {row['label']}: {row['advice']}"
+        f"up to {short_time(row['to_win_s'])}: {short_label(row['label'])}: {row['advice']}"
         for row in advised[:_ADVICE]
     ]
 
@@ -88,8 +91,17 @@ def module_section(
     if report.quantized:
         parts.append(_quantized(report, table))
     parts.append("<h3>Every operator</h3>")
-    parts.append(table(HEADER, [[escape(cell) for cell in row] for row in rows_of(report)]))
+    rows = [
+        [_figure(cell) if at in _FIGURES else escape(cell) for at, cell in enumerate(row)]
+        for row in rows_of(report)
+    ]
+    parts.append(table(HEADER, rows))
     return "".join(parts)
+
+
+def _figure(text: str) -> str:
+    """Return a number with its unit, which stay on one line."""
+    return f'<span class="figure">{escape(text)}</span>'
 
 
 def _facts(report: ModuleReport) -> str:

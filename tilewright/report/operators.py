@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tilewright.labels import short_label
 from tilewright.report.module import Call, ModuleReport
 from tilewright.report.svg import box, drawing, line, short_time, text, titled
 
@@ -13,6 +14,7 @@ _SHOWN = 30
 _ROW = 20
 _WIDTH = 900
 _LABEL = 300
+_CHARACTERS = 40  # of a name that fits there
 _NUMBERS = 130
 _PLOT = (900, 380, 66, 16, 340)  # width, height, left, top, bottom
 _LARGEST_DOT = 16.0
@@ -35,7 +37,7 @@ def time_chart(report: ModuleReport) -> str:
         bar = box(kind, _LABEL, y, whole, _ROW - 6, 0.35)
         bar += box(kind, _LABEL, y, least, _ROW - 6)
         parts.append(titled(bar, _about(call)))
-        parts.append(text(_LABEL - 8, y + 11, _cut(call.label, 44), "end"))
+        parts.append(text(_LABEL - 8, y + 11, short_label(call.label, _CHARACTERS), "end"))
         numbers = f"{short_time(figures['seconds'])}, {figures['share']:.1%}"
         parts.append(text(_LABEL + whole + 6, y + 11, numbers))
     height = _ROW * len(shown) + 8
@@ -74,13 +76,14 @@ def roofline(report: ModuleReport) -> str:
         roofs.append((highest, f"{highest:.0f} GOP/s of bytes"))
     ridge = highest / bandwidth
     parts.append(line("roof", across(start), up(start * bandwidth), across(ridge), up(highest)))
+    names = []
     for roof, name in roofs:
         y = up(roof)
         parts.append(line("roof", across(roof / bandwidth), y, across(high_x), y))
-        parts.append(text(width - 22, y - 6, name, "end"))
+        names.append(text(width - 22, y - 6, name, "end", "on-top"))
     slope_x = across(math.sqrt(start * ridge))
     slope_y = up(math.sqrt(start * ridge) * bandwidth)
-    parts.append(text(slope_x - 8, slope_y - 8, f"{bandwidth:.0f} GB/s", "end"))
+    names.append(text(slope_x - 8, slope_y - 8, f"{bandwidth:.0f} GB/s", "end", "on-top"))
     for call, (x, y) in sorted(zip(points, at, strict=True), key=lambda p: -p[0].figures["share"]):
         radius = 2.5 + _LARGEST_DOT * math.sqrt(call.figures["share"])
         kind = "dot s1" if call.is_conversion else "dot s0"
@@ -89,6 +92,7 @@ def roofline(report: ModuleReport) -> str:
             f'cy="{up(max(y, low_y)):.1f}" r="{radius:.1f}"/>'
         )
         parts.append(titled(circle, _about(call)))
+    parts += names  # after the dots, which would hide them
     parts.append(text((left + width) / 2, height - 4, "operations a byte of arguments", "middle"))
     return drawing(width, height, "".join(parts), "Roofline of the operators")
 
@@ -139,7 +143,7 @@ def error_chart(layers: Sequence[tuple[str, float]]) -> str:
     for index, (name, value) in enumerate(layers):
         y, length = _ROW * index + 4, max(0.0, value) / highest * width
         parts.append(titled(box("bar", _LABEL, y, length, _ROW - 6), f"{name}: {value:.2f} dB"))
-        parts.append(text(_LABEL - 8, y + 11, _cut(name, 44), "end"))
+        parts.append(text(_LABEL - 8, y + 11, _cut(name, _CHARACTERS), "end"))
         parts.append(text(_LABEL + length + 6, y + 11, f"{value:.1f} dB"))
     return drawing(_WIDTH, _ROW * len(layers) + 8, "".join(parts), "Quantization error by layer")
 

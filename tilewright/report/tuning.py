@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from tilewright.errors import MeasureError
+from tilewright.labels import short_label
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ def read_log(path: Path) -> Facts:
         times = record.run_times_s
         seconds = median(times) if record.status == "ok" and times else None
         spent = record.build_time_s + sum(times or ())
-        name = f"{record.task['name']} {record.task_key[:8]}"
+        name = f"{short_label(record.task['name'])} {record.task_key[:8]}"
         curves.setdefault(name, []).append([seconds, spent])
     rows = []
     for key, curve in curves.items():
