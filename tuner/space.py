@@ -167,6 +167,9 @@ class LoopSpace:
         if "row_block" in fitted:
             fitted["column_vectors"] = min(fitted["column_vectors"], loops["vectors"])
             fitted["row_block"] = min(fitted["row_block"], self._tiles(fitted))
+            if self._over_planes:
+                most = self.loops["plane_rows"] // fitted["row_tile"]
+                fitted["row_block"] = max(1, min(fitted["row_block"], most))
         if not self._valid(fitted):
             return None
         worse = estimate_cycles(loops, fitted, self.target) > 1.05 * estimate_cycles(
@@ -223,13 +226,26 @@ class LoopSpace:
                 return False
             if decisions["panel"] and not self._sums_fit(decisions):
                 return False
-        if self.loops["kind"] == "window" and decisions["clip_pad"]:
+        if self.loops["kind"] == "window" and self._over_planes:
+            if not self._stays_near(decisions):
+                return False
+        elif self.loops["kind"] == "window" and decisions["clip_pad"]:
             window = set(self.loops["window"])
             if not self.loops["clip"] or not window <= set(decisions["written_out"]):
                 return False
         if self.target.cores > 1 and self.tasks(decisions) < self.target.cores:
             return False
         return registers_needed(decisions) <= self.target.vector_registers
+
+    @property
+    def _over_planes(self) -> bool:
+        return bool(self.loops.get("plane_rows"))
+
+    def _stays_near(self, decisions: Mapping[str, Any]) -> bool:
+        """Say whether a task over planes reads no more than it may, its window written out."""
+        rows = decisions["row_tile"] * decisions["row_block"]
+        whole = len(decisions["written_out"]) == len(self.loops["reductions"])
+        return whole and rows <= max(decisions["row_tile"], self.loops["plane_rows"])
 
     def _sums_fit(self, decisions: Mapping[str, Any]) -> bool:
         """Say whether a task has several tiles, and their sums may wait between panels."""
@@ -324,10 +340,12 @@ class LoopSpace:
             for vectors in range(1, min(loops["vectors"], 4) + 1)
             for size in _tile_sizes(inner, self.target.vector_registers // vectors)
         ]
-        written = [[], list(loops["slides"]), list(loops["window"])]
-        written.append(list(range(len(loops["reductions"]))))
         steps = loops["reductions"]
+        whole = list(range(len(steps)))
+        written = [[], list(loops["slides"]), list(loops["window"]), whole]
         unique = {tuple(axes): axes for axes in written if prod(steps[axis] for axis in axes) <= 16}
+        if self._over_planes:
+            unique = {tuple(whole): whole}
         groups: list[Options] = [
             tiles,
             [{"row_block": block} for block in _blocks(loops["row_points"])],

@@ -23,6 +23,8 @@ from tilewright.compiler.schedule.cost import (
 from tilewright.compiler.schedule.integer import find_dot, packed_weights
 from tilewright.compiler.schedule.padding import fusable_rows
 from tilewright.compiler.schedule.panels import panel_options
+from tilewright.compiler.schedule.planar_access import find_planar
+from tilewright.compiler.schedule.planar_window import MOST_NEAR_BYTES, most_rows
 from tilewright.compiler.schedule.weight_only import find_weight_only
 from tilewright.compiler.targets import Target
 
@@ -97,7 +99,8 @@ def describe_loops(func: PrimFunc, target: Target) -> dict[str, Any]:
     (that a tile may span), columns, row_points, batch, reductions (extents), clip (padding can be
     clipped), padded, window (reduction axes that slide along a row), slides, data_bytes, panels
     (steps of the reduction that a task may walk for all its tiles), ordered (the reduction axes
-    stay in their order: groups of packed weights).
+    stay in their order: groups of packed weights), plane_rows (of a window over planes: most rows
+    of a task; else 0).
     """
     kind = json.loads(default_decisions(func, target).to_json())["kind"]
     anchor = _anchor(func, target) if kind in ("contraction", "window") else None
@@ -105,6 +108,7 @@ def describe_loops(func: PrimFunc, target: Target) -> dict[str, Any]:
         return {"kind": kind}
     pads = [access.pad for access in anchor.accesses if access.pad is not None]
     fused = fusable_rows(anchor, pads) if kind == "contraction" else 1
+    planar = find_planar(anchor)
     grouped = find_weight_only(read_stages(func) or ()) is not None
     return {
         "kind": kind,
@@ -124,6 +128,7 @@ def describe_loops(func: PrimFunc, target: Target) -> dict[str, Any]:
         "data_bytes": _data_bytes(anchor),
         "panels": [] if kind == "window" or grouped else panel_options(anchor, target),
         "ordered": grouped,
+        "plane_rows": 0 if planar is None else most_rows(anchor, planar, MOST_NEAR_BYTES),
     }
 
 

@@ -34,6 +34,9 @@ from tilewright.compiler.schedule.dot_groups import (
 from tilewright.compiler.schedule.low_bit import read_low_bit
 from tilewright.compiler.targets import Target
 
+# Of weights whose windows walk over planes.
+_PLANAR_RANK = 4
+
 
 @dataclass(frozen=True)
 class _Product:
@@ -79,9 +82,12 @@ def _planar_share(
     if not _is_convolution(operator, anchor, operands, columns) or columns:
         return costs.PLANAR_SHARE
     assert operands.weight is not None
-    if operator.shapes[operands.weight][1] == 1:  # one step for each load: depthwise
-        return costs.PLANAR_WINDOW_SHARE
+    weight = operator.shapes[operands.weight]
     wide = operator.shapes[operator.output][-1] >= target.lanes("float32")
+    if weight[1] == 1:  # one step for each load: depthwise
+        is_plane = len(weight) == _PLANAR_RANK and min(weight[2:]) > 1
+        is_fast = wide and is_plane and str(operands.data_load.buffer.dtype) == "float32"
+        return costs.PLANAR_DEPTHWISE_SHARE if is_fast else costs.PLANAR_WINDOW_SHARE
     return costs.PLANAR_GROUPED_SHARE if wide else costs.PLANAR_WINDOW_SHARE
 
 

@@ -23,6 +23,7 @@ from tilewright.compiler.schedule.expressions import (
     substitute,
     without_range,
 )
+from tilewright.compiler.schedule.planar_access import read_planar
 
 Kind = Literal["contraction", "window", "reduction", "elementwise"]
 _COMBINERS = {tirx.Add: "add", tirx.Max: "max", tirx.Min: "min"}
@@ -355,8 +356,11 @@ def _assign_roles(
     vectors = [access for access in accesses if access.vector]
     others = [access for access in accesses if not access.vector]
     weight: Access | None
-    if len(vectors) == 1 and len(others) == 1:
-        kind: Kind = "contraction"
+    if len(vectors) == 1 and len(others) == 1 and _is_depthwise(vectors[0], others[0], stage):
+        kind: Kind = "window"
+        data, weight = vectors[0], others[0]
+    elif len(vectors) == 1 and len(others) == 1:
+        kind = "contraction"
         data, weight = others[0], vectors[0]
     elif not others and (len(accesses) == 2 or _slides(accesses[0], stage)):
         kind = "window"
@@ -376,6 +380,15 @@ def _assign_roles(
         else:
             batch.append(position)
     return Anchor(stage, *update, accesses, tuple(rows), tuple(columns), tuple(batch), lanes, kind)
+
+
+def _is_depthwise(image: Access, filter_: Access, stage: Stage) -> bool:
+    """Tell whether each plane of an image is multiplied by a small filter of its own."""
+    if str(stage.buffer.dtype) != "float32" or read_planar(image, stage) is None:
+        return False
+    axes = [axis.var for axis in stage.spatial[:-1] if axis.extent > 1]
+    mine, others = image.offset.coefficients, filter_.offset.coefficients
+    return all(var in mine for var in axes) and any(var in others for var in axes)
 
 
 def _mixes_packed(stage: Stage, accesses: tuple[Access, ...], lanes: int) -> bool:

@@ -143,9 +143,9 @@ def _emit_pad(builder: KernelBuilder, pad: PadStage, max_lanes: int) -> Any | No
         total = axis.extent * width
 
         def fill(start: int, stop: int) -> list[Any]:
-            return _row(target, base, start * width, stop * width, max_lanes, None, pad.fill)
+            return emit_row(target, base, start * width, stop * width, max_lanes, None, pad.fill)
 
-        copy = _row(
+        copy = emit_row(
             target,
             base,
             first * width,
@@ -158,7 +158,7 @@ def _emit_pad(builder: KernelBuilder, pad: PadStage, max_lanes: int) -> Any | No
         condition = _inside(pad, values, split)
         if condition is None:
             return sequence(inside)
-        border = _row(target, base, 0, total, max_lanes, None, pad.fill)
+        border = emit_row(target, base, 0, total, max_lanes, None, pad.fill)
         return tirx.IfThenElse(condition, sequence(inside), sequence(border))
 
     return fused_nest(outer, body_of, stage.work)
@@ -199,7 +199,7 @@ def _inside(pad: PadStage, values: dict[Any, Expr], split: int) -> Expr | None:
     return condition
 
 
-def _row(
+def emit_row(
     target: Any,
     base: Expr,
     first: int,
@@ -208,7 +208,16 @@ def _row(
     source: tuple[Any, Expr] | None,
     fill: Expr,
 ) -> list[Any]:
-    """Return the stores of elements [first, end) of a row: a copy, or the fill value."""
+    """Return the stores of elements [first, end) of a row: a copy, or the fill value.
+
+    Args:
+        target: flat buffer that is written.
+        base: address of element 0 of the row.
+        first, end: which elements.
+        lanes: elements in a vector.
+        source: flat buffer to copy from, and the address that element 0 has, or would have, in it.
+        fill: what is stored without a source.
+    """
     statements = []
     whole = (end - first) // lanes
 

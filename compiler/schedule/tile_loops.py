@@ -380,10 +380,14 @@ class KernelBuilder:
         bases = []
         for number, access in enumerate(self.accesses):
             base = tirx.Var(f"base{number}", self.index_dtype)
-            statements.append(tirx.Bind(base, geometry.base(access)))
+            statements.append(tirx.Bind(base, self.base(access, geometry)))
             bases.append(base)
         accumulators, body = self.emit(self.register_tile(geometry), bases)
         return sequence([*statements, *body, *self.epilogue.stores(accumulators, geometry)])
+
+    def base(self, access: Access, geometry: TileGeometry) -> Expr:
+        """Return the address of the first element that a tile reads through an access."""
+        return geometry.base(access)
 
     def register_tile(self, geometry: TileGeometry) -> RegisterTile:
         """Return what is summed in the registers of a tile."""

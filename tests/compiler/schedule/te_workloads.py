@@ -124,6 +124,48 @@ def depthwise(
     return _workload(data, weight, relu6)
 
 
+def planar_depthwise(
+    images: int, channels: int, size: tuple[int, int], kernel: int, stride: int,
+    pads: tuple[int, int], dilation: int = 1,
+) -> Workload:  # fmt: skip
+    """Depthwise convolution and ReLU6 on N C H W, weights C 1 KH KW."""
+    reach = (kernel - 1) * dilation + 1
+    oh, ow = ((extent + sum(pads) - reach) // stride + 1 for extent in size)
+    data = te.placeholder((images, channels, *size), name="data")
+    weight = te.placeholder((channels, 1, kernel, kernel), name="weight")
+    source = padded(data, *pads)
+    kh, kw = te.reduce_axis((0, kernel), "kh"), te.reduce_axis((0, kernel), "kw")
+    out = (images, channels, oh, ow)
+    conv = te.compute(
+        out,
+        lambda n, c, y, x: te.sum(
+            source[n, c, y * stride + kh * dilation, x * stride + kw * dilation]
+            * weight[c, 0, kh, kw],
+            axis=[kh, kw],
+        ),
+        name="depthwise",
+    )
+    relu6 = te.compute(out, lambda *i: te.min(te.max(conv(*i), 0.0), 6.0), name="relu6")
+    return _workload(data, weight, relu6)
+
+
+def planar_max_pool(
+    images: int, channels: int, size: tuple[int, int], kernel: int, stride: int,
+    pads: tuple[int, int],
+) -> Workload:  # fmt: skip
+    """Max pooling on N C H W."""
+    oh, ow = ((extent + sum(pads) - kernel) // stride + 1 for extent in size)
+    data = te.placeholder((images, channels, *size), name="data")
+    source = padded(data, *pads, tvm.tirx.min_value("float32"))
+    kh, kw = te.reduce_axis((0, kernel), "kh"), te.reduce_axis((0, kernel), "kw")
+    pool = te.compute(
+        (images, channels, oh, ow),
+        lambda n, c, y, x: te.max(source[n, c, y * stride + kh, x * stride + kw], axis=[kh, kw]),
+        name="pool",
+    )
+    return _workload(data, pool)
+
+
 def max_pool(
     images: int, channels: int, size: tuple[int, int], kernel: int, stride: int, pad: int,
     lanes: int = 16,
