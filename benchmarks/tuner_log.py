@@ -34,7 +34,7 @@ from tilewright.tuner import Log, Lookup, MeasureOptions, Record, TuneOptions, t
 from tilewright.tuner.algorithms import find_convolutions, measure_algorithms
 from tilewright.tuner.candidate import Candidate, canonical_json
 from tilewright.tuner.lookup import ALGORITHM
-from tilewright.tuner.records import merit
+from tilewright.tuner.records import is_outgrown, merit
 from tilewright.tuner.tune_model import model_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,7 +109,8 @@ def tune_model(name: str, log: Path, per_task: int, measure: MeasureOptions) -> 
     tasks = model_tasks(zoo.load(name), target, winograd=choose)
     known: dict[str, set[Candidate]] = {task.key: set() for task, _ in tasks}
     for record in Log(log).read().records:
-        known.get(record.task_key, set()).add(record.candidate)
+        if not is_outgrown(record):
+            known.get(record.task_key, set()).add(record.candidate)
     due = [(task, calls) for task, calls in tasks if _is_due(task, known[task.key])]
     print(f"{name}: {len(tasks)} tasks, {len(due)} of them due", file=sys.stderr, flush=True)
     if not due:

@@ -308,18 +308,26 @@ def _mount_logs(logs: typer.Typer, errors: Errors) -> None:
         """Explain the lines of a log that cannot be read; exit status 1 if there are any."""
         with errors(debug):
             from tilewright.tuner import Log
+            from tilewright.tuner.records import is_outgrown
 
             _must_exist(log)
             contents = Log(log).repair() if repair else Log(log).read()
+            older = sum(map(is_outgrown, contents.records))
         state = "moved away" if repair else "skipped"
         if as_json:
             lines = [asdict(skipped) for skipped in contents.skipped]
-            typer.echo(json.dumps({"records": len(contents.records), state: lines}, indent=2))
+            found = {"records": len(contents.records), "outgrown": older, state: lines}
+            typer.echo(json.dumps(found, indent=2))
         else:
             for skipped in contents.skipped:
                 typer.echo(f"{log}:{skipped.line}: {skipped.reason}")
             counts = f"{len(contents.records)} records, {len(contents.skipped)} lines"
             typer.echo(f"{log}: {counts} {state}")
+            if older:
+                typer.echo(
+                    f"{log}: {older} records are of older kernels; a compile takes their layouts, "
+                    "and their loops only where they won clearly; 'tilewright tune' measures anew"
+                )
         if contents.skipped and not repair:
             raise typer.Exit(1)
 

@@ -32,6 +32,7 @@ from tilewright.tuner.processors import place
 from tilewright.tuner.records import (
     Record,
     Status,
+    kernels_version,
     now,
     processor_name,
     target_data,
@@ -212,7 +213,7 @@ def _records(
                 run_times_s=(median(answer["seconds"][index]),) if status == "ok" else (),
                 hardware=hardware,
                 seed=options.seed,
-                versions=versions(),
+                versions={**versions(), **kernels_version(candidate(name))},
                 created_at=now(),
             )
         )

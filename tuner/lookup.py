@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import log2
 from pathlib import Path
@@ -33,7 +33,7 @@ from tilewright.errors import TilewrightError
 from tilewright.tuner.candidate import canonical_json
 from tilewright.tuner.layouts import layout_choices
 from tilewright.tuner.log import Contents, Log
-from tilewright.tuner.records import Record, applies_to, merit, same_target
+from tilewright.tuner.records import Record, applies_to, is_outgrown, merit, same_target
 from tilewright.tuner.space import LoopSpace
 from tilewright.tuner.workload import describe, describe_loops
 
@@ -47,6 +47,8 @@ _FARTHEST = 3.0
 _NEAREST_RECORDS = 3
 # Of the times of two records that were not measured in turns.
 _NOISE = 0.02
+# Older kernels may have become faster by that much: then today's own decisions are as good.
+_OUTGROWN = 0.1
 # Below this, waking another thread wins little.
 _WORTH_THREADS_S = 50e-6
 # Each costs a rewrite and a schedule while compiling.
@@ -132,7 +134,7 @@ class Lookup:
             if not applies_to(record.target, self.target):
                 self._foreign.add(record.task_key)
                 continue
-            if record.task["blocks"] == [ALGORITHM]:
+            if record.task.get("blocks") == [ALGORITHM]:
                 self._algorithms.setdefault(record.task_key, []).append(record)
                 continue
             cores = self.target.cores
@@ -178,7 +180,10 @@ class Lookup:
             decisions = tuple(_decision(task, record) for record in chosen)
             valid = tuple(d for d in decisions if _fits(task, d))
             if valid:
-                self._cover(task, "tuned", "" if here else "measured on a similar target", valid)
+                reason = "" if here else "measured on a similar target"
+                if any(record.candidate.schedule is None for record in chosen):
+                    reason = "loops of today: measured with older kernels; tune it again"
+                self._cover(task, "tuned", reason, valid)
                 return valid
             reason = "its records no longer fit the operator"
         elif task.key in self._foreign:
@@ -285,7 +290,8 @@ def _decision(task: Task, record: Record) -> TunedDecision:
 def _best_of_layouts(records: Iterable[Record]) -> list[Record]:
     """Return the best record of each layouts; one that won a race before others.
 
-    The compiler's own decisions stand where others win by no more than noise.
+    The compiler's own decisions stand where others win by no more than noise. Where all records are
+    of older kernels, their layouts stay, and their loops only where these won clearly.
     """
 
     groups: dict[tuple[Layout, ...], list[Record]] = {}
@@ -297,9 +303,14 @@ def _best_of_layouts(records: Iterable[Record]) -> list[Record]:
     for group in groups.values():
         best = min(group, key=merit)
         defaults = [record for record in group if record.hardware.get("default")]
+        defaults = [r for r in defaults if is_outgrown(r) == is_outgrown(best)]
         default = min(defaults, key=lambda record: record.seconds, default=best)
-        near = default.seconds <= best.seconds * (1 + _NOISE)
-        chosen.append(default if near else best)
+        outgrown = is_outgrown(best)
+        near = default.seconds <= best.seconds * (1 + (_OUTGROWN if outgrown else _NOISE))
+        found = default if near else best
+        if outgrown and near:
+            found = replace(found, candidate=replace(found.candidate, schedule=None))
+        chosen.append(found)
     return chosen
 
 

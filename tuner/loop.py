@@ -24,6 +24,8 @@ from tilewright.tuner.log import Log
 from tilewright.tuner.measure import Batch, Measurement, Measurer
 from tilewright.tuner.records import (
     Record,
+    is_outgrown,
+    kernels_version,
     now,
     same_target,
     target_data,
@@ -190,8 +192,8 @@ class _Loop:
         if warning:
             self.session.warnings.append(warning)
         for record in contents.records:
-            if not same_target(record.target, self.target):
-                continue
+            if not same_target(record.target, self.target) or is_outgrown(record):
+                continue  # what older kernels took says nothing of today's
             if record.hardware.get("measure") != self.measurer.facts.get("measure"):
                 continue  # cycles of a model and times of a device are not compared
             known = found.setdefault(record.task_key, {})
@@ -341,7 +343,7 @@ class _Loop:
                     build_time_s=result.build_time_s,
                     hardware=facts,
                     seed=self.options.measure.seed,
-                    versions=self.versions,
+                    versions={**self.versions, **kernels_version(result.candidate)},
                     created_at=now(),
                 )
             )

@@ -15,12 +15,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from tilewright.compiler.schedule.generation import FIRST, generation
 from tilewright.compiler.targets import Target
 from tilewright.errors import LogError, TilewrightError
 from tilewright.tuner.candidate import Candidate, canonical_json, digest
 from tilewright.tuner.record_fields import check_fields
 
 SCHEMA_VERSION = 1
+_KERNELS = "kernels"
 
 Status = Literal["ok", "build_error", "rejected", "run_error", "timeout", "wrong_output"]
 
@@ -45,7 +47,7 @@ class Record:
         build_time_s: seconds that building took.
         hardware: processor, threads and state of the caches.
         seed: of the random inputs.
-        versions: of tilewright and TVM.
+        versions: of tilewright and TVM, and "kernels": see `schedule.generation`.
         created_at: UTC.
     """
 
@@ -159,10 +161,16 @@ def same_target(record_target: Mapping[str, Any], target: Target) -> bool:
     )
 
 
-def merit(record: Record) -> tuple[bool, bool, float]:
-    """Return what good records are sorted by: winners of a final race, its others, then time."""
+def merit(record: Record) -> tuple[bool, bool, bool, float]:
+    """Return what good records are sorted by.
+
+    Those of today's kernels come first; of these winners of a final race, its others, then time.
+    """
     facts = record.hardware
-    return not facts.get("winner", False), not facts.get("raced", False), record.seconds
+    return (
+        *(is_outgrown(record), not facts.get("winner", False), not facts.get("raced", False)),
+        record.seconds,
+    )
 
 
 def _place(record: Record) -> str:
@@ -196,8 +204,28 @@ def best_records(records: Iterable[Record], count: int = 1, within: float = 2.0)
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a record depends on."""
+    """Return the versions of packages that a record depends on."""
     return {name: metadata.version(name) for name in ("tilewright", "apache-tvm")}
+
+
+def kernels_version(candidate: Candidate) -> dict[str, str]:
+    """Return the version of the kernels that a candidate is built with."""
+    return {_KERNELS: str(generation(_kind(candidate)))}
+
+
+def is_outgrown(record: Record) -> bool:
+    """Say whether a record was measured with kernels older than those of today."""
+    return _generation(record) < generation(_kind(record.candidate))
+
+
+def _generation(record: Record) -> int:
+    """Return the generation that a record names; those made before there was one name none."""
+    text = str(record.versions.get(_KERNELS, FIRST))
+    return int(text) if text.isdecimal() else FIRST
+
+
+def _kind(candidate: Candidate) -> str:
+    return "" if candidate.schedule is None else str(json.loads(candidate.schedule).get("kind"))
 
 
 def processor_name() -> str:

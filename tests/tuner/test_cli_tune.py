@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from tests.tuner.helpers import make_record
 from tilewright._cli_tuning_tables import print_result
 from tilewright.cli import app
+from tilewright.compiler.schedule import generation
 from tilewright.errors import LogError
 from tilewright.tuner import Log, TuneResult
 
@@ -71,6 +72,14 @@ def test_doctor_explains_and_repairs(log):
     assert f"{log.path}:3: torn or not JSON" in result.output
     assert _run("logs", "doctor", log.path, "--repair").exit_code == 0
     assert _run("logs", "doctor", log.path).output.endswith("2 records, 0 lines skipped\n")
+
+
+def test_doctor_counts_records_of_older_kernels(log, monkeypatch):
+    monkeypatch.setitem(generation._GENERATIONS, "contraction", 2)
+    result = _run("logs", "doctor", log.path)
+    assert result.exit_code == 0
+    assert "2 records are of older kernels" in result.output
+    assert json.loads(_run("logs", "doctor", log.path, "--json").output)["outgrown"] == 2
 
 
 def test_prune_and_merge_say_what_they_did(log, tmp_path):
