@@ -8,8 +8,9 @@ On six rows of the operator suite every searcher gets the same number of trials,
   weights of products, cost model and trials are the same. GRP and GMM have no NHWC of their own and
   take the logical and the packed layout there.
 
-Candidates that several searches want are measured once. Of each row the winners race each other in
-turns at the end; ratios are of those times. With --resume rows that are done are left out.
+Candidates that several searches want are measured once, and kept in `build/tuning/strategies`: with
+--time a row may be measured in pieces. Of each row the winners race each other in turns at the end;
+ratios are of those times. With --resume rows that are done are left out.
 Writes benchmarks/results/tuner_strategies_<vectors>.json and .md.
 """
 
@@ -44,18 +45,23 @@ from tilewright.compiler.tasks import Task
 from tilewright.tuner import (
     CrossExploration,
     Explorer,
+    Log,
     Measurement,
     MeasureOptions,
     Measurer,
     RandomSearch,
+    Record,
     Tuner,
 )
 from tilewright.tuner.candidate import Candidate
 from tilewright.tuner.cost_model import PRETRAINED, RankingModel
 from tilewright.tuner.measure import Batch
+from tilewright.tuner.records import is_outgrown, kernels_version, now, target_data, versions
 from tilewright.tuner.space import TaskSpace, task_space
 from tilewright.tuner.tune_model import model_tasks
+from tilewright.tuner.workload import describe as describe_task
 
+WORK = Path(__file__).resolve().parent.parent / "build" / "tuning" / "strategies"
 ROWS = ("C2D-4", "GRP-3", "DIL-1", "DEP-2", "C1D-3", "GMM-1")
 FIXED = {
     "NCHW": ("L", "packed"),
@@ -124,14 +130,62 @@ def searches(task: Task, space: TaskSpace, trials: int, seeds: int) -> list[Sear
     return found
 
 
+class Unfinished(Exception):
+    """The time is over; what was measured is kept."""
+
+
+class Kept:
+    """What was measured of one task, in memory and in a log.
+
+    Args:
+        row: name of the row.
+        task: what is measured; records of others and of older kernels are left out.
+    """
+
+    def __init__(self, row: str, task: Task) -> None:
+        self.task = task
+        self.log = Log(WORK / f"{row}.jsonl")
+        self.known = {
+            r.candidate: Measurement(r.candidate, r.status, r.error, r.run_times_s)
+            for r in self.log.read().records
+            if r.task_key == task.key and not is_outgrown(r)
+        }
+
+    def add(self, results: Sequence[Measurement]) -> None:
+        """Keep further results."""
+        self.known |= {result.candidate: result for result in results}
+        self.log.append(
+            Record(
+                task_key=self.task.key,
+                task=describe_task(self.task),
+                target=target_data(self.task.target),
+                candidate=result.candidate,
+                status=result.status,
+                error=result.error,
+                run_times_s=result.run_times_s,
+                versions={**versions(), **kernels_version(result.candidate)},
+                created_at=now(),
+            )
+            for result in results
+        )
+
+
 def explore(
-    measurer: Measurer, task: Task, runs: list[Search], trials: int, shared: bool = False
+    measurer: Measurer,
+    kept: Kept,
+    runs: list[Search],
+    trials: int,
+    shared: bool = False,
+    deadline: float = float("inf"),
 ) -> None:
     """Let all searches spend their trials, in turns; one builds while another is timed.
 
     Where the timing processor is `shared`, all batches that are ready are timed in one turn.
+
+    Raises:
+        Unfinished: the clock passed the deadline.
     """
-    known: dict[Candidate, Measurement] = {}
+    known, task = kept.known, kept.task
     flights: deque[tuple[Search, list[Candidate], Batch]] = deque()
     waiting = deque(runs)
     while waiting or flights:
@@ -144,6 +198,8 @@ def explore(
                 if fresh
                 else (run, asked, Batch(task, (), (), ()))
             )
+        if time.monotonic() >= deadline:
+            raise Unfinished(f"{len(known)} candidates are measured; run it again")
         flights[0][2].wait()
         until = time.monotonic() + (_LONGEST_TURN_S if shared else 0.0)
         with measurer.turn():
@@ -151,8 +207,7 @@ def explore(
                 run, asked, batch = flights.popleft()
                 best = run.tuner.best()
                 if batch.candidates:
-                    results = measurer.collect(batch, None if best is None else best.seconds)
-                    known |= dict(zip(batch.candidates, results, strict=True))
+                    kept.add(measurer.collect(batch, None if best is None else best.seconds))
                 run.tell([known[candidate] for candidate in asked])
                 if asked and len(run.curve) < trials:
                     waiting.append(run)
@@ -160,15 +215,21 @@ def explore(
                     break
 
 
-def compare(name: str, trials: int, seeds: int, measure: MeasureOptions) -> dict:
-    """Return what all searches found for one row of the suite."""
+def compare(
+    name: str, trials: int, seeds: int, measure: MeasureOptions, deadline: float = float("inf")
+) -> dict:
+    """Return what all searches found for one row of the suite.
+
+    Raises:
+        Unfinished: the clock passed the deadline.
+    """
     target = replace(parse_target("native"), cores=1)
     (operator,) = load_suite(kinds=(name,))
     ((task, _),) = model_tasks(build_model(operator), target, winograd=False)
     with Measurer(target, measure) as measurer:
         space = task_space(measurer.choices(task), target)
         runs = searches(task, space, trials, seeds)
-        explore(measurer, task, runs, trials, shared=measure.lock is not None)
+        explore(measurer, Kept(name, task), runs, trials, measure.lock is not None, deadline)
         winners = [run.tuner.best() for run in runs]
         assert all(winners), "a search found nothing that works"
         candidates = list(dict.fromkeys(winner.candidate for winner in winners if winner))
@@ -267,6 +328,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--measure-cpu", type=int)
     parser.add_argument("--lock", type=Path, help="file to lock while candidates are timed")
+    parser.add_argument("--time", type=float, default=float("inf"), help="seconds for each row")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--most", type=int, default=len(ROWS), help="rows in this call")
     arguments = parser.parse_args()
@@ -276,7 +338,12 @@ def main() -> None:
     wanted = [row for row in arguments.rows if not (arguments.resume and row in done)]
     measure = MeasureOptions(cpu=arguments.measure_cpu, lock=arguments.lock)
     for name in wanted[: arguments.most]:
-        row = compare(name, arguments.trials, arguments.seeds, measure)
+        deadline = time.monotonic() + arguments.time
+        try:
+            row = compare(name, arguments.trials, arguments.seeds, measure, deadline)
+        except Unfinished as unfinished:
+            print(f"{name}: {unfinished}", file=sys.stderr, flush=True)
+            continue
         rows = merge_rows(path, [row], ("row",))
         write_json(path, {"machine": describe(), "rows": rows})
         text = "# Joint, random and loop-only search at equal trials\n\n"
