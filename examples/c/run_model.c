@@ -84,7 +84,8 @@ int main(int argc, char **argv) {
   if (!context) {
     fprintf(stderr, "%s\n", tilewright_error());
   } else if ((uint32_t)argc - 2 != num_inputs) {
-    fprintf(stderr, "the module takes %u input files\n", (unsigned)num_inputs);
+    fprintf(stderr, "%d input files are given, the module takes %u\n", argc - 2,
+            (unsigned)num_inputs);
   } else if (inputs && outputs) {
     status = run(module, context, inputs, outputs, argv + 2);
   }
