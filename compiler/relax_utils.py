@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax
+from tvm import relax, te
+
+OP_PATTERN = "op_pattern"
+"""Attribute by which FuseOps knows what it may fuse a PrimFunc with."""
 
 
 def is_constant(expr: object) -> bool:
@@ -25,6 +29,30 @@ def op_name(expr: object) -> str | None:
     if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
         return str(expr.op.name)
     return None
+
+
+def call_marked(
+    builder: relax.BlockBuilder,
+    name: str,
+    compute: Callable[..., te.Tensor],
+    operands: Sequence[relax.Expr],
+    marks: Mapping[str, str | int],
+) -> relax.Call:
+    """Return a call of a tensor expression as a PrimFunc with attributes, added to the module.
+
+    Args:
+        builder: where the PrimFunc goes.
+        name: its name, to which the builder may add a number.
+        compute: of tensors like the operands.
+        operands: of the call.
+        marks: attributes; see `read_mark`, and `OP_PATTERN`.
+    """
+    call = builder.call_te(compute, *operands, primfunc_name_hint=name)
+    func = builder.get()[call.args[0]]
+    for attribute, value in marks.items():
+        func = func.with_attr(attribute, value)
+    builder.update_func(call.args[0], func)
+    return call
 
 
 def read_mark(mod: tvm.IRModule, expr: object, attribute: str) -> dict[str, Any] | None:

@@ -85,8 +85,8 @@ def mount(app: typer.Typer, errors: Errors) -> None:
             bool,
             typer.Option(
                 "--everything",
-                help="Store in bytes also what no operator on integers reads, for compile "
-                "--integer-only of transformers; costs accuracy.",
+                help="Store in bytes also results of layers, and sums of them, that no operator on "
+                "integers reads; costs accuracy.",
             ),
         ] = False,
         bits: Annotated[

@@ -51,8 +51,8 @@ def quantize(
         smooth: scale and shift layer normalisations before, so that channels come to the same
             range; 0 to 1 says how much of it moves into the weights. None: no. "auto": with 8 bits
             `AUTO_SMOOTH` where there is a layer normalisation to smooth, else no.
-        everything: store also as bytes what no operator on integers reads, as `compile` with
-            `integer_only` needs for transformers; it costs accuracy. For 8 bits.
+        everything: store also as bytes results of layers, and sums of them, that no operator on
+            integers reads; it costs accuracy. For 8 bits.
         bits: "8"; another precision of all layers, as "4", "w4a8", "w2a8", "w4g32"; or "auto": of
             each layer its own, for `goal`.
         goal: what "auto" has to keep; see `mixed_precision.choice.Goal`.

@@ -36,7 +36,14 @@ from tilewright.compiler.algorithms import (
     choose_by_estimate,
     has_tiles,
 )
-from tilewright.compiler.relax_utils import constant_array, is_constant, op_name, static_shape
+from tilewright.compiler.relax_utils import (
+    OP_PATTERN,
+    call_marked,
+    constant_array,
+    is_constant,
+    op_name,
+    static_shape,
+)
 from tilewright.compiler.targets import Target
 from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK, PRODUCT, Winograd
 from tilewright.compiler.winograd_tensors import depth_product, input_transform, output_transform
@@ -97,11 +104,8 @@ class _Lower(relax.expr_functor.PyExprMutator):
         packed = relax.const(variant.transform_weight(constant_array(weight)))
 
         def emit_te(name: str, function: Callable[..., te.Tensor], *sources: relax.Expr):
-            lowered = self.builder_.call_te(function, *sources, primfunc_name_hint=name)
-            name_in_module = lowered.args[0]
-            func = self.builder_.get()[name_in_module].with_attr("op_pattern", _FUSIBLE_OUTPUT)
-            self.builder_.update_func(name_in_module, func)
-            return self.builder_.emit(lowered)
+            marks = {OP_PATTERN: _FUSIBLE_OUTPUT}
+            return self.builder_.emit(call_marked(self.builder_, name, function, sources, marks))
 
         def reshape(source: relax.Expr, *shape: int) -> relax.Expr:
             return self.builder_.emit(relax.op.reshape(source, shape))

@@ -12,7 +12,7 @@ import tvm
 from tvm import relax
 
 from tilewright.compiler.quantize.weight_product import WeightProduct, read_product
-from tilewright.compiler.relax_utils import static_shape
+from tilewright.compiler.relax_utils import OP_PATTERN, call_marked, static_shape
 from tilewright.compiler.targets import Target
 from tilewright.compiler.weight_only import WeightWords, pack_words, product
 
@@ -70,12 +70,8 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
         )
         packed = pack_words(words, weights.codes(), weights.scales, weights.zeros)
         assert static_shape(data)[-1] == words.rows
-        call = self.builder_.call_te(
-            lambda x, w: product(x, w, words),
-            *(data, relax.const(tvm.runtime.tensor(packed))),
-            primfunc_name_hint=f"w{words.bits}_matmul",
+        return call_marked(
+            *(self.builder_, f"w{words.bits}_matmul", lambda x, w: product(x, w, words)),
+            [data, relax.const(tvm.runtime.tensor(packed))],
+            {OP_PATTERN: _ANCHOR},
         )
-        global_var = call.args[0]
-        func = self.builder_.get()[global_var]
-        self.builder_.update_func(global_var, func.with_attr("op_pattern", _ANCHOR))
-        return call

@@ -18,7 +18,7 @@ import numpy as np
 import tvm
 from tvm import relax, te, tirx
 
-from tilewright.compiler.relax_utils import constant_array, read_mark
+from tilewright.compiler.relax_utils import call_marked, constant_array, read_mark
 
 ATTRIBUTE = "tilewright.quantization"
 # Types below a byte lie one in a byte, in its low bits.
@@ -134,11 +134,8 @@ def emit_affine(
 
         return te.compute(x.shape, _element(kind, x, parameters, dtype), name=f"{kind}d")
 
-    lowered = builder.call_te(compute, source, *operands, primfunc_name_hint=f"{kind}_linear")
-    name = lowered.args[0]
-    func = builder.get()[name].with_attr(ATTRIBUTE, json.dumps(said))
-    builder.update_func(name, func)
-    return lowered
+    marks = {ATTRIBUTE: json.dumps(said)}
+    return call_marked(builder, f"{kind}_linear", compute, [source, *operands], marks)
 
 
 def _element(

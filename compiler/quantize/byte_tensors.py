@@ -31,8 +31,8 @@ def tensors_to_quantize(proto: onnx.ModelProto, *, everything: bool = False) -> 
 
     Args:
         proto: the float model.
-        everything: also the results of all layers and of what follows them, though only operators
-            on floats read them: what integers throughout need.
+        everything: also the results of all layers, and sums of them, though only operators on
+            floats read them.
     """
     model = FloatModel(proto)
     wanted = _demanded(model)

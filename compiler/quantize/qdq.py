@@ -37,7 +37,7 @@ from tilewright.compiler.quantize.movement import move_bytes
 from tilewright.compiler.quantize.pooling import Average, read_average
 from tilewright.compiler.quantize.region import Region, find_regions, is_movement
 from tilewright.compiler.quantize.winograd_sums import WinogradSums, winograd_sums
-from tilewright.compiler.relax_utils import static_shape
+from tilewright.compiler.relax_utils import OP_PATTERN, call_marked, static_shape
 from tilewright.compiler.winograd import INPUT_BLOCK, PRODUCT
 from tilewright.compiler.winograd_tensors import whole_product
 from tilewright.errors import CompileError
@@ -378,12 +378,8 @@ class _Rewriter(relax.expr_functor.PyExprMutator):
         operands: list[relax.Expr],
         pattern: int | None,
     ) -> relax.Var:
-        lowered = self.builder_.call_te(function, *operands, primfunc_name_hint=name)
-        if pattern is not None:
-            global_var = lowered.args[0]
-            func = self.builder_.get()[global_var].with_attr("op_pattern", pattern)
-            self.builder_.update_func(global_var, func)
-        return self.builder_.emit(lowered)
+        marks = {} if pattern is None else {OP_PATTERN: pattern}
+        return self.builder_.emit(call_marked(self.builder_, name, function, operands, marks))
 
 
 def read_anchor(graph: Graph, var: relax.Var) -> Linear | Average | None:

@@ -13,7 +13,7 @@ import numpy as np
 import tvm
 from tvm import relax, te, tirx
 
-from tilewright.compiler.relax_utils import constant_array, read_mark
+from tilewright.compiler.relax_utils import call_marked, constant_array, read_mark
 from tilewright.compiler.weight_only import WORD_BITS
 
 ATTRIBUTE = "tilewright.weight_product"
@@ -135,12 +135,8 @@ def emit_product(
         return te.compute((*x.shape[:-1], weights.columns), value, name="weight_product")
 
     name = f"w{weights.bits}_matmul"
-    call = builder.call_te(compute, data, *constants, primfunc_name_hint=name)
     said = {"bits": weights.bits, "rows": weights.rows}
-    global_var = call.args[0]
-    func = builder.get()[global_var].with_attr(ATTRIBUTE, json.dumps(said))
-    builder.update_func(global_var, func)
-    return call
+    return call_marked(builder, name, compute, [data, *constants], {ATTRIBUTE: json.dumps(said)})
 
 
 def read_product(mod: tvm.IRModule, expr: object) -> WeightProduct | None:
