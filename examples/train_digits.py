@@ -3,6 +3,8 @@
 Half a minute on one processor; writes examples/digits_cnn.onnx, which is committed.
 """
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from digits import load_split
 from torch import nn
 from torch.nn import functional as F
+from training import Batch, export, minimise
 
 OUTPUT = Path(__file__).with_name("digits_cnn.onnx")
 EPOCHS = 40
@@ -26,21 +29,13 @@ def make_network() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 2 * 2, 10))
 
 
-def train(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
-    """Train with Adam, a one-cycle rate and random shifts by up to one pixel."""
-    optimiser = torch.optim.Adam(network.parameters(), weight_decay=1e-4)
-    steps = EPOCHS * -(-len(labels) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=5e-3, total_steps=steps)
-    network.train()
+def shifted(images: torch.Tensor, labels: torch.Tensor) -> Iterator[Batch]:
+    """Yield the batches of all epochs, shifted at random by up to one pixel."""
     for _ in range(EPOCHS):
         for chosen in torch.randperm(len(labels)).split(BATCH):
             dy, dx = torch.randint(0, 3, (2,)).tolist()
-            batch = F.pad(images[chosen], (1, 1, 1, 1))[:, :, dy : dy + 8, dx : dx + 8]
-            loss = F.cross_entropy(network(batch), labels[chosen], label_smoothing=0.05)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
+            padded = F.pad(images[chosen], (1, 1, 1, 1))
+            yield padded[:, :, dy : dy + 8, dx : dx + 8], labels[chosen]
 
 
 def main() -> None:
@@ -49,15 +44,18 @@ def main() -> None:
     torch.set_num_threads(1)
     (images, labels), (held_out, expected) = load_split()
     network = make_network()
-    train(network, torch.from_numpy(images), torch.from_numpy(labels))
-    network.eval()
+    minimise(
+        network,
+        partial(F.cross_entropy, label_smoothing=0.05),
+        shifted(torch.from_numpy(images), torch.from_numpy(labels)),
+        steps=EPOCHS * -(-len(labels) // BATCH),
+        rate=5e-3,
+        weight_decay=1e-4,
+    )
     with torch.no_grad():
         found = network(torch.from_numpy(held_out)).argmax(1).numpy()
         print(f"accuracy on {len(expected)} held-out images: {np.mean(found == expected):.4f}")
-        example = (torch.from_numpy(held_out[:1]),)
-        names = {"input_names": ["image"], "output_names": ["logits"]}
-        torch.onnx.export(network, example, str(OUTPUT), dynamo=False, opset_version=17, **names)
-    print(f"wrote {OUTPUT} ({OUTPUT.stat().st_size / 1024:.0f} KiB)")
+    export(network, torch.from_numpy(held_out[:1]), ("image", "logits"), OUTPUT)
 
 
 if __name__ == "__main__":

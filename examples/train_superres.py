@@ -4,6 +4,7 @@ ESPCN (arXiv 1609.05158) with ReLU, 14,000 weights, on images inside scikit-imag
 one processor; needs the extra `bench`; writes examples/superres_x2.onnx, which is committed.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from skimage import transform
 from superres import SCALE, SIZE, TRAINING, held_out, luminance, psnr, shrunk
 from torch import nn
 from torch.nn import functional as F
+from training import Batch, export, minimise
 
 OUTPUT = Path(__file__).with_name("superres_x2.onnx")
 STEPS = 15000
@@ -45,24 +47,17 @@ def patches(rng: np.random.Generator, pairs: list[tuple[np.ndarray, np.ndarray]]
     return [torch.from_numpy(np.stack(side))[:, None] for side in zip(*batch, strict=True)]
 
 
-def train(network: nn.Module) -> None:
-    """Train with Adam and a one-cycle rate on the absolute error."""
+def all_patches() -> Iterator[Batch]:
+    """Yield the batches of all steps."""
     pairs = []
     for name in TRAINING:
         image = luminance(name)
         image = image[: image.shape[0] // SCALE * SCALE, : image.shape[1] // SCALE * SCALE]
         pairs.append((shrunk(image), image))
     rng = np.random.default_rng(0)
-    optimiser = torch.optim.Adam(network.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=2e-3, total_steps=STEPS)
-    network.train()
     for _ in range(STEPS):
         small, large = patches(rng, pairs)
-        loss = F.l1_loss(network(small), large)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
+        yield small, large
 
 
 def main() -> None:
@@ -70,8 +65,7 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     network = make_network()
-    train(network)
-    network.eval()
+    minimise(network, F.l1_loss, all_patches(), STEPS, rate=2e-3)
     small, large = held_out()
     with torch.no_grad():
         found = network(torch.from_numpy(small)).numpy()
@@ -80,10 +74,7 @@ def main() -> None:
     pairs = list(zip(cubic, found, large, strict=True))
     print(f"bicubic {np.mean([psnr(c, w) for c, _, w in pairs]):.2f} dB")
     print(f"network {np.mean([psnr(f, w) for _, f, w in pairs]):.2f} dB")
-    example = (torch.from_numpy(small[:1]),)
-    names = {"input_names": ["small"], "output_names": ["large"]}
-    torch.onnx.export(network, example, str(OUTPUT), dynamo=False, opset_version=17, **names)
-    print(f"wrote {OUTPUT} ({OUTPUT.stat().st_size / 1024:.0f} KiB)")
+    export(network, torch.from_numpy(small[:1]), ("small", "large"), OUTPUT)
 
 
 if __name__ == "__main__":

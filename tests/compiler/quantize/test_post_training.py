@@ -5,10 +5,10 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from tests.compiler.quantize.models import run_onnxruntime
+from tests.compiler.quantize.test_bit_plan import network
 from tilewright.calibration import load_samples
 from tilewright.cli import app
 from tilewright.compiler.quantize.byte_tensors import tensors_to_quantize
@@ -81,39 +81,8 @@ def test_weights_have_a_scale_for_each_channel():
     assert (error <= scale / 2 + 1e-7).all()
 
 
-def _network():
-    rng = np.random.default_rng(3)
-
-    def constant(name, *shape):
-        array = rng.standard_normal(shape) / np.sqrt(max(1, np.prod(shape[1:])))
-        return numpy_helper.from_array(array.astype("float32"), name)
-
-    nodes = [
-        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], name="first", pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["c1"], ["r1"]),
-        helper.make_node("MaxPool", ["r1"], ["p1"], kernel_shape=[2, 2], strides=[2, 2]),
-        helper.make_node("Conv", ["p1", "w2", "b2"], ["c2"], name="second", pads=[1, 1, 1, 1]),
-        helper.make_node("Add", ["c2", "p1"], ["a1"]),
-        helper.make_node("GlobalAveragePool", ["a1"], ["g1"]),
-        helper.make_node("Flatten", ["g1"], ["f1"]),
-        helper.make_node("Gemm", ["f1", "w3", "b3"], ["y"], name="last", transB=1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "network",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 12, 12])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 10])],
-        [
-            *(constant("w1", 8, 3, 3, 3), constant("b1", 8), constant("w2", 8, 8, 3, 3)),
-            *(constant("b2", 8), constant("w3", 10, 8), constant("b3", 10)),
-        ],
-    )
-    opsets = [helper.make_opsetid("", 17)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
-
-
 def test_activations_are_rounded_behind_relu_and_outputs_stay_floats():
-    names = tensors_to_quantize(_network())
+    names = tensors_to_quantize(network())
     assert "r1" in names
     assert "c1" not in names
     assert "y" not in names
@@ -121,7 +90,7 @@ def test_activations_are_rounded_behind_relu_and_outputs_stay_floats():
 
 def test_command_writes_a_model_that_onnxruntime_runs(tmp_path):
     model, samples, out = (tmp_path / name for name in ("m.onnx", "c.npz", "q.onnx"))
-    onnx.save(_network(), model)
+    onnx.save(network(), model)
     rng = np.random.default_rng(4)
     data = rng.standard_normal((6, 1, 3, 12, 12)).astype("float32")
     np.savez(samples, x=data)
@@ -132,8 +101,8 @@ def test_command_writes_a_model_that_onnxruntime_runs(tmp_path):
     assert "dB" in result.output
     quantized = onnx.load(out)
     kinds = [node.op_type for node in quantized.graph.node]
-    assert kinds.count("QuantizeLinear") == len(tensors_to_quantize(_network()))
-    (wanted,) = run_onnxruntime(_network(), {"x": data[0]})
+    assert kinds.count("QuantizeLinear") == len(tensors_to_quantize(network()))
+    (wanted,) = run_onnxruntime(network(), {"x": data[0]})
     (got,) = run_onnxruntime(quantized, {"x": data[0]})
     assert noise(got, wanted) > 25
 
