@@ -1,23 +1,30 @@
-"""Which algorithm computes a convolution of 3x3: decided on the graph, before there are tasks.
+"""Which algorithm computes a convolution of few taps: decided on the graph, before there are tasks.
 
-Direct convolution multiplies 9 times for each output and channel; Winograd's F(2x2) and F(4x4) do
-4 and 2.25 times, but they move more data and need larger weights. By default an estimate decides; a
-log that has measured times of the alternatives decides better (`tuner/algorithms.py`).
+Direct convolution of 3x3 multiplies 9 times for each output and channel; Winograd's F(2x2) and
+F(4x4) do 4 and 2.25 times, but they move more data and need larger weights. By default an estimate
+decides; a log that has measured times of the alternatives decides better (`tuner/algorithms.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TypeAlias
 
 from tilewright.compiler.targets import Target
-from tilewright.compiler.winograd import WINOGRAD, Winograd
+from tilewright.compiler.winograd import (
+    ALONE,
+    SIGNAL_RANK,
+    WINOGRAD,
+    WINOGRAD_OF_TWO,
+    Winograd,
+)
 
 DIRECT = "direct"
+_THREE = 3
 
 # Estimates for one core, from benchmarks on the reference machine; only ratios matter.
 _CLOCK_HZ = 3.9e9
@@ -37,9 +44,10 @@ _BYTES_FOR_A_PERCENT = 5 << 18
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
-    """A convolution of 3x3 and stride 1 by its shapes: data NCHW, weight OIHW, output NCHW.
+    """A convolution of stride 1 by its shapes: data NCHW, weight OIHW, output NCHW.
 
-    With a depth: data NCDHW, weight OIDHW; its window and stride along the depth may be any.
+    Its window is 3x3, 2x2 or, of a signal with a height of 1, 1x3. With a depth: data NCDHW, weight
+    OIDHW; its window and stride along the depth may be any.
 
     Attributes:
         data, weight, out: shapes.
@@ -71,11 +79,40 @@ class Convolution:
         With dilation, pixels as far apart as the steps of the window make up images of their own;
         the tiles are those of the greatest of them.
         """
+        used = (self.along_rows(variant), variant)
         rows, columns = (
-            -(-extent // (step * variant.outputs))
-            for extent, step in zip(self.out[-2:], self.dilation, strict=True)
+            -(-extent // (step * each.outputs))
+            for extent, step, each in zip(self.out[-2:], self.dilation, used, strict=True)
         )
         return rows, columns
+
+    @property
+    def variants(self) -> dict[str, Winograd | None]:
+        """What can be chosen for this window, by name."""
+        return VARIANTS if self.weight[-1] == _THREE else _VARIANTS_OF_TWO
+
+    def along_rows(self, variant: Winograd) -> Winograd:
+        """Return what is used along the height, beside `variant` along the width."""
+        return ALONE if self.weight[-2] == 1 else variant
+
+    def points(self, variant: Winograd) -> int:
+        """Return the number of elements of a transformed tile."""
+        return self.along_rows(variant).tile * variant.tile
+
+
+def as_images(
+    data: tuple[int, ...],
+    weight: tuple[int, ...],
+    out: tuple[int, ...],
+    dilation: Sequence[int],
+) -> Convolution:
+    """Return a convolution by its shapes; signals become images of one row."""
+    shapes = [
+        shape if len(shape) > SIGNAL_RANK else (*shape[:2], 1, shape[2])
+        for shape in (data, weight, out)
+    ]
+    height, width = (1, *dilation)[-2:]
+    return Convolution(shapes[0], shapes[1], shapes[2], (height, width))
 
 
 Chooser: TypeAlias = Callable[[Convolution, Target], Winograd | None]
@@ -90,12 +127,17 @@ def algorithm_name(variant: Winograd | None) -> str:
 VARIANTS: dict[str, Winograd | None] = {
     algorithm_name(variant): variant for variant in (None, *WINOGRAD.values())
 }
-"""What can be chosen, by name."""
+"""What can be chosen for 3 taps, by name."""
+
+_VARIANTS_OF_TWO: dict[str, Winograd | None] = {
+    algorithm_name(variant): variant for variant in (None, *WINOGRAD_OF_TWO.values())
+}
 
 
 def has_tiles(convolution: Convolution, variant: Winograd) -> bool:
     """Say whether there are several tiles along both sides, as the transforms need."""
-    return min(convolution.tiles(variant)) > 1
+    rows, columns = convolution.tiles(variant)
+    return columns > 1 and (rows > 1 or convolution.weight[-2] == 1)
 
 
 def estimate_seconds(convolution: Convolution, target: Target) -> dict[str, float]:
@@ -105,12 +147,12 @@ def estimate_seconds(convolution: Convolution, target: Target) -> dict[str, floa
     share = 1.0 if target.architecture == "x86_64" else _BOARD_BANDWIDTH
     memory, cache = share * _MEMORY_BYTES_S, share * _CACHE_BYTES_S
     found = {DIRECT: 2 * convolution.multiplications / (peak * _DIRECT_SHARE)}
-    for variant in WINOGRAD.values():
-        if not has_tiles(convolution, variant):
+    for variant in convolution.variants.values():
+        if variant is None or not has_tiles(convolution, variant):
             continue
         tiles = out[0] * prod(convolution.tiles(variant)) * prod(convolution.dilation)
         tiles_in, tiles_out = tiles * prod(data[2:-2]), tiles * prod(out[2:-2])
-        points = variant.tile**2
+        points = convolution.points(variant)
         pairs = prod(weight[:-2])
         product = 2 * points * tiles_out * pairs / (peak * _PRODUCT_SHARE)
         moved = 8 * points * (tiles_out * weight[0] + tiles_in * weight[1])
@@ -125,7 +167,7 @@ def choose_by_estimate(convolution: Convolution, target: Target) -> Winograd | N
     """Return the variant that is estimated fastest by a margin, or None for direct."""
     seconds = estimate_seconds(convolution, target)
     best = min(seconds, key=lambda name: seconds[name])
-    return VARIANTS[best] if seconds[best] < seconds[DIRECT] / _GAIN_WANTED else None
+    return convolution.variants[best] if seconds[best] < seconds[DIRECT] / _GAIN_WANTED else None
 
 
 def choose_by_time(convolution: Convolution, seconds: Mapping[str, float]) -> Winograd | None:
@@ -135,11 +177,11 @@ def choose_by_time(convolution: Convolution, seconds: Mapping[str, float]) -> Wi
     module and to the memory of whoever runs it: 512 channels of 7 x 7 take 9.4 MB and 2.39 ms
     directly, 16.8 MB and 1.80 ms by F(2x2), 37.7 MB and 1.62 ms by F(4x4) (Zen 3).
     """
-    pairs = 4 * prod(convolution.weight[:-2])
+    pairs, window = 4 * prod(convolution.weight[:-2]), prod(convolution.weight[-2:])
 
     def cost(name: str) -> float:
-        variant = VARIANTS[name]
-        weights = pairs * (9 if variant is None else variant.tile**2)
+        variant = convolution.variants[name]
+        weights = pairs * (window if variant is None else convolution.points(variant))
         return seconds[name] * (1 + 0.01 * weights / _BYTES_FOR_A_PERCENT)
 
-    return VARIANTS[min(seconds, key=cost)]
+    return convolution.variants[min(seconds, key=cost)]

@@ -9,7 +9,15 @@ from collections.abc import Sequence
 
 from tvm import te, tirx, topi
 
-from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK, PRODUCT, Matrix, Winograd
+from tilewright.compiler.schedule.expressions import dtype_of
+from tilewright.compiler.winograd import (
+    INPUT_BLOCK,
+    OUTPUT_BLOCK,
+    PRODUCT,
+    SIGNAL_RANK,
+    Matrix,
+    Winograd,
+)
 
 
 def _entry(matrix: Matrix, row: tirx.Expr, column: tirx.Expr, dtype: str) -> tirx.Expr:
@@ -36,46 +44,59 @@ def input_transform(
     steps: tuple[int, int] = (1, 1),
     dtype: str = "float32",
     border: int = 0,
+    rows: Winograd | None = None,
 ) -> te.Tensor:
     """V[a, b, n, .., th, tw, c] = sum of B^T[a, i] B^T[b, j] x[n, c, .., m th + i, m tw + j].
+
+    A signal x[n, c, m tw + j] without rows has one of them: a and th are 0.
 
     The sum is over i and j; between them and n and c may be a depth, which keeps its padding. With
     dilation there are indices p and q in front of th and tw, and rows are (m th + i) steps + p.
 
     Args:
-        x: [N, C, (D,) H, W].
+        x: [N, C, (D,) H, W], or [N, C, W].
         variant: which tiles.
         before, after: padding of each axis behind the channels.
         tiles: number of tiles along height and width.
         steps: the dilation of height and width.
         dtype: of V, which x is converted to.
         border: what the padding is filled with.
+        rows: which tiles along the height, where others than along the width.
     """
     batch, channels, *extents = (int(extent) for extent in x.shape)
-    m, t = variant.outputs, variant.tile
+    rows = rows or variant
+    sides = min(len(extents), 2)
     needed = [
-        (m * count + 2) * step - extent - pad
-        for count, step, extent, pad in zip(tiles, steps, extents[-2:], before[-2:], strict=True)
+        (each.outputs * count + each.taps - 1) * step - extent - pad
+        for each, count, step, extent, pad in zip(
+            (rows, variant)[-sides:],
+            tiles[-sides:],
+            steps[-sides:],
+            extents[-sides:],
+            before[-sides:],
+            strict=True,
+        )
     ]
-    behind = [*after[:-2], *needed]
+    behind = [*after[:-sides], *needed]
     zero = tirx.const(border, str(x.dtype))
     padded = topi.nn.pad(x, [0, 0, *before], [0, 0, *behind], zero, name="pad_temp")
     images = [] if steps == (1, 1) else steps
     depth = [int(extent) for extent in padded.shape[2:-2]]
-    i, j = te.reduce_axis((0, t), "i"), te.reduce_axis((0, t), "j")
+    i, j = te.reduce_axis((0, rows.tile), "i"), te.reduce_axis((0, variant.tile), "j")
 
     def value(a: tirx.Expr, b: tirx.Expr, n: tirx.Expr, *rest: tirx.Expr) -> tirx.Expr:
         *outer, th, tw, c = rest
-        row, column = th * m + i, tw * m + j
+        row, column = th * rows.outputs + i, tw * variant.outputs + j
         if images:
             *outer, p, q = outer
             row, column = row * steps[0] + p, column * steps[1] + q
-        matrices = _entry(variant.data, a, i, dtype) * _entry(variant.data, b, j, dtype)
-        element = padded[(n, c, *outer, row, column)]
+        matrices = _entry(rows.data, a, i, dtype) * _entry(variant.data, b, j, dtype)
+        element = padded[(n, c, *outer, *(row, column)[-sides:])]
         converted = element if str(x.dtype) == dtype else element.astype(dtype)
         return te.sum(converted * matrices, axis=[i, j])
 
-    return te.compute((t, t, batch, *depth, *images, *tiles, channels), value, name=INPUT_BLOCK)
+    shape = (rows.tile, variant.tile, batch, *depth, *images, *tiles, channels)
+    return te.compute(shape, value, name=INPUT_BLOCK)
 
 
 def depth_product(data: te.Tensor, weight: te.Tensor, stride: int, depth: int) -> te.Tensor:
@@ -112,23 +133,32 @@ def whole_product(data: te.Tensor, weight: te.Tensor) -> te.Tensor:
 
 
 def output_transform(
-    x: te.Tensor, variant: Winograd, out: tuple[int, ...], steps: tuple[int, int] = (1, 1)
+    x: te.Tensor,
+    variant: Winograd,
+    out: tuple[int, ...],
+    steps: tuple[int, int] = (1, 1),
+    rows: Winograd | None = None,
 ) -> te.Tensor:
     """y[n, o, .., h, w] = sum of A^T[h % m, a] A^T[w % m, b] M[a, b, n, .., h / m, w / m, o].
 
     The sum is over a and b. With dilation there are indices h % steps and w % steps before the
-    last three, and the others have h / steps and w / steps for h and w.
+    last three, and the others have h / steps and w / steps for h and w. A result [N, O, W] has one
+    row. `rows` are the tiles along the height, where others than along the width.
     """
-    m, t, dtype = variant.outputs, variant.tile, str(x.dtype)
-    a, b = te.reduce_axis((0, t), "a"), te.reduce_axis((0, t), "b")
+    first, dtype = rows or variant, str(x.dtype)
+    a, b = te.reduce_axis((0, first.tile), "a"), te.reduce_axis((0, variant.tile), "b")
+    rank = len(out)
 
     def value(n: tirx.Expr, o: tirx.Expr, *rest: tirx.Expr) -> tirx.Expr:
-        *outer, h, w = rest
+        *outer, h, w = rest if rank > SIGNAL_RANK else (tirx.const(0, dtype_of(o)), *rest)
         if steps != (1, 1):
             outer += [h % steps[0], w % steps[1]]
             h, w = h // steps[0], w // steps[1]
-        matrices = _entry(variant.result, h % m, a, dtype)
-        matrices = matrices * _entry(variant.result, w % m, b, dtype)
-        return te.sum(x[(a, b, n, *outer, h // m, w // m, o)] * matrices, axis=[a, b])
+        (down, row), (right, column) = (
+            (at % each.outputs, at // each.outputs) for at, each in ((h, first), (w, variant))
+        )
+        matrices = _entry(first.result, down, a, dtype)
+        matrices = matrices * _entry(variant.result, right, b, dtype)
+        return te.sum(x[(a, b, n, *outer, row, column, o)] * matrices, axis=[a, b])
 
     return te.compute(out, value, name=OUTPUT_BLOCK)

@@ -21,7 +21,7 @@ from tilewright.compiler.program import Call, Program
 from tilewright.compiler.schedule.analysis import Stage, read_stages
 from tilewright.compiler.schedule.expressions import Expr, children, loads_in
 from tilewright.compiler.weight_only import PRODUCT_BLOCK
-from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK, WINOGRAD, Matrix
+from tilewright.compiler.winograd import BY_TILE, INPUT_BLOCK, OUTPUT_BLOCK, Matrix
 
 _ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min)
 _CONTROL = ("if_then_else", "reinterpret")
@@ -110,12 +110,11 @@ def _of_expression(expr: Expr) -> int:
 def _of_transform(stage: Stage) -> int:
     """Return the operations of both passes of a transform, written out without its zeros."""
     is_input = stage.name.startswith(INPUT_BLOCK)
-    side = stage.reduction[0].extent
-    variant = next(v for v in WINOGRAD.values() if v.tile == side)
-    matrix = variant.data if is_input else variant.result
+    rows, columns = (BY_TILE[axis.extent] for axis in stage.reduction)
+    left, right = (each.data if is_input else each.result for each in (rows, columns))
     results = prod(axis.extent for axis in stage.spatial)
-    vectors = results // (variant.tile**2 if is_input else variant.outputs**2)
-    return vectors * (variant.tile + len(matrix)) * _of_matrix(matrix)
+    vectors = results // (len(left) * len(right))
+    return vectors * (columns.tile * _of_matrix(left) + len(left) * _of_matrix(right))
 
 
 def _of_matrix(matrix: Matrix) -> int:

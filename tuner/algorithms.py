@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tilewright.compiler.algorithms import VARIANTS, Convolution, estimate_seconds
+from tilewright.compiler.algorithms import Convolution, estimate_seconds
 from tilewright.compiler.package import package
 from tilewright.compiler.pipeline import graph_passes, lower
 from tilewright.compiler.program import TensorSpec
@@ -165,7 +165,7 @@ def _build(convolution: Convolution, name: str, target: Target, tuned: Lookup, p
     lowered = lower(
         *(imported.module, inputs, outputs, target),
         tuned=tuned,
-        winograd=lambda *_: VARIANTS[name],
+        winograd=lambda found, _target: found.variants[name],
     )
     package(lowered.program, target, path)
     return path

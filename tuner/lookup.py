@@ -18,7 +18,6 @@ from typing import Any, Literal
 import tvm
 
 from tilewright.compiler.algorithms import (
-    VARIANTS,
     Convolution,
     choose_by_estimate,
     choose_by_time,
@@ -165,7 +164,8 @@ class Lookup:
         times: dict[str, float] = {
             name: record.seconds
             for record in here or records
-            if (name := json.loads(record.candidate.schedule or "{}").get("name")) in VARIANTS
+            if (name := json.loads(record.candidate.schedule or "{}").get("name"))
+            in convolution.variants
         }
         if not times:
             return choose_by_estimate(convolution, target)

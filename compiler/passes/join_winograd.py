@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from tvm import tirx
 from tvm.tirx import PrimFunc
@@ -37,8 +38,9 @@ from tilewright.errors import InvalidScheduleError
 # In multiples of the second cache level: the weights, which every strip reads again, and V with M.
 _MOST_WEIGHTS = 3
 _LEAST_PRODUCTS = 4
-# Axes of the tiles of plain images: batch, rows, columns. Others have a depth or a dilation.
-_PLANAR_GRID = 3
+# Of a tile, in front of batch, rows and columns of tiles. There are more axes than these where
+# there is a depth or a dilation.
+_SIDES = 2
 # How the labels of layout conversions begin; nothing was chosen for those.
 _CONVERSION = "convert "
 
@@ -185,16 +187,15 @@ class _Joiner:
         """Return the sizes of a convolution, or None where the product has another form."""
         if len(product.args) != 3:
             return None
-        t, _, *grid, inputs = shape_of(transform_in.params[-1])
-        if len(grid) != _PLANAR_GRID:
+        *sides, batch, rows, columns, inputs = shape_of(transform_in.params[-1])
+        if len(sides) != _SIDES:
             return None
         outputs = self.program.tensors[result].shape[-1]
         lanes = self.target.lanes("float32")
-        packed = (t, t, outputs // lanes, inputs, lanes)
+        packed = (*sides, outputs // lanes, inputs, lanes)
         if self.program.tensors[product.args[1]].shape != packed:
             return None
-        tiles = grid[0] * grid[1] * grid[2]
-        return StripShape(t * t, tiles, inputs, outputs)
+        return StripShape(prod(sides), batch * rows * columns, inputs, outputs)
 
     def _join(self, found: _Convolution) -> Call:
         calls, tensors = self.program.calls, self.program.tensors

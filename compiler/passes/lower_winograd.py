@@ -1,4 +1,4 @@
-"""Lower 3x3 convolutions to Winograd's algorithm where that is estimated to be faster.
+"""Lower convolutions of 3 or 2 taps to Winograd's algorithm where that is estimated to be faster.
 
     conv2d(x, W)  ->  V = winograd_input(x)        [t, t, N, TH, TW, C]
                       M = matmul(V, U)              [t, t, N * TH * TW, O], U constant
@@ -17,9 +17,13 @@ K slices, as a convolution along the depth would:
 With a dilation of p by q, every p-th row and q-th column make up an image of their own, on which
 the window is dense: V and M then have axes for these images, [t, t, N, p, q, TH, TW, C].
 
-Preconditions: float32, 3x3, stride 1 within slices, no depth with a dilation, one group, constant
-weights, at least a vector of channels on both sides, and more than one tile along both sides of the
-image. Weights grow by t^2 / 9: layers whose weights would not stay in cache are left direct.
+A signal has one row that is not transformed, F(1 x m, 1 x 3). Windows of 2 x 2 are mostly the
+phases of transposed convolutions with 4 x 4 taps and stride 2 (`passes/lower_conv_transpose.py`).
+
+Preconditions: float32, 3x3, 2x2 or 3 in a row, stride 1 within slices, no depth with a dilation,
+one group, constant weights, at least a vector of channels on both sides, and more than one tile
+along both sides of the image. Weights grow by t^2 / 9, or t^2 / 4: layers whose weights would not
+stay in cache are left direct.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from tvm import relax, te
 from tilewright.compiler.algorithms import (
     Chooser,
     Convolution,
+    as_images,
     choose_by_estimate,
     has_tiles,
 )
@@ -45,10 +50,17 @@ from tilewright.compiler.relax_utils import (
     static_shape,
 )
 from tilewright.compiler.targets import Target
-from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK, PRODUCT, Winograd
+from tilewright.compiler.winograd import (
+    INPUT_BLOCK,
+    OUTPUT_BLOCK,
+    PRODUCT,
+    Winograd,
+    transform_weight,
+)
 from tilewright.compiler.winograd_tensors import depth_product, input_transform, output_transform
 
-_CONVOLUTIONS = ("relax.nn.conv2d", "relax.nn.conv3d")
+_CONVOLUTIONS = ("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d")
+_WINDOWS = ((3, 3), (2, 2), (3,))
 _PLANAR_RANK = 4
 # What FuseOps knows as an operator whose element-wise epilogue fuses with it.
 _FUSIBLE_OUTPUT = 4
@@ -84,9 +96,12 @@ class _Lower(relax.expr_functor.PyExprMutator):
             return call
         call = self.builder_.normalize(call)
         data, weight = call.args
-        out = static_shape(call)
-        height, width = (int(step) for step in call.attrs.dilation[-2:])
-        shapes = Convolution(static_shape(data), static_shape(weight), out, (height, width))
+        shapes = as_images(
+            static_shape(data),
+            static_shape(weight),
+            static_shape(call),
+            [int(step) for step in call.attrs.dilation[-2:]],
+        )
         variant = self.choose(shapes, self.target)
         if variant is None or not has_tiles(shapes, variant):
             return call
@@ -94,14 +109,16 @@ class _Lower(relax.expr_functor.PyExprMutator):
 
     def _lower(self, call: relax.Call, variant: Winograd, shapes: Convolution) -> relax.Expr:
         data, weight = call.args
-        out, t = shapes.out, variant.tile
+        out, rows = static_shape(call), shapes.along_rows(variant)
+        points = (rows.tile, variant.tile)
         padding = [int(pad) for pad in call.attrs.padding]
         before, after = padding[: len(padding) // 2], padding[len(padding) // 2 :]
         tiles, steps = shapes.tiles(variant), shapes.dilation
         # Where pixels of a dilated image lie: which of its images, then which of that one's tiles.
         grid = tiles if steps == (1, 1) else (*steps, *tiles)
         channels = static_shape(data)[1]
-        packed = relax.const(variant.transform_weight(constant_array(weight)))
+        taps = constant_array(weight).reshape(shapes.weight)
+        packed = relax.const(transform_weight(taps, rows, variant))
 
         def emit_te(name: str, function: Callable[..., te.Tensor], *sources: relax.Expr):
             marks = {OP_PATTERN: _FUSIBLE_OUTPUT}
@@ -111,19 +128,23 @@ class _Lower(relax.expr_functor.PyExprMutator):
             return self.builder_.emit(relax.op.reshape(source, shape))
 
         transformed = emit_te(
-            INPUT_BLOCK, lambda x: input_transform(x, variant, before, after, tiles, steps), data
+            INPUT_BLOCK,
+            lambda x: input_transform(x, variant, before, after, tiles, steps, rows=rows),
+            data,
         )
-        if len(out) == _PLANAR_RANK:
-            rows = reshape(transformed, t, t, out[0] * prod(grid), channels)
-            result = self.builder_.emit(relax.op.matmul(rows, packed))
+        if len(out) <= _PLANAR_RANK:
+            factor = reshape(transformed, *points, out[0] * prod(grid), channels)
+            result = self.builder_.emit(relax.op.matmul(factor, packed))
         else:
             depth, stride = static_shape(transformed)[3], int(call.attrs.strides[0])
-            rows = reshape(transformed, t, t, out[0], depth, prod(tiles), channels)
+            factor = reshape(transformed, *points, out[0], depth, prod(tiles), channels)
             result = emit_te(
-                PRODUCT, lambda v, u: depth_product(v, u, stride, out[2]), rows, packed
+                PRODUCT, lambda v, u: depth_product(v, u, stride, out[2]), factor, packed
             )
-        result = reshape(result, t, t, out[0], *out[2:-2], *grid, out[1])
-        return emit_te(OUTPUT_BLOCK, lambda x: output_transform(x, variant, out, steps), result)
+        result = reshape(result, *points, out[0], *out[2:-2], *grid, out[1])
+        return emit_te(
+            OUTPUT_BLOCK, lambda x: output_transform(x, variant, out, steps, rows), result
+        )
 
 
 def _is_candidate(call: relax.Call, target: Target) -> bool:
@@ -131,9 +152,9 @@ def _is_candidate(call: relax.Call, target: Target) -> bool:
         return False
     attrs, shape = call.attrs, static_shape(call.args[1])
     lanes = target.lanes("float32")
-    dilation = () if len(shape) == _PLANAR_RANK else attrs.dilation
+    dilation = () if len(shape) <= _PLANAR_RANK else attrs.dilation
     return (
-        shape[-2:] == (3, 3)
+        shape[2:][-2:] in _WINDOWS
         and all(int(v) == 1 for v in (*attrs.strides[-2:], *dilation, attrs.groups))
         and shape[0] >= lanes
         and shape[1] >= lanes

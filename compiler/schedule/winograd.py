@@ -31,7 +31,7 @@ from tilewright.compiler.schedule.expressions import (
 from tilewright.compiler.schedule.micro_kernel import constant_like, local_buffer, sequence
 from tilewright.compiler.schedule.nests import fused_nest
 from tilewright.compiler.targets import Target
-from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK, WINOGRAD, Matrix, Winograd
+from tilewright.compiler.winograd import BY_TILE, INPUT_BLOCK, OUTPUT_BLOCK, Matrix, Winograd
 from tilewright.errors import InvalidScheduleError
 
 # Of the product where the convolution is dilated; see `passes.lower_winograd`.
@@ -139,12 +139,21 @@ class _Square:
     def __init__(
         self, name: str, rows: int, columns: int, lanes: int, dtype: str, numbers: str
     ) -> None:
-        self.columns, self.lanes, self.dtype, self.numbers = columns, lanes, dtype, numbers
+        self.rows, self.columns = rows, columns
+        self.lanes, self.dtype, self.numbers = lanes, dtype, numbers
         self.buffer = local_buffer(name, rows * columns * lanes, numbers)
 
     def load(self, row: int, column: int, lane: Any) -> Expr:
         base = (row * self.columns + column) * self.lanes
         return tirx.BufferLoad(self.buffer, [lane + constant_like(base, self.dtype)])
+
+    def filled(self, value_of: Callable[..., Expr]) -> list[Any]:
+        """Return the statements that store value_of(lane, row=.., column=..) everywhere."""
+        return [
+            self.store(row, column, partial(value_of, row=row, column=column))
+            for column in range(self.columns)
+            for row in range(self.rows)
+        ]
 
     def store(self, row: int, column: int, value_of: Callable[[Any], Expr]) -> Any:
         lane = tirx.Var("lane", self.dtype)
@@ -177,22 +186,22 @@ def _combine(coefficients: Sequence[float], vectors: Sequence[Expr], numbers: st
 
 
 def _transform(
-    matrix: Matrix, source: _Square, middle: _Square
+    left: Matrix, right: Matrix, source: _Square, middle: _Square
 ) -> tuple[list[Any], Callable[[int, int, Any], Expr]]:
-    """Return the statements of matrix * source, and the elements of that times matrix^T."""
-    size, numbers = len(matrix[0]), source.numbers
+    """Return the statements of left * source, and the elements of that times right^T."""
+    size, across, numbers = len(left[0]), len(right[0]), source.numbers
 
     def half(lane: Any, row: int, column: int) -> Expr:
-        return _combine(matrix[row], [source.load(k, column, lane) for k in range(size)], numbers)
+        return _combine(left[row], [source.load(k, column, lane) for k in range(size)], numbers)
 
     statements = [
         middle.store(row, column, partial(half, row=row, column=column))
-        for column in range(size)
-        for row in range(len(matrix))
+        for column in range(across)
+        for row in range(len(left))
     ]
 
     def element(row: int, column: int, lane: Any) -> Expr:
-        return _combine(matrix[column], [middle.load(row, k, lane) for k in range(size)], numbers)
+        return _combine(right[column], [middle.load(row, k, lane) for k in range(across)], numbers)
 
     return statements, element
 
@@ -214,11 +223,13 @@ def _vector_blocks(
     return statements
 
 
-def _variant(tile: int) -> Winograd:
-    for variant in WINOGRAD.values():
-        if variant.tile == tile:
-            return variant
-    raise InvalidScheduleError(f"no Winograd variant has tiles of {tile} x {tile}")
+def _variants(axes: Sequence[Axis]) -> tuple[Winograd, Winograd]:
+    """Return what is used along height and width, by the two axes over a tile."""
+    try:
+        height, width = (BY_TILE[axis.extent] for axis in axes)
+    except KeyError as error:
+        raise InvalidScheduleError(f"no Winograd variant has tiles of {error.args[0]}") from None
+    return height, width
 
 
 def _input(builder: Builder, stages: Sequence[Stage], stage: Stage) -> Any:
@@ -245,9 +256,8 @@ def input_tile(
         place: where row and column of the transformed tile are stored, at values of the tile and
             channel axes.
     """
-    a, _, *_, channel = stage.spatial
-    variant = _variant(a.extent)
-    t = variant.tile
+    channel = stage.spatial[-1]
+    high, wide = _variants(stage.spatial[:2])
     producers = {s.buffer: s for s in stages if s is not stage}
     (data,) = (load for load in loads_in(stage.value) if not load.source.same_as(stage.buffer))
     source_value = inline_loads(data, producers)
@@ -255,8 +265,8 @@ def input_tile(
     dtype, numbers = dtype_of(channel.var), str(stage.buffer.dtype)
 
     def one_vector(values: dict[Any, Expr], start: Expr, lanes: int, is_inside: bool) -> list[Any]:
-        source = _Square("tile", t, t, lanes, dtype, numbers)
-        middle = _Square("half", t, t, lanes, dtype, numbers)
+        source = _Square("tile", high.tile, wide.tile, lanes, dtype, numbers)
+        middle = _Square("half", high.tile, wide.tile, lanes, dtype, numbers)
 
         def at(lane: Any, row: int, column: int) -> tuple[dict[Any, Expr], sym.Analyzer]:
             analyzer = sym.Analyzer()
@@ -269,13 +279,11 @@ def input_tile(
             return builder.flatten(_simplify_conditions(value, analyzer, is_inside), analyzer)
 
         statements: list[Any] = [tirx.AllocBuffer(source.buffer), tirx.AllocBuffer(middle.buffer)]
-        statements += [
-            source.store(r, c, partial(loaded, row=r, column=c)) for c in range(t) for r in range(t)
-        ]
-        more, element = _transform(variant.data, source, middle)
+        statements += source.filled(loaded)
+        more, element = _transform(high.data, wide.data, source, middle)
         statements += more
-        for row in range(t):
-            for column in range(t):
+        for row in range(high.tile):
+            for column in range(wide.tile):
                 lane = tirx.Var("lane", dtype)
                 point, analyzer = at(lane, 0, 0)
                 buffer, address = place(row, column, point)
@@ -284,9 +292,9 @@ def input_tile(
                 statements.append(_vector(lane, lanes, store))
         return statements
 
-    def corner(values: dict[Any, Expr], step: int) -> list[Expr]:
-        """Return the conditions of the padding at the first or last element of a tile."""
-        point = values | {channel.var: constant_like(0, dtype), i: step, j: step}
+    def corner(values: dict[Any, Expr], row: int, column: int) -> list[Expr]:
+        """Return the conditions of the padding at an element of a tile."""
+        point = values | {channel.var: constant_like(0, dtype), i: row, j: column}
         return _conditions(substitute(source_value, point))
 
     def body_of(values: dict[Any, Expr]) -> Any:
@@ -300,9 +308,8 @@ def input_tile(
             )
 
         # A tile lies inside the image if its first and last element do.
-        conditions = [
-            sym.Analyzer().simplify(c) for step in (0, t - 1) for c in corner(values, step)
-        ]
+        ends = ((0, 0), (high.tile - 1, wide.tile - 1))
+        conditions = [sym.Analyzer().simplify(c) for place in ends for c in corner(values, *place)]
         if not conditions:
             return blocks(True)
         return tirx.IfThenElse(reduce(tirx.And, conditions), blocks(True), blocks(False))
@@ -349,14 +356,13 @@ def output_tile(
         fetch: turns a load of the product into one from where it lies.
     """
     (product,) = (load for load in loads_in(stage.value) if not load.source.same_as(stage.buffer))
-    variant = _variant(stage.reduction[0].extent)
+    high, wide = _variants(stage.reduction)
     a, b = (axis.var for axis in stage.reduction)
     height, width = (_axis_in(stage, product.indices[dim]) for dim in (-3, -2))
     # In a blocked layout the channel is made of two axes; the inner one comes last.
     *channels, channel = (a for a in stage.spatial if _uses(product.indices[-1], a.var))
     known = (height, width, channel, *channels)
     batch = [axis for axis in stage.spatial if axis not in known]
-    m, t = variant.outputs, variant.tile
     shape = shape_of(product.source)
     dilated = len(shape) == _DILATED_RANK
     steps = shape[-5:-3] if dilated else (1, 1)
@@ -374,13 +380,13 @@ def output_tile(
     dtype, numbers = dtype_of(channel.var), str(stage.buffer.dtype)
 
     def one_vector(values: dict[Any, Expr], start: Expr, lanes: int) -> list[Any]:
-        source = _Square("tile", t, t, lanes, dtype, numbers)
-        middle = _Square("half", m, t, lanes, dtype, numbers)
+        source = _Square("tile", high.tile, wide.tile, lanes, dtype, numbers)
+        middle = _Square("half", high.outputs, wide.tile, lanes, dtype, numbers)
         images = [values[axis.var] for axis in image_axes] if dilated else [0, 0]
         first = {
-            axis.var: values[tile.var] * (m * step) + image
-            for axis, tile, step, image in zip(
-                (height, width), tile_axes, steps, images, strict=True
+            axis.var: values[tile.var] * (each.outputs * step) + image
+            for axis, each, tile, step, image in zip(
+                (height, width), (high, wide), tile_axes, steps, images, strict=True
             )
         }
 
@@ -394,13 +400,11 @@ def output_tile(
             return fetch(substitute(product, point), analyzer)
 
         statements: list[Any] = [tirx.AllocBuffer(source.buffer), tirx.AllocBuffer(middle.buffer)]
-        statements += [
-            source.store(r, c, partial(loaded, row=r, column=c)) for c in range(t) for r in range(t)
-        ]
-        more, element = _transform(variant.result, source, middle)
+        statements += source.filled(loaded)
+        more, element = _transform(high.result, wide.result, source, middle)
         statements += more
-        for row in range(m):
-            for column in range(m):
+        for row in range(high.outputs):
+            for column in range(wide.outputs):
                 lane = tirx.Var("lane", dtype)
                 moved = {
                     height.var: first[height.var] + row * steps[0],
@@ -411,8 +415,10 @@ def output_tile(
                 store = _finish(builder, stage, final, epilogue, point, value, lane, lanes)
                 # Where this element of the last tile of the last image lies.
                 last = [
-                    ((tiles.extent - 1) * m + offset + 1) * step - 1
-                    for tiles, offset, step in zip(tile_axes, (row, column), steps, strict=True)
+                    ((tiles.extent - 1) * each.outputs + offset + 1) * step - 1
+                    for tiles, each, offset, step in zip(
+                        tile_axes, (high, wide), (row, column), steps, strict=True
+                    )
                 ]
                 guard = _guard(moved, (height, width), last)
                 statements.append(store if guard is None else tirx.IfThenElse(guard, store, None))
@@ -470,7 +476,9 @@ def _with_result(expr: Expr, buffer: Any, value: Expr) -> Expr:
 
 
 def _axis_in(stage: Stage, index: Expr) -> Axis:
-    """Return the axis that a tile index is made from."""
+    """Return the axis that a tile index is made from; one of its own for the row of a signal."""
+    if isinstance(index, tirx.IntImm):
+        return Axis(tirx.Var("row", dtype_of(stage.spatial[-1].var)), 1)
     found = [axis for axis in stage.spatial if _uses(index, axis.var)]
     if len(found) != 1:
         raise InvalidScheduleError(f"tile index {index} of {stage.name} is not made of one axis")

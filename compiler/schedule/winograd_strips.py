@@ -59,7 +59,7 @@ class StripShape:
     """The sizes of a Winograd convolution.
 
     Attributes:
-        points: t * t, elements of a transformed tile.
+        points: elements of a transformed tile.
         tiles: number of tiles of all images.
         inputs: input channels.
         outputs: output channels.
@@ -215,11 +215,11 @@ class _Strips:
         return tirx.For(number, self._number(0), count, tirx.ForKind.SERIAL, body)
 
     def _input(self, first: Expr, count: Expr) -> Any:
-        a, _, *axes, channel = self.stage_in.spatial
+        _, b, *axes, channel = self.stage_in.spatial
 
         def body_of(number: Any, values: list[Expr]) -> Any:
             def place(row: int, column: int, point: dict[Any, Expr]) -> tuple[Any, Expr]:
-                at = (number + (row * a.extent + column) * self.rows) * self.shape.inputs
+                at = (number + (row * b.extent + column) * self.rows) * self.shape.inputs
                 return self.transformed, at + point[channel.var]
 
             point = dict(zip((axis.var for axis in axes), values, strict=True))
@@ -265,7 +265,7 @@ class _Strips:
         )
 
     def _output(self, first: Expr, count: Expr) -> Any:
-        side = self.stage_out.reduction[0].extent
+        side = self.stage_out.reduction[1].extent
 
         def body_of(number: Any, values: list[Expr]) -> Any:
             def fetch(load: TensorLoad, analyzer: sym.Analyzer) -> Expr:

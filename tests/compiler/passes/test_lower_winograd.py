@@ -1,25 +1,29 @@
 """Winograd's algorithm: the matrices, the lowering, the scheduled transforms."""
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tvm
+from hypothesis import assume, given, settings, strategies
 from tvm import relax
 from tvm.relax import op
 
 from tests.relax_models import constant, module, run
-from tilewright.compiler.algorithms import Convolution, choose_by_estimate
+from tilewright.compiler.algorithms import Convolution, as_images, choose_by_estimate
 from tilewright.compiler.layout.propagation import apply_layouts, choose_layouts
 from tilewright.compiler.layout.strategies import fixed
 from tilewright.compiler.lower import legalize_and_fuse, read_program
 from tilewright.compiler.package import package
+from tilewright.compiler.passes.lower_conv_transpose import LowerConvTranspose
 from tilewright.compiler.passes.lower_winograd import LowerWinograd
 from tilewright.compiler.pipeline import schedule_kernels
 from tilewright.compiler.program import TensorSpec
 from tilewright.compiler.relax_utils import bindings, op_name
 from tilewright.compiler.targets import parse_target
-from tilewright.compiler.winograd import WINOGRAD
+from tilewright.compiler.winograd import BY_TILE, WINOGRAD, WINOGRAD_OF_TWO
 from tilewright.runtime.module import Module
 
 TARGET = parse_target("x86-64-v3")
@@ -36,19 +40,23 @@ def _network(rng, channels, outputs, padding):
 
 
 def _force(outputs):
-    return LowerWinograd(TARGET, choose=lambda *_shapes: WINOGRAD[outputs])
+    return LowerWinograd(TARGET, choose=lambda shapes, _target: _of(shapes)[outputs])
+
+
+def _of(shapes):
+    return {each.outputs: each for each in shapes.variants.values() if each is not None}
 
 
 def _names(mod):
     return [op_name(binding.value) for binding in bindings(mod["main"])]
 
 
-@pytest.mark.parametrize("outputs", OUTPUTS)
-def test_one_dimensional_identity_holds_exactly(outputs):
+@pytest.mark.parametrize("tile", sorted(BY_TILE))
+def test_one_dimensional_identity_holds_exactly(tile):
     """A^T [(G g) * (B^T d)] is the correlation of d with g, on small integers times 24."""
-    variant = WINOGRAD[outputs]
+    variant = BY_TILE[tile]
     rng = np.random.default_rng(0)
-    g, d = rng.integers(-4, 5, 3) * 24.0, rng.integers(-4, 5, variant.tile) * 1.0
+    g, d = rng.integers(-4, 5, variant.taps) * 24.0, rng.integers(-4, 5, variant.tile) * 1.0
     product = (np.array(variant.weight) @ g) * (np.array(variant.data) @ d)
     expected = np.correlate(d, g, mode="valid")
     np.testing.assert_allclose(np.array(variant.result) @ product, expected, rtol=1e-12, atol=1e-9)
@@ -121,6 +129,85 @@ def test_dilated_images_are_tiled_each_on_its_own(outputs, size, padding, dilati
 
     shape = (2, 12, *size)
     _check(module([shape], body), outputs, shape, "B", tmp_path / "model.so")
+
+
+@pytest.mark.parametrize("image_format", ["L", "B", "C"])
+@pytest.mark.parametrize(
+    ("outputs", "size", "padding", "dilation"),
+    [(2, 19, [1, 1], 1), (4, 37, [0, 3], 1), (4, 64, [4, 4], 4), (2, 29, [3, 0], 3)],
+)
+def test_signals_have_one_row_that_is_not_transformed(
+    outputs, size, padding, dilation, image_format, tmp_path
+):
+    rng = np.random.default_rng(0)
+
+    def body(emit, x):
+        y = emit(op.nn.conv1d(x, constant(rng, 21, 12, 3), padding=padding, dilation=dilation))
+        return emit(op.nn.relu(emit(op.add(y, constant(rng, 21, 1)))))
+
+    shape = (2, 12, size)
+    _check(module([shape], body), outputs, shape, image_format, tmp_path / "model.so")
+
+
+@pytest.mark.parametrize("outputs", sorted(WINOGRAD_OF_TWO))
+@pytest.mark.parametrize(
+    ("size", "padding"), [((7, 13), [1, 0, 0, 1]), ((9, 11), [0, 0, 1, 1]), ((5, 7), [1] * 4)]
+)
+def test_windows_of_two_by_two_have_tiles_of_their_own(outputs, size, padding, tmp_path):
+    rng = np.random.default_rng(0)
+
+    def body(emit, x):
+        y = emit(op.nn.conv2d(x, constant(rng, 21, 12, 2, 2), padding=padding))
+        return emit(op.nn.relu(emit(op.add(y, constant(rng, 21, 1, 1)))))
+
+    shape = (2, 12, *size)
+    _check(module([shape], body), outputs, shape, "B", tmp_path / "model.so")
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    rank=strategies.sampled_from([1, 2]),
+    outputs=strategies.sampled_from(OUTPUTS),
+    batch=strategies.sampled_from([1, 3]),
+    channels=strategies.sampled_from([(8, 13), (11, 8), (17, 23)]),
+    size=strategies.tuples(strategies.integers(1, 19), strategies.integers(3, 31)),
+    pads=strategies.lists(strategies.integers(0, 2), min_size=4, max_size=4),
+)
+def test_any_shape_of_signal_or_phase_is_right(rank, outputs, batch, channels, size, pads):
+    inputs, filters = channels
+    taps, conv = ((3,), op.nn.conv1d) if rank == 1 else ((2, 2), op.nn.conv2d)
+    pads = pads[: 2 * rank]
+    extents = [
+        extent + pads[axis] + pads[axis + rank] - window + 1
+        for axis, (extent, window) in enumerate(zip(size[-rank:], taps, strict=True))
+    ]
+    assume(min(extents) > outputs)
+    rng = np.random.default_rng(0)
+
+    def body(emit, x):
+        y = emit(conv(x, constant(rng, filters, inputs, *taps), padding=pads))
+        return emit(op.nn.relu(y))
+
+    shape = (batch, inputs, *size[-rank:])
+    with tempfile.TemporaryDirectory() as folder:
+        _check(module([shape], body), outputs, shape, "B", Path(folder, "model.so"))
+
+
+@pytest.mark.parametrize(("outputs", "size"), [(2, (5, 6)), (4, (6, 5)), (2, (3, 4, 5))])
+def test_phases_of_transposed_convolutions_are_transformed(outputs, size, tmp_path):
+    """Error of F(4x4, 2x2) and F(2x2, 2x2) in float32 stays below 1e-4 of unit variance."""
+    rng = np.random.default_rng(0)
+    rank = len(size)
+    transpose = op.nn.conv2d_transpose if rank == 2 else op.nn.conv3d_transpose
+
+    def body(emit, x):
+        weight = constant(rng, 16, 16, *(4,) * rank)
+        y = emit(transpose(x, weight, strides=[2] * rank, padding=[1] * (2 * rank)))
+        return emit(op.nn.relu(y))
+
+    shape = (1, 16, *size)
+    mod = LowerConvTranspose()(module([shape], body))
+    _check(mod, outputs, shape, "B", tmp_path / "model.so")
 
 
 @pytest.mark.parametrize("outputs", OUTPUTS)
@@ -208,6 +295,17 @@ def test_weights_that_leave_the_cache_stay_direct():
         Convolution((1, 64, 56, 56), (64, 64, 3, 3), (1, 64, 56, 56)), native
     )
     assert chosen is WINOGRAD[4]
+
+
+def test_phases_and_signals_are_estimated_faster_where_weights_are_small():
+    """512 channels of 8 x 8 would wait for their weights at batch 1 (no gain in a whole model)."""
+    native = parse_target("x86-64-v3")
+    wide = [(1, 512, 8, 8), (256, 512, 2, 2), (1, 256, 8, 8)]
+    assert choose_by_estimate(as_images(*wide, [1, 1]), native) is None
+    phase = as_images((1, 256, 16, 16), (128, 256, 2, 2), (1, 128, 16, 16), [1, 1])
+    assert choose_by_estimate(phase, native) is WINOGRAD_OF_TWO[4]
+    signal = as_images((1, 64, 4096), (128, 64, 3), (1, 128, 4096), [4])
+    assert choose_by_estimate(signal, native) is WINOGRAD[4]
 
 
 def test_a_wide_dilation_stays_direct():
