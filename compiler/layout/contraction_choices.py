@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 
-from tvm import tirx
+from tvm import sym, tirx
 from tvm.tirx import PrimFunc
 
 from tilewright.compiler.access import BlockAccess, Load, variables
@@ -31,11 +31,16 @@ from tilewright.compiler.schedule.dot_groups import (
     products_in_a_cell,
     weight_share,
 )
+from tilewright.compiler.schedule.expressions import linear_form
 from tilewright.compiler.schedule.low_bit import read_low_bit
 from tilewright.compiler.targets import Target
 
 # Of weights whose windows walk over planes.
 _PLANAR_RANK = 4
+# Vectors in a row of an image, from which on planes waste little of the last one.
+_LONG_ROW = 3
+# Steps of a depthwise window along a row whose pixels can be brought side by side.
+_SIDE_BY_SIDE = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -79,16 +84,29 @@ def _planar_share(
     target: Target,
 ) -> float:
     """Return the share of peak that the kernel on planes or plain matrices reaches."""
-    if not _is_convolution(operator, anchor, operands, columns) or columns:
+    if not _is_convolution(operator, anchor, operands, columns):
         return costs.PLANAR_SHARE
     assert operands.weight is not None
-    weight = operator.shapes[operands.weight]
-    wide = operator.shapes[operator.output][-1] >= target.lanes("float32")
+    out, weight = operator.shapes[operator.output], operator.shapes[operands.weight]
+    if columns:
+        is_long = out[-1] >= _LONG_ROW * target.lanes("float32")
+        is_window = len(weight) >= _PLANAR_RANK and min(weight[-2:]) > 1
+        fast = is_long and is_window and _row_step(anchor, operands) == 1
+        return costs.PLANAR_IMAGE_SHARE if fast else costs.PLANAR_SHARE
+    wide = out[-1] >= target.lanes("float32")
     if weight[1] == 1:  # one step for each load: depthwise
         is_plane = len(weight) == _PLANAR_RANK and min(weight[2:]) > 1
-        is_fast = wide and is_plane and str(operands.data_load.buffer.dtype) == "float32"
+        is_float = str(operands.data_load.buffer.dtype) == "float32"
+        is_fast = wide and is_plane and is_float and _row_step(anchor, operands) in _SIDE_BY_SIDE
         return costs.PLANAR_DEPTHWISE_SHARE if is_fast else costs.PLANAR_WINDOW_SHARE
     return costs.PLANAR_GROUPED_SHARE if wide else costs.PLANAR_WINDOW_SHARE
+
+
+def _row_step(anchor: BlockAccess, operands: _Product) -> int | None:
+    """Return how many pixels lie between those that neighbouring outputs of a row read."""
+    axes = [*anchor.spatial, *anchor.reduction]
+    found = linear_form(operands.data_load.indices[-1], axes, sym.Analyzer())
+    return None if found is None else found.of(anchor.index[-1])
 
 
 def _columns(anchor: BlockAccess, operands: _Product) -> list[tirx.Var]:
