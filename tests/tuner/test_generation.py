@@ -1,6 +1,7 @@
 """Records of older kernels never hide what the compiler does better today."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -87,3 +88,11 @@ def test_records_are_taken_as_they_are_while_kernels_stay(tmp_path):
         tmp_path, task, record(task, 1.0e-3, {}, default=True), record(task, 0.95e-3, {}, unroll=4)
     )
     assert json.loads(decision.decisions)["unroll"] == 4
+
+
+def test_a_record_that_says_no_more_of_its_task_than_its_name_still_serves(tmp_path):
+    task = matmul_task()
+    bare = replace(record(task, 1e-3, {}), task={"name": "matmul"})
+    decision, coverage = found(tmp_path, task, bare)
+    assert decision.seconds == pytest.approx(1e-3)
+    assert coverage.origin == "tuned"
