@@ -99,14 +99,12 @@ SETTINGS: dict[str, dict] = {
     "bias": {"bias_correction": True},
     "not smoothed": {"smooth": None},
     "smooth 0.7": {"smooth": 0.7},
-    "everything": {"everything": True},
     "percentile": {"method": "percentile"},
     "mse": {"method": "mse"},
     "entropy": {"method": "entropy"},
     "dobi": {"method": "dobi"},
     "dobi, bias": {"method": "dobi", "bias_correction": True},
 }
-_INTEGER_ONLY = (DEFAULT, "everything")
 
 # Fewer bits, or floats wherever nothing reads integers; mixtures are in `mixed_precision`.
 BITS: dict[str, dict] = {
@@ -175,7 +173,7 @@ def measure(task: str, settings: dict[str, dict]) -> list[dict]:
     wanted = np.array(judge(plain).get("embeddings", ()))
     rows = [row("float32", plain)]
     for name, options in settings.items():
-        if task != "minilm" and {"smooth", "weights", "everything"} & set(options):
+        if task != "minilm" and ("smooth" in options or "weights" in options):
             continue
         out = FOLDER / f"{task}.accuracy.onnx"
         if "weights" in options:
@@ -185,7 +183,7 @@ def measure(task: str, settings: dict[str, dict]) -> list[dict]:
         else:
             quantize(model, samples, out, **options)
         rows.append(row(name, tilewright.compile(out, logs=()).run))
-        if name not in _INTEGER_ONLY:
+        if name != DEFAULT:
             continue
         try:
             integers = tilewright.compile(out, logs=(), integer_only=True).run
@@ -228,7 +226,7 @@ def main() -> int:
     for task in args.tasks.split(","):
         rows = measure(task, {name: known[name] for name in args.settings.split(";") if name})
         merged = merge_rows(data, rows, ["task", "setting"])
-        settings = {"float32", *known, *(f"{name}, integer-only" for name in _INTEGER_ONLY)}
+        settings = {"float32", *known, f"{DEFAULT}, integer-only"}
         merged = [row for row in merged if row["setting"] in settings]
         write_json(data, {"machine": describe(), "rows": merged})
         write_text(RESULTS / "quantized_accuracy.md", render(merged))

@@ -81,14 +81,6 @@ def mount(app: typer.Typer, errors: Errors) -> None:
                 "the weights, auto is 0.5 where there are such norms (and 8 bits), or none."
             ),
         ] = "auto",
-        everything: Annotated[
-            bool,
-            typer.Option(
-                "--everything",
-                help="Store in bytes also results of layers, and sums of them, that no operator on "
-                "integers reads; costs accuracy.",
-            ),
-        ] = False,
         bits: Annotated[
             str,
             typer.Option(
@@ -150,8 +142,6 @@ def mount(app: typer.Typer, errors: Errors) -> None:
 
         shapes = arguments.parse_shapes(shape)
         strength = _strength(smooth)
-        if everything and bits != "8":
-            raise typer.BadParameter("--everything is for 8 bits; leave it out with --bits")
         if weights is not None and bits != "8":
             raise typer.BadParameter(
                 "--weights quantizes only weights, and --bits weights and activations: give one; "
@@ -193,7 +183,6 @@ def mount(app: typer.Typer, errors: Errors) -> None:
                     percentile=percentile,
                     bias_correction=bias_correction,
                     smooth=strength,
-                    everything=everything,
                     bits=bits,
                     goal=goal,
                     correction=correction,
@@ -267,8 +256,8 @@ def _print(result: dict[str, Any], out: Path) -> None:
         )
     if result["floats"]:
         typer.echo(
-            f"{len(result['floats'])} tensors around integer layers stay in floats: no operator "
-            "on integers reads them (--everything)"
+            f"results of {len(result['floats'])} integer layers stay in floats: what reads them "
+            "(sums before norms, GELU, softmax) does not run on integers"
         )
     typer.echo("signal-to-noise ratios of the outputs, on the first sample:")
     _print_ratios(result["outputs"])

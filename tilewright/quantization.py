@@ -27,7 +27,6 @@ def quantize(
     percentile: float = 99.99,
     bias_correction: bool = False,
     smooth: Smooth = "auto",
-    everything: bool = False,
     bits: str = "8",
     goal: Goal | None = None,
     correction: str = "compensated",
@@ -51,8 +50,6 @@ def quantize(
         smooth: scale and shift layer normalisations before, so that channels come to the same
             range; 0 to 1 says how much of it moves into the weights. None: no. "auto": with 8 bits
             `AUTO_SMOOTH` where there is a layer normalisation to smooth, else no.
-        everything: store also as bytes results of layers, and sums of them, that no operator on
-            integers reads; it costs accuracy. For 8 bits.
         bits: "8"; another precision of all layers, as "4", "w4a8", "w2a8", "w4g32"; or "auto": of
             each layer its own, for `goal`.
         goal: what "auto" has to keep; see `mixed_precision.choice.Goal`.
@@ -66,7 +63,7 @@ def quantize(
     Returns:
         "tensors" (how many are bytes now), "samples", and "layers": name and signal-to-noise
         ratio in dB of every such tensor on the first sample, the worst first; "outputs": the same
-        of the model's outputs; "floats": tensors around integer layers that stay in floats;
+        of the model's outputs; "floats": results of integer layers that are not bytes;
         "smooth" and "smoothed": the strength, and how many layer normalisations. With other bits
         than "8" that of every layer for what it reads, with its bits and size; and "bits" (layers
         of each precision), "size_bytes" and "float_bytes" of all constants, "drop" by every metric
@@ -78,7 +75,7 @@ def quantize(
         ModelError: the model or the calibration data cannot be used, or nothing keeps the goal.
     """
     from tilewright.compiler.quantize import post_training as ptq
-    from tilewright.compiler.quantize.byte_tensors import tensors_to_quantize
+    from tilewright.compiler.quantize.byte_tensors import results_in_floats, tensors_to_quantize
     from tilewright.compiler.quantize.equivalent import norm_outputs
     from tilewright.compiler.quantize.float_model import FloatModel
     from tilewright.compiler.quantize.qdq_writer import dequantized
@@ -99,13 +96,11 @@ def quantize(
             )
         settings = Settings(method, percentile, correction, target, shapes)
         drawn = None if drawing is None else Path(drawing)
-        if everything:
-            raise ModelError("storing everything as bytes is for 8 bits; leave one of both out")
         strength = None if smooth == "auto" else smooth
         return quantize_by_plan(
             *(proto, calibration, Path(output), bits, goal, settings, strength, drawn, progress)
         )
-    names = tensors_to_quantize(proto, everything=everything)
+    names = tensors_to_quantize(proto)
     if not names:
         raise ModelError(f"{model} has no convolution or matrix product to quantize")
     samples = read_samples(proto, calibration, shapes)
@@ -116,7 +111,7 @@ def quantize(
     if smooth is not None or bias_correction:
         progress("equivalent changes")
         proto = prepare(proto, samples, target, shapes, smooth, bias_correction)
-        names = tensors_to_quantize(proto, everything=everything)
+        names = tensors_to_quantize(proto)
     outputs = [item.name for item in proto.graph.output]
     run = runner(ptq.with_outputs(proto, [*names, *outputs]), target, shapes)
     scales = ptq.calibrate(
@@ -130,13 +125,12 @@ def quantize(
         ptq.with_outputs(quantized, [*map(dequantized, names), *outputs]), target, shapes
     )
     seen, wanted = quantized_run(samples[0]), {**samples[0], **run(samples[0])}
-    in_floats = set(tensors_to_quantize(proto, everything=True)) - set(names)
     return {
         "tensors": len(names),
         "samples": len(samples),
         "layers": _ratios(names, [dequantized(name) for name in names], seen, wanted),
         "outputs": _ratios(outputs, outputs, seen, wanted),
-        "floats": sorted(in_floats),
+        "floats": results_in_floats(FloatModel(proto), names),
         "smooth": smooth,
         "smoothed": 0 if smooth is None else smoothed,
     }

@@ -26,18 +26,10 @@ _OTHERS = frozenset(("Add", "Mul", "GlobalAveragePool", "AveragePool", "Concat")
 _PER_CHANNEL = frozenset(("BatchNormalization",))
 
 
-def tensors_to_quantize(proto: onnx.ModelProto, *, everything: bool = False) -> list[str]:
-    """Return the names of the activations that a quantized model stores as bytes.
-
-    Args:
-        proto: the float model.
-        everything: also the results of all layers, and sums of them, though only operators on
-            floats read them.
-    """
+def tensors_to_quantize(proto: onnx.ModelProto) -> list[str]:
+    """Return the names of the activations that a quantized model stores as bytes."""
     model = FloatModel(proto)
     wanted = _demanded(model)
-    if everything:
-        wanted |= _reachable(model)
     made = [item.name for item in proto.graph.input]
     made += [name for node in proto.graph.node for name in node.output]
     floats = _float_tensors(proto)
@@ -46,6 +38,18 @@ def tensors_to_quantize(proto: onnx.ModelProto, *, everything: bool = False) -> 
         for name in dict.fromkeys(made)
         if name in wanted and name in floats and name not in model.outputs
     ]
+
+
+def results_in_floats(model: FloatModel, stored: Container[str]) -> list[str]:
+    """Return what layers on integers make, with bias and activation, that is not stored as bytes.
+
+    Args:
+        model: the float model.
+        stored: the tensors that are bytes.
+    """
+    layers = [n for n in model.proto.graph.node if model.is_linear(n) and n.input[0] in stored]
+    results = [model.result(model.sum_behind(node) or node) for node in layers]
+    return [name for name in results if name not in stored and name not in model.outputs]
 
 
 def reads_bytes(model: FloatModel, node: onnx.NodeProto, stored: Container[str]) -> bool:
@@ -86,21 +90,6 @@ def _demanded(model: FloatModel) -> set[str]:
             # Sums and products with constants belong to what came before.
             wanted.update(varying)
     return {name for name in wanted if model.array(name) is None}
-
-
-def _reachable(model: FloatModel) -> set[str]:
-    """Return what layers make, and sums, averages and movements of anything that is bytes."""
-    wanted = _demanded(model)
-    for node in model.proto.graph.node:
-        varying = [name for name in node.input if model.array(name) is None]
-        if model.is_linear(node):
-            wanted.add(model.result(node))
-        elif node.op_type in _OTHERS:
-            if len(varying) == len(node.input) and any(name in wanted for name in varying):
-                wanted.update((*varying, model.result(node)))
-        elif node.op_type in MOVING and node.input[0] in wanted:
-            wanted.add(node.output[0])
-    return wanted
 
 
 def _float_tensors(proto: onnx.ModelProto) -> set[str]:

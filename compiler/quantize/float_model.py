@@ -70,7 +70,7 @@ class FloatModel:
         """Say whether `add_to_bias` can do what it says."""
         if node.op_type != "MatMul":
             return len(node.input) < 3 or self.array(node.input[2]) is not None
-        return self._sum_behind(node) is not None
+        return self._row_behind(node) is not None
 
     def add_to_bias(self, node: onnx.NodeProto, added: np.ndarray) -> bool:
         """Add numbers to the output channels of a linear node, by its bias or the sum behind it.
@@ -80,7 +80,7 @@ class FloatModel:
         """
         if not self.can_take_bias(node):
             return False
-        behind = self._sum_behind(node) if node.op_type == "MatMul" else (node, 2)
+        behind = self._row_behind(node) if node.op_type == "MatMul" else (node, 2)
         assert behind is not None
         holder, place = behind
         given = len(holder.input) > place and holder.input[place]
@@ -94,7 +94,12 @@ class FloatModel:
             holder.input.append(name)
         return True
 
-    def _sum_behind(self, node: onnx.NodeProto) -> tuple[onnx.NodeProto, int] | None:
+    def sum_behind(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """Return the sum with a constant row that follows a product and is its bias."""
+        behind = self._row_behind(node) if node.op_type == "MatMul" else None
+        return None if behind is None else behind[0]
+
+    def _row_behind(self, node: onnx.NodeProto) -> tuple[onnx.NodeProto, int] | None:
         """Return the sum with a constant row that follows a product, and the place of the row."""
         name = node.output[0]
         users = self.users.get(name, [])

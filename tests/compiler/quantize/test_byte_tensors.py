@@ -2,14 +2,12 @@
 
 import numpy as np
 import onnx
-import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from tests.compiler.quantize.models import run_onnxruntime
 from tilewright.cli import app
 from tilewright.compiler.quantize.byte_tensors import tensors_to_quantize
-from tilewright.errors import ModelError
 from tilewright.quantization import quantize
 
 _DEPTH = 16
@@ -56,11 +54,6 @@ def test_sums_before_norms_stay_in_floats():
     assert tensors_to_quantize(_block()) == ["x", "norm", "turned", "back"]
 
 
-def test_everything_also_stores_what_floats_read():
-    everything = tensors_to_quantize(_block(), everything=True)
-    assert {"product", "biased", "sum", "last"} <= set(everything)
-
-
 def test_activations_pass_on_that_their_result_is_wanted():
     model = _block()
     del model.graph.node[3:]
@@ -82,7 +75,7 @@ def test_residuals_read_what_was_not_rounded(tmp_path):
     assert reads["sum"] == ["biased", "x"]
     assert reads["y"] == ["last", "norm"]
     assert reads["last"][0] == "back_dequantized"
-    assert result["floats"] == ["biased", "last", "product", "sum"]
+    assert result["floats"] == ["biased", "last"]
     (wanted,) = run_onnxruntime(_block(), _samples()[0])
     (got,) = run_onnxruntime(written, _samples()[0])
     # With the outlier of 300 in bytes the other channels had one level or two.
@@ -96,18 +89,7 @@ def test_command_says_what_stays_in_floats(tmp_path):
     command = ["quantize", model, "--calibration", samples, "-o", out]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    assert "4 tensors around integer layers stay in floats" in result.output
-    result = CliRunner().invoke(app, [*command, "--everything"])
-    assert result.exit_code == 0, result.output
-    assert "stay in floats" not in result.output
+    assert "results of 2 integer layers stay in floats" in result.output
     result = CliRunner().invoke(app, [*command, "--smooth", "much"])
     assert result.exit_code == 2
     assert "found 'much'" in result.output
-
-
-def test_everything_is_for_bytes(tmp_path):
-    onnx.save(_block(), tmp_path / "m.onnx")
-    with pytest.raises(ModelError, match="is for 8 bits"):
-        quantize(
-            *(tmp_path / "m.onnx", _samples(), tmp_path / "q.onnx"), bits="w4a8", everything=True
-        )
