@@ -209,7 +209,7 @@ def _print_module(result: Mapping[str, Any]) -> None:
     name = target.get("name", target) if isinstance(target, Mapping) else target
     console.print(
         f"compiled module, {format_size(result['size_bytes'])}, target {name}, "
-        f"{len(entry['calls'])} operator calls",
+        f"{len(entry['calls'])} operator call{'s' * (len(entry['calls']) != 1)}",
         markup=False,
     )
     console.print(_signature(entry["inputs"], entry["outputs"]))

@@ -165,8 +165,9 @@ def _print_doctor(found: Mapping[str, Any]) -> None:
     else:
         say(
             "processor",
-            f"{processor['name']}, {processor['cores']} cores, {processor['vector_registers']} "
-            f"registers of {processor['vector_bits']} bits: {' '.join(processor['features'])}",
+            f"{processor['name']}, {processor['cores']} core{'s' * (processor['cores'] != 1)}, "
+            f"{processor['vector_registers']} registers of {processor['vector_bits']} bits: "
+            f"{' '.join(processor['features'])}",
         )
     packages = found["packages"].items()
     say("packages", ", ".join(f"{name} {number or 'MISSING'}" for name, number in packages))

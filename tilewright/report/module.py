@@ -144,7 +144,8 @@ def _facts(
     if measured is not None:
         shares = ", ".join(f"{share:.0%} {kind}" for kind, share in measured["tuned"].items())
         facts |= {
-            "time": f"{measured['seconds'] * 1e3:.3f} ms on {measured['threads']} thread",
+            "time": f"{measured['seconds'] * 1e3:.3f} ms on {measured['threads']} thread"
+            + "s" * (measured["threads"] != 1),
             "tuning": shares or "no tasks",
             "machine": f"{measured['peak_gflops']:.0f} GFLOP/s and "
             f"{measured['bandwidth_gbytes']:.1f} GB/s, measured in the same rounds",
