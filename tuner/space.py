@@ -19,6 +19,7 @@ import numpy as np
 
 from tilewright.compiler.layout.primitives import Layout
 from tilewright.compiler.schedule.panels import MOST_PARTIAL_BYTES
+from tilewright.compiler.schedule.staged import MOST_STAGED_BYTES, staged_size
 from tilewright.compiler.targets import Target
 from tilewright.tuner.candidate import Candidate, canonical_json
 from tilewright.tuner.estimate import estimate_cycles, registers_needed
@@ -34,7 +35,7 @@ _MOST_ORDERS = 24
 _UNROLLS = (1, 2, 3, 4, 8, 16)
 _SAMPLES_FOR_LEAST = 200
 # Fields that records made before they were there lack, with what was done then.
-_BEFORE = {"contraction": {"panel": 0}}
+_BEFORE = {"contraction": {"panel": 0, "staged": False}}
 # Of operators whose loops are cut into as many tasks as there are threads.
 _MANY_TASKS = 1024
 
@@ -160,6 +161,7 @@ class LoopSpace:
             fitted["unroll"] = min(fitted["unroll"], loops["reductions"][-1])
             if fitted["panel"] not in loops["panels"]:
                 fitted["panel"] = 0
+            fitted["staged"] = fitted["staged"] and bool(loops.get("far"))
         elif loops["kind"] == "window":
             fitted["row_tile"] = min(fitted["row_tile"], loops["rows"][0][1])
             if not set(fitted["written_out"]) <= set(range(len(loops["reductions"]))):
@@ -226,6 +228,8 @@ class LoopSpace:
                 return False
             if decisions["panel"] and not self._sums_fit(decisions):
                 return False
+            if decisions["staged"] and not self._can_stage(decisions):
+                return False
         if self.loops["kind"] == "window" and self._over_planes:
             if not self._stays_near(decisions):
                 return False
@@ -252,6 +256,12 @@ class LoopSpace:
         vectors = prod(decisions["row_tile"]) * decisions["column_vectors"]
         sums = decisions["row_block"] * vectors * self.loops["lanes"] * 4
         return decisions["row_block"] > 1 and sums <= MOST_PARTIAL_BYTES
+
+    def _can_stage(self, decisions: Mapping[str, Any]) -> bool:
+        """Say whether what a task would copy fits a stack, and nothing speaks against it."""
+        loops = self.loops
+        size = staged_size(loops["reductions"], decisions["column_vectors"], loops["lanes"])
+        return size <= MOST_STAGED_BYTES and not decisions["panel"] and not decisions["clip_pad"]
 
     def tasks(self, decisions: Mapping[str, Any]) -> int:
         """Return how many tasks threads can share; a large number where it does not matter."""
@@ -309,6 +319,8 @@ class LoopSpace:
             groups.append([{"clip_pad": False}, {"clip_pad": True}])
         if loops["panels"]:
             groups.append([{"panel": steps} for steps in (0, *loops["panels"])])
+        if loops.get("far"):
+            groups.append([{"staged": False}, {"staged": True}])
         return groups
 
     def _chained(self, option: dict[str, Any]) -> Options:

@@ -25,6 +25,7 @@ from tilewright.compiler.schedule.padding import fusable_rows
 from tilewright.compiler.schedule.panels import panel_options
 from tilewright.compiler.schedule.planar_access import find_planar
 from tilewright.compiler.schedule.planar_window import MOST_NEAR_BYTES, most_rows
+from tilewright.compiler.schedule.staged import reads_far
 from tilewright.compiler.schedule.weight_only import find_weight_only
 from tilewright.compiler.targets import Target
 
@@ -100,7 +101,7 @@ def describe_loops(func: PrimFunc, target: Target) -> dict[str, Any]:
     clipped), padded, window (reduction axes that slide along a row), slides, data_bytes, panels
     (steps of the reduction that a task may walk for all its tiles), ordered (the reduction axes
     stay in their order: groups of packed weights), plane_rows (of a window over planes: most rows
-    of a task; else 0).
+    of a task; else 0), far (a task may copy what its row tiles share: its steps lie far apart).
     """
     kind = json.loads(default_decisions(func, target).to_json())["kind"]
     anchor = _anchor(func, target) if kind in ("contraction", "window") else None
@@ -128,6 +129,7 @@ def describe_loops(func: PrimFunc, target: Target) -> dict[str, Any]:
         "data_bytes": _data_bytes(anchor),
         "panels": [] if kind == "window" or grouped else panel_options(anchor, target),
         "ordered": grouped,
+        "far": kind == "contraction" and reads_far(anchor) and not target.multiplies_by_lane,
         "plane_rows": 0 if planar is None else most_rows(anchor, planar, MOST_NEAR_BYTES),
     }
 

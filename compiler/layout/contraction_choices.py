@@ -88,6 +88,8 @@ def _planar_share(
         return costs.PLANAR_SHARE
     assert operands.weight is not None
     out, weight = operator.shapes[operator.output], operator.shapes[operands.weight]
+    if columns and _is_pointwise(operator, operands, target):
+        return costs.PLANAR_STAGED_SHARE
     if columns:
         is_long = out[-1] >= _LONG_ROW * target.lanes("float32")
         is_window = len(weight) >= _PLANAR_RANK and min(weight[-2:]) > 1
@@ -107,6 +109,17 @@ def _row_step(anchor: BlockAccess, operands: _Product) -> int | None:
     axes = [*anchor.spatial, *anchor.reduction]
     found = linear_form(operands.data_load.indices[-1], axes, sym.Analyzer())
     return None if found is None else found.of(anchor.index[-1])
+
+
+def _is_pointwise(operator: Operator, operands: _Product, target: Target) -> bool:
+    """Say whether a convolution multiplies whole vectors of pixels alone, as a matrix of planes."""
+    assert operands.data is not None
+    assert operands.weight is not None
+    data, out = operator.shapes[operands.data], operator.shapes[operator.output]
+    is_whole = out[-1] % target.lanes("float32") == 0 and data[2:] == out[2:]
+    is_float = str(operands.data_load.buffer.dtype) == "float32"
+    is_alone = prod(operator.shapes[operands.weight][2:]) == 1
+    return is_whole and is_float and is_alone and not target.multiplies_by_lane
 
 
 def _columns(anchor: BlockAccess, operands: _Product) -> list[tirx.Var]:

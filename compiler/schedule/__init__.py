@@ -10,8 +10,8 @@ from tvm import tirx
 from tilewright.compiler.schedule.analysis import classify, find_anchor, read_stages
 from tilewright.compiler.schedule.contraction import (
     ContractionDecisions,
-    default_contraction,
     schedule_contraction,
+    usual_contraction,
 )
 from tilewright.compiler.schedule.elementwise import (
     ElementwiseDecisions,
@@ -19,7 +19,6 @@ from tilewright.compiler.schedule.elementwise import (
     schedule_elementwise,
 )
 from tilewright.compiler.schedule.integer import default_integer, find_dot, schedule_integer
-from tilewright.compiler.schedule.panels import with_panels
 from tilewright.compiler.schedule.reduction import (
     ReductionDecisions,
     default_reduction_decisions,
@@ -131,7 +130,7 @@ def default_decisions(func: tirx.PrimFunc, target: Target) -> Decisions:
     if stages is not None and anchor is not None:
         if anchor.kind == "window":
             return default_window(anchor, target)
-        return with_panels(anchor, target, default_contraction(anchor, target))
+        return usual_contraction(anchor, target)
     if classify(func, target.lanes("float32")) == "reduction":
         return default_reduction_decisions(func, target)
     return default_elementwise_decisions(func, target)

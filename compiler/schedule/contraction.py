@@ -27,6 +27,7 @@ from tilewright.compiler.schedule.panels import (
     panel_axis,
     with_panels,
 )
+from tilewright.compiler.schedule.staged import StagedKernelBuilder, check_staged, with_staging
 from tilewright.compiler.schedule.tile_loops import KernelBuilder, TilePlan
 from tilewright.compiler.targets import Target
 from tilewright.errors import InvalidScheduleError
@@ -55,6 +56,7 @@ class ContractionDecisions:
         clip_pad: leave padding out of the loops; else data is first copied into a padded buffer.
         panel: steps of the longest reduction axis after which a task goes on to its next tile, and
             comes back for the next panel; 0: a tile runs over the whole reduction.
+        staged: copy what the row tiles of a task share before they read it.
     """
 
     row_tile: tuple[int, int]
@@ -66,6 +68,7 @@ class ContractionDecisions:
     chains: int = 1
     clip_pad: bool = False
     panel: int = 0
+    staged: bool = False
 
     def __post_init__(self) -> None:
         sizes = (*self.row_tile, self.column_vectors, self.fused_rows, self.row_block)
@@ -130,6 +133,12 @@ def default_contraction(
     )
 
 
+def usual_contraction(anchor: Anchor, target: Target) -> ContractionDecisions:
+    """Return what is done without a record: the model's choice, with panels or copies."""
+    decisions = with_panels(anchor, target, default_contraction(anchor, target))
+    return with_staging(anchor, target, decisions)
+
+
 def plan_contraction(anchor: Anchor, decisions: ContractionDecisions, target: Target) -> TilePlan:
     """Check decisions against an anchor and return the plan that they stand for.
 
@@ -166,6 +175,7 @@ def plan_contraction(anchor: Anchor, decisions: ContractionDecisions, target: Ta
             f"unroll {decisions.unroll} is not a multiple of chains {decisions.chains}"
         )
     check_panel(anchor, decisions)
+    check_staged(anchor, decisions)
     return TilePlan(
         row_tile=decisions.row_tile,
         fused_rows=decisions.fused_rows,
@@ -200,11 +210,15 @@ def schedule_contraction(
     if stages is None or anchor is None or anchor.kind != "contraction":
         raise InvalidScheduleError("the function is not a contraction")
     if decisions is None:
-        decisions = with_panels(anchor, target, default_contraction(anchor, target))
+        decisions = usual_contraction(anchor, target)
     plan = plan_contraction(anchor, decisions, target)
     builder = LaneKernelBuilder if target.multiplies_by_lane else KernelBuilder
     if decisions.panel:
         if target.multiplies_by_lane:
             raise InvalidScheduleError("tiles that multiply by lanes have no panels")
         builder = PanelKernelBuilder
+    if decisions.staged:
+        if target.multiplies_by_lane:
+            raise InvalidScheduleError("tiles that multiply by lanes read what is not copied")
+        builder = StagedKernelBuilder
     return builder(func, stages, anchor, plan, lanes).build()

@@ -172,6 +172,40 @@ def test_weights_beyond_the_cache_are_walked_in_panels(kernel):
     np.testing.assert_allclose(result, want, **TOLERANCE)
 
 
+PLANES = [
+    {},
+    {"staged": False},
+    {"row_tile": (1, 5), "column_vectors": 3, "row_block": 4, "unroll": 2},
+    {"row_tile": (2, 3), "column_vectors": 1, "row_block": 1},
+    {"row_tile": (1, 2), "column_vectors": 2, "chains": 2, "unroll": 4, "reduction_order": (0,)},
+]
+
+
+@pytest.mark.parametrize("width", [1024, 1053])
+@pytest.mark.parametrize("change", PLANES, ids=str)
+def test_what_lies_pages_apart_is_copied_by_each_task(change, width):
+    """Columns of a plain matrix that are no whole number of vectors overlap their neighbours."""
+    workload = batch_matmul(2, 37, 64, width)
+    decisions = default_decisions(workload.func, NATIVE)
+    assert decisions.staged
+    arrays = workload.arrays()
+    chosen = dataclasses.replace(decisions, **change)
+    result = run(schedule_contraction(workload.func, NATIVE, chosen), arrays, NATIVE)
+    left, right, _ = (array.astype("float64") for array in arrays)
+    np.testing.assert_allclose(result, left @ right, **TOLERANCE)
+
+
+def test_copies_are_refused_where_there_is_nothing_to_copy_or_too_much():
+    def refused(workload, match, **change):
+        decisions = dataclasses.replace(default_decisions(workload.func, NATIVE), **change)
+        with pytest.raises(InvalidScheduleError, match=match):
+            schedule_contraction(workload.func, NATIVE, decisions)
+
+    refused(batch_matmul(1, 37, 4096, 1024), "at most", staged=True, column_vectors=2, panel=0)
+    planes = batch_matmul(1, 37, 64, 1024)
+    refused(planes, "no panels", staged=True, panel=8, row_block=2)
+
+
 def test_decisions_of_before_there_were_panels_are_read():
     old = (
         '{"kind":"contraction","row_tile":[1,6],"column_vectors":2,"fused_rows":1,"row_block":3,'
