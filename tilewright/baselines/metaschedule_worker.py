@@ -22,6 +22,7 @@ from tvm.tirx import PrimFunc
 
 from tilewright.baselines.budget import Budget, Meter, trial_costs
 from tilewright.baselines.metaschedule import RECORDS, curve
+from tilewright.tuner.worker.lifetime import end_with_parent
 
 _WORKLOADS = "database_workload.json"
 _ROUND_TRIALS = 32
@@ -39,6 +40,7 @@ def main() -> None:
     from tilewright.compiler.targets import parse_target
     from tilewright.frontends.onnx import import_onnx
 
+    end_with_parent()
     request = json.loads(sys.argv[1])
     target = replace(parse_target("native"), cores=request["threads"])
     imported = import_onnx(request["model"])

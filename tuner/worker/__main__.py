@@ -5,7 +5,6 @@ Usage: python -m tilewright.tuner.worker MODULE SOCKET_FD MEMORY_BYTES CONFIG
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import resource
@@ -15,14 +14,13 @@ import traceback
 from multiprocessing.connection import Connection
 
 from tilewright.errors import TilewrightError
-
-_PR_SET_PDEATHSIG = 1
+from tilewright.tuner.worker.lifetime import end_with_parent
 
 
 def main() -> None:
     """Answer requests until the parent closes the socket or dies."""
     module, descriptor, memory_bytes, config = sys.argv[1:]
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     # tvm_ffi imports torch where it is installed: 0.4 GB and seconds for each process.
     sys.modules["torch"] = None  # type: ignore[assignment]
