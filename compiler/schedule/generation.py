@@ -8,8 +8,8 @@ from __future__ import annotations
 
 FIRST = 1
 
-# contraction 2: pixels of planes are copied by each task (1x1: twice as fast over planes); blocks of
-# rows by the size of the third level (0.55 of the time at batch 16).
+# contraction 2: pixels of planes are copied by each task (1x1: twice as fast over planes); rows in
+# blocks that leave room in the third level (0.55 of the time at batch 16).
 # window 2: planes by blocks of rows from a copy with borders (1.9 times as fast).
 _GENERATIONS = {"contraction": 2, "window": 2}
 
