@@ -24,6 +24,10 @@ LAYOUTS = ("NHWC", "NCHW")
 _DRIVER = Path(__file__).parent / "ansor_driver"
 _SAMPLES_TO_CHOOSE = 5
 _ROUND_TRIALS = 32
+# As `ansor_driver/stall.py` says that nothing works any more.
+_STALLED = 75
+_MOST_STALLS = 3
+_RESUMABLE = ("tune", "tune_model")
 
 
 class Driver:
@@ -34,20 +38,27 @@ class Driver:
         reason = environment.missing()
         if reason is not None:
             raise MeasureError(f"ansor is {reason}")
+        self._environment, self._threads = environment, threads
+        self._stalls = 0
+        self._start()
+
+    def _start(self) -> None:
         self._log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  closed with the process
         self._process = subprocess.Popen(
-            [str(environment.python), str(_DRIVER)],
+            [str(self._environment.python), str(_DRIVER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env=environment.variables(threads),
+            env=self._environment.variables(self._threads),
         )
 
     def ask(
         self, do: str, progress: Callable[[dict], None] = lambda _content: None, **request: Any
     ) -> Any:
         """Send one request and return its answer.
+
+        A tuning whose workers went silent is started again, and goes on from its log.
 
         Raises:
             MeasureError: Ansor refused, or its process ended.
@@ -67,7 +78,13 @@ class Driver:
                 return reply["done"]
             else:
                 raise MeasureError(f"Ansor cannot {do}: {reply['error'].splitlines()[-1]}")
-        raise MeasureError(f"Ansor's process ended in '{do}': {self._last_line()}")
+        stalled = self._process.wait() == _STALLED and do in _RESUMABLE
+        if not stalled or self._stalls == _MOST_STALLS:
+            raise MeasureError(f"Ansor's process ended in '{do}': {self._last_line()}")
+        self._stalls += 1
+        self.close()
+        self._start()
+        return self.ask(do, progress, **request)
 
     def close(self) -> None:
         """End the process."""

@@ -9,6 +9,7 @@ import os
 import sys
 
 from session import Session
+from stall import watched
 
 
 def main():
@@ -26,7 +27,9 @@ def main():
         request = json.loads(line)
         action = getattr(session, request.pop("do"))
         try:
-            reply(done=action(**request))
+            with watched():
+                done = action(**request)
+            reply(done=done)
         except Exception as error:  # they share no class; the caller decides
             reply(error=f"{type(error).__name__}: {error}"[-2000:])
 
