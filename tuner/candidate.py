@@ -42,6 +42,8 @@ class Candidate:
         if set(data) != {"layouts", "schedule"}:
             raise LogError(f"a candidate has fields {sorted(data)}, expected layouts, schedule")
         schedule = data["schedule"]
+        if not isinstance(schedule, dict | None):
+            raise LogError(f"decisions of a candidate are an object or null, found {schedule!r}")
         return cls(
             tuple(Layout.from_json(layout) for layout in data["layouts"]),
             None if schedule is None else canonical_json(schedule),
