@@ -11,7 +11,7 @@ from tilewright.compiler.layout.primitives import Layout
 from tilewright.compiler.targets import Target, parse_target
 from tilewright.compiler.tasks import Task, task_of
 from tilewright.tuner.candidate import Candidate
-from tilewright.tuner.records import Record, target_data
+from tilewright.tuner.records import Record, kernels_version, target_data
 
 
 def matmul_operator(rows: int = 24, inner: int = 40, columns: int = 48, name: str = "x"):
@@ -42,12 +42,14 @@ def matmul_task(rows: int = 24, inner: int = 40, columns: int = 48, name: str = 
 def make_record(
     seconds: float = 1e-3, task_key: str = "a" * 64, status: str = "ok", **changes
 ) -> Record:
-    """Return a record of an imagined measurement."""
+    """Return a record of an imagined measurement, by kernels of today."""
+    candidate = changes.get("candidate", Candidate((Layout((3, 5)),), '{"kind":"contraction"}'))
     values = {
         "task_key": task_key,
         "task": {"name": "matmul"},
         "target": target_data(parse_target("x86-64-v4")),
-        "candidate": Candidate((Layout((3, 5)),), '{"kind":"contraction"}'),
+        "candidate": candidate,
+        "versions": kernels_version(candidate),
         "status": status,
         "run_times_s": (seconds, seconds * 1.1) if status == "ok" else (),
         "error": "" if status == "ok" else "it broke",

@@ -84,8 +84,9 @@ def test_records_say_which_kernels_they_measured(newer_kernels):
 
 def test_records_are_taken_as_they_are_while_kernels_stay(tmp_path):
     task = matmul_task()
+    now = kernels_version(record(task, 1e-3, {}).candidate)
     decision, _ = found(
-        tmp_path, task, record(task, 1.0e-3, {}, default=True), record(task, 0.95e-3, {}, unroll=4)
+        tmp_path, task, record(task, 1e-3, now, default=True), record(task, 0.95e-3, now, unroll=4)
     )
     assert json.loads(decision.decisions)["unroll"] == 4
 
