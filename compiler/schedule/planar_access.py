@@ -78,8 +78,14 @@ def image_of(anchor: Anchor) -> Access:
 
 
 def find_planar(anchor: Anchor) -> PlanarAccess | None:
-    """Return how a window walks over planes, or None where it does not."""
+    """Return how a window walks over planes, or None where it does not.
+
+    There must be rows to walk: those of one row are no blocks of rows.
+    """
     if anchor.kind != "window" or anchor.dtype != "float32":
+        return None
+    row = len(anchor.stage.spatial) - 2
+    if anchor.rows[-1:] != (row,) or anchor.stage.spatial[row].extent == 1:
         return None
     image = image_of(anchor)
     return read_planar(image, anchor.stage) if image.vector else None

@@ -4,8 +4,12 @@ import dataclasses
 import json
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
+from onnx.reference import ReferenceEvaluator
 
+import tilewright
 from tests.compiler.schedule.te_workloads import planar_depthwise, planar_max_pool, run
 from tilewright.compiler.schedule import decisions_from_json, default_decisions, schedule
 from tilewright.compiler.schedule.window import WindowDecisions
@@ -60,6 +64,39 @@ def test_depthwise_over_planes_matches_numpy(size, kernel, stride, pads, dilatio
     result = run(schedule(workload.func, NATIVE, decisions), arrays, NATIVE)
     want = reference(arrays, kernel, stride, pads, dilation)
     np.testing.assert_allclose(result, want, **TOLERANCE)
+
+
+ONE_ROW = {
+    "depthwise": (
+        "fuzz (float[1,2,3,1] x, float[2,1,4,2] w) => (float[1,2,1,2] y) {"
+        " y = Conv <dilations=[2,1], group=2, kernel_shape=[4,2], pads=[1,1,3,1]> (x, w) }"
+    ),
+    "pool": (
+        "fuzz (float[1,8,2,16] x) => (float[1,8,1,9] y) {"
+        " y = AveragePool <kernel_shape=[3,3], pads=[2,2,0,1], strides=[3,2]> (x) }"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ONE_ROW)
+def test_images_of_one_row_are_no_blocks_of_rows(name):
+    """Found by fuzzing: there was no axis of rows to walk."""
+    text = f'<ir_version: 10, opset_import: ["" : 21]>\n{ONE_ROW[name]}'
+    model = onnx.parser.parse_model(text)
+    random = np.random.default_rng(0)
+    arrays = {
+        value.name: random.standard_normal(
+            [d.dim_value for d in value.type.tensor_type.shape.dim], dtype="float32"
+        )
+        for value in model.graph.input
+    }
+    for weight in list(model.graph.input)[1:]:
+        array = arrays.pop(weight.name)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, weight.name))
+        model.graph.input.remove(weight)
+    (want,) = ReferenceEvaluator(model).run(None, arrays)
+    found = tilewright.compile(model, logs=()).run(arrays)["y"]
+    np.testing.assert_allclose(found, want, **TOLERANCE)
 
 
 @pytest.mark.parametrize(
