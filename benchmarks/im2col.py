@@ -39,7 +39,7 @@ from benchmarks.report import (
     write_text,
 )
 from tilewright.baselines.machine import instruction_set
-from tilewright.baselines.suite import Operator, load_suite
+from tilewright.baselines.suite import Operator, build_model, load_suite
 from tilewright.compiler.package import package
 from tilewright.compiler.pipeline import lower
 from tilewright.compiler.program import TensorSpec
@@ -56,27 +56,13 @@ _CONVERSION = "convert "
 
 def direct(operator: Operator) -> onnx.ModelProto:
     """Return the convolution with bias and ReLU."""
-    rng = np.random.default_rng(0)
-    weight = rng.standard_normal((operator.out_channels, operator.in_channels, *operator.kernel))
-    bias = rng.standard_normal(operator.out_channels)
-    nodes = [
-        helper.make_node(
-            *("Conv", ["x", "weight", "bias"], ["sum"]),
-            strides=operator.stride,
-            pads=[*operator.padding, *operator.padding],
-            dilations=operator.dilation or [1] * len(operator.size),
-        ),
-        helper.make_node("Relu", ["sum"], ["y"]),
-    ]
-    shape = [operator.batch, operator.in_channels, *operator.size]
-    return _model(nodes, shape, {"weight": weight, "bias": bias})
+    return build_model(replace(operator, activation="relu"))
 
 
 def unfolded(operator: Operator) -> onnx.ModelProto:
     """Return the same as slices, a concatenation and a product, its image channels last."""
     rng = np.random.default_rng(0)
-    rank, extents = len(operator.size), outputs(operator)
-    dilation = operator.dilation or (1,) * rank
+    rank, extents = len(operator.size), operator.output_shape[2:]
     depth = operator.in_channels * prod(operator.kernel)
     pads = [0, *operator.padding, 0]
     constants = {
@@ -90,7 +76,9 @@ def unfolded(operator: Operator) -> onnx.ModelProto:
     nodes = [helper.make_node("Pad", ["x", "pads"], ["padded"])]
     parts = []
     for number, place in enumerate(product(*map(range, operator.kernel))):
-        first = np.array([at * step for at, step in zip(place, dilation, strict=True)], np.int64)
+        first = np.array(
+            [at * step for at, step in zip(place, operator.dilation, strict=True)], np.int64
+        )
         end = first + (np.array(extents) - 1) * np.array(operator.stride) + 1
         constants |= {f"first{number}": first, f"end{number}": end}
         names = ["padded", f"first{number}", f"end{number}", "axes", "steps"]
@@ -104,20 +92,6 @@ def unfolded(operator: Operator) -> onnx.ModelProto:
         helper.make_node("Relu", ["sum"], ["y"]),
     ]
     return _model(nodes, [operator.batch, *operator.size, operator.in_channels], constants)
-
-
-def outputs(operator: Operator) -> tuple[int, ...]:
-    """Return the spatial extents of the result."""
-    rank = len(operator.size)
-    sides = zip(
-        *(operator.size, operator.kernel, operator.stride, operator.padding),
-        operator.dilation or (1,) * rank,
-        strict=True,
-    )
-    return tuple(
-        (size + 2 * pad - (kernel - 1) * dilation - 1) // stride + 1
-        for size, kernel, stride, pad, dilation in sides
-    )
 
 
 def _model(
@@ -155,7 +129,7 @@ def build(model: onnx.ModelProto, path: Path) -> None:
 def compare(operator: Operator) -> dict:
     """Return the seconds of the three for one row."""
     matrix = (
-        operator.batch * prod(outputs(operator)),
+        operator.batch * prod(operator.output_shape[2:]),
         operator.in_channels * prod(operator.kernel),
     )
     models = {

@@ -76,6 +76,19 @@ def row_extents(anchor: Anchor, fused: int) -> tuple[int, int]:
     return (extents[-2] if len(extents) > 1 else 1, extents[-1] if extents else 1)
 
 
+def row_tiles(anchor: Anchor, fused: int, tile: tuple[int, int]) -> int:
+    """Return how many tiles of rows all images of one batch index have.
+
+    Args:
+        anchor: what is computed.
+        fused: trailing row axes walked as one.
+        tile: rows of a tile along the last two row axes.
+    """
+    outer, inner = row_extents(anchor, fused)
+    images = prod(anchor.stage.spatial[p].extent for p in anchor.rows) // (outer * inner)
+    return images * tile_count(outer, tile[0]) * tile_count(inner, tile[1])
+
+
 def column_vectors(anchor: Anchor) -> int:
     """Return how many vectors the tiled column axis has (a partial one counts)."""
     position = anchor.columns[column_axis(anchor)]
@@ -118,7 +131,7 @@ def tiles_that_fit(target: Target, rows_as: RowsAs) -> Iterator[tuple[int, int]]
         # the broadcast is folded into the multiply-add, but LLVM needs a spare.
         operands = 3 if vectors == 1 else vectors + 1
         most = (registers - operands) // vectors
-        if vectors == 1 and _broadcasts_by_register(target):
+        if vectors == 1 and broadcasts_by_register(target):
             most = min(most, _MOST_SINGLE_ROWS)
         if target.keeps_steps_apart:
             most = min(most, _MOST_APART // vectors)
@@ -126,7 +139,8 @@ def tiles_that_fit(target: Target, rows_as: RowsAs) -> Iterator[tuple[int, int]]
             yield rows, vectors
 
 
-def _broadcasts_by_register(target: Target) -> bool:
+def broadcasts_by_register(target: Target) -> bool:
+    """Say whether an element that all lanes share takes a register: x86 before AVX-512."""
     return target.architecture == "x86_64" and not target.broadcasts_from_memory
 
 
@@ -144,7 +158,7 @@ def choose_order(anchor: Anchor, target: Target, clip: bool) -> tuple[int, ...]:
     8 x 112 x 112, 3x7x7, 0.88.
     """
     positions = range(len(anchor.stage.reduction))
-    if not _broadcasts_by_register(target):
+    if not broadcasts_by_register(target):
         return tuple(positions)
     if not clip:
         if anchor.dtype != "float32":
@@ -255,7 +269,7 @@ def _tile_cycles(rows: int, vectors: int, depth: int, target: Target) -> float:
     vector_bytes = target.vector_bits // 8
     cells = rows * vectors
     step = max(cells / _FMA_PER_CYCLE, (rows + vectors) / _LOADS_PER_CYCLE)
-    if _broadcasts_by_register(target):
+    if broadcasts_by_register(target):
         step = max(step + _ROW_CYCLES * rows, _SHORTEST_STEP)
     else:
         # A reduction may be split into chains, so latency counts only half.
@@ -345,15 +359,14 @@ def choose_row_block(
     """
     stage = anchor.stage
     depth = prod(axis.extent for axis in stage.reduction)
-    outer, inner = row_extents(anchor, fused)
-    images = prod(stage.spatial[position].extent for position in anchor.rows) // (outer * inner)
-    tiles = images * tile_count(outer, row_tile[0]) * tile_count(inner, row_tile[1])
+    tiles = row_tiles(anchor, fused, row_tile)
+    rows = prod(stage.spatial[position].extent for position in anchor.rows)
     columns = prod(stage.spatial[position].extent for position in anchor.columns)
     column_tiles = tile_count(columns, vectors * anchor.lanes)
     batch = prod(stage.spatial[position].extent for position in anchor.batch)
     panel = depth * vectors * anchor.lanes * _FLOAT_BYTES
     data = _data_elements(anchor) * _FLOAT_BYTES
-    compute = images * outer * inner * columns * depth / (_FMA_PER_CYCLE * anchor.lanes)
+    compute = rows * columns * depth / (_FMA_PER_CYCLE * anchor.lanes)
 
     def cycles(block: int) -> float:
         blocks = tile_count(tiles, block)

@@ -20,7 +20,7 @@ from tvm import tirx
 from tilewright.compiler.schedule.analysis import Anchor
 from tilewright.compiler.schedule.cost import (
     choose_tile,
-    row_extents,
+    row_tiles,
     rows_for,
     weights_fit,
 )
@@ -132,9 +132,7 @@ def with_panels(
     depth = prod(axis.extent for axis in anchor.stage.reduction)
     if weights_fit(depth, vectors, target):
         return decisions
-    outer, inner = row_extents(anchor, decisions.fused_rows)
-    images = prod(anchor.stage.spatial[p].extent for p in anchor.rows) // (outer * inner)
-    tiles = images * tile_count(outer, row_tile[0]) * tile_count(inner, row_tile[1])
+    tiles = row_tiles(anchor, decisions.fused_rows, row_tile)
     cell_bytes = prod(row_tile) * vectors * anchor.lanes * 4
     block = tile_count(tiles, tile_count(tiles * cell_bytes, _PARTIAL_BYTES))
     extent = anchor.stage.reduction[panel_axis(anchor)].extent

@@ -18,7 +18,12 @@ from typing import TYPE_CHECKING, Any
 from tvm import tirx
 
 from tilewright.compiler.schedule.analysis import Access, Anchor
-from tilewright.compiler.schedule.cost import column_vectors, row_extents
+from tilewright.compiler.schedule.cost import (
+    broadcasts_by_register,
+    column_vectors,
+    row_extents,
+    row_tiles,
+)
 from tilewright.compiler.schedule.expressions import Expr
 from tilewright.compiler.schedule.micro_kernel import (
     Operand,
@@ -29,7 +34,6 @@ from tilewright.compiler.schedule.micro_kernel import (
 )
 from tilewright.compiler.schedule.tile_geometry import TileGeometry
 from tilewright.compiler.schedule.tile_loops import KernelBuilder, TaskGrid
-from tilewright.compiler.schedule.tiling import tile_count
 from tilewright.compiler.targets import Target
 from tilewright.errors import InvalidScheduleError
 
@@ -46,7 +50,7 @@ _PAGE_BYTES = 4096
 _FEWEST_STEPS = 48
 # The copy is read again by at least so many tiles of rows.
 _FEWEST_TILES = 4
-# Rows and vectors of a tile with 16 registers: with 4 x 3, 128 sequences of 4096 take 4.2 ms
+# Rows and vectors of a tile with few registers: with 4 x 3, 128 sequences of 4096 take 4.2 ms
 # instead of 3.0 (Zen 3).
 _TILE = (6, 2)
 
@@ -117,14 +121,16 @@ def with_staging(
     rows = prod(anchor.stage.spatial[position].extent for position in anchor.rows)
     tile, vectors = decisions.row_tile, decisions.column_vectors
     copies = depth >= _FEWEST_STEPS and rows >= _FEWEST_TILES * prod(tile)
-    few_registers = target.vector_registers == prod(_TILE) + _TILE[1] + 2
-    if copies and few_registers and inner >= _TILE[0] and column_vectors(anchor) >= _TILE[1]:
+    fits = inner >= _TILE[0] and column_vectors(anchor) >= _TILE[1]
+    if copies and broadcasts_by_register(target) and fits:
         tile, vectors = (1, _TILE[0]), _TILE[1]
-    copies = copies and staged_bytes(anchor, vectors) <= MOST_STAGED_BYTES
-    outer, inner = row_extents(anchor, decisions.fused_rows)
-    others = rows // (outer * inner)
-    tiles = others * tile_count(outer, tile[0]) * tile_count(inner, tile[1])
-    return replace(decisions, row_tile=tile, column_vectors=vectors, row_block=tiles, staged=copies)
+    return replace(
+        decisions,
+        row_tile=tile,
+        column_vectors=vectors,
+        row_block=row_tiles(anchor, decisions.fused_rows, tile),
+        staged=copies and staged_bytes(anchor, vectors) <= MOST_STAGED_BYTES,
+    )
 
 
 class StagedKernelBuilder(KernelBuilder):
@@ -134,48 +140,41 @@ class StagedKernelBuilder(KernelBuilder):
 
     def task_start(self, task: Any, grid: TaskGrid) -> list[Any]:
         """Return what a task does once for all its row tiles: the copy."""
-        lanes = self.anchor.lanes
         size = staged_bytes(self.anchor, self.plan.column_vectors) // 4
         self._copy = local_buffer("staged", size, self.anchor.dtype)
         binds: list[Any] = []
         numbers = self.decode_task(task, grid, binds)
-        axes = [*grid.batch, *grid.columns]
-        access = self.accesses[self._number]
-
-        def copied(geometry: TileGeometry) -> Any:
-            base = tirx.Var("from", self.index_dtype)
-            variables = [
-                tirx.Var(f"step{number}", self.index_dtype)
-                for number in range(len(self.stage.reduction))
-            ]
-            source: Expr = base
-            for variable, axis in zip(variables, self.stage.reduction, strict=True):
-                source = source + variable * access.offset.of(axis.var)
-            place = self._place(variables)
-            moves = [
-                tirx.BufferStore(
-                    self._copy,
-                    tirx.BufferLoad(
-                        self.flat(access.buffer),
-                        [ramp(source + geometry.column_offset(access, column), 1, lanes)],
-                    ),
-                    [ramp(place + column * lanes, 1, lanes)],
-                )
-                for column in range(geometry.column_count)
-            ]
-            body = sequence(moves)
-            zero = constant_like(0, self.index_dtype)
-            for variable, axis in reversed(list(zip(variables, self.stage.reduction, strict=True))):
-                extent = constant_like(axis.extent, self.index_dtype)
-                body = tirx.For(variable, zero, extent, tirx.ForKind.SERIAL, body)
-            return sequence([tirx.Bind(base, geometry.base(access)), body])
-
-        copy = self.choose(axes, numbers, copied)
+        copy = self.choose([*grid.batch, *grid.columns], numbers, self._copied)
         return [tirx.AllocBuffer(self._copy), *binds, copy]
 
+    def _copied(self, geometry: TileGeometry) -> Any:
+        """Return the copy of the columns of a task, as many as there are in this place."""
+        access, axes, lanes = self._shared, self.stage.reduction, self.anchor.lanes
+        base = tirx.Var("from", self.index_dtype)
+        steps = [tirx.Var(f"step{number}", self.index_dtype) for number in range(len(axes))]
+        source: Expr = base
+        place: Expr = constant_like(0, self.index_dtype)
+        for step, axis, pitch in zip(steps, axes, self._steps(), strict=True):
+            source = source + step * access.offset.of(axis.var)
+            place = place + step * pitch
+        moves = []
+        for column in range(geometry.column_count):
+            at = ramp(source + geometry.column_offset(access, column), 1, lanes)
+            vector = tirx.BufferLoad(self.flat(access.buffer), [at])
+            moves.append(
+                tirx.BufferStore(self._copy, vector, [ramp(place + column * lanes, 1, lanes)])
+            )
+        body = sequence(moves)
+        zero = constant_like(0, self.index_dtype)
+        for step, axis in reversed(list(zip(steps, axes, strict=True))):
+            extent = constant_like(axis.extent, self.index_dtype)
+            body = tirx.For(step, zero, extent, tirx.ForKind.SERIAL, body)
+        return sequence([tirx.Bind(base, geometry.base(access)), body])
+
     @property
-    def _number(self) -> int:
-        return next(i for i, access in enumerate(self.anchor.accesses) if access.vector == 1)
+    def _shared(self) -> Access:
+        """What is copied, as it lies in memory."""
+        return next(access for access in self.accesses if access.vector == 1)
 
     def _steps(self) -> tuple[int, ...]:
         """Return how far a step of each reduction axis is in the copy."""
@@ -186,22 +185,16 @@ class StagedKernelBuilder(KernelBuilder):
             step *= self.stage.reduction[position].extent
         return tuple(steps)
 
-    def _place(self, variables: list[Any]) -> Expr:
-        place: Expr = constant_like(0, self.index_dtype)
-        for variable, step in zip(variables, self._steps(), strict=True):
-            place = place + variable * step
-        return place
-
     def base(self, access: Access, geometry: TileGeometry) -> Expr:
         """Return the address of the first element that a tile reads."""
-        if access is self.accesses[self._number]:
+        if access is self._shared:
             return constant_like(0, self.index_dtype)
         return super().base(access, geometry)
 
     def operand(self, access: Access, geometry: TileGeometry) -> Operand:
         """Return what a tile loads through an access; the shared vectors from their copy."""
         found = super().operand(access, geometry)
-        if access is not self.accesses[self._number]:
+        if access is not self._shared:
             return found
         columns = tuple(n * self.anchor.lanes for n in range(geometry.column_count))
         return replace(found, buffer=self._copy, columns=columns, steps=self._steps())

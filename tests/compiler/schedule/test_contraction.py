@@ -185,7 +185,8 @@ PLANES = [
 @pytest.mark.parametrize("change", PLANES, ids=str)
 def test_what_lies_pages_apart_is_copied_by_each_task(change, width):
     """Columns of a plain matrix that are no whole number of vectors overlap their neighbours."""
-    workload = batch_matmul(2, 37, 64, width)
+    # Rows enough for four of the tallest tiles, those of AVX-512.
+    workload = batch_matmul(2, 67, 64, width)
     decisions = default_decisions(workload.func, NATIVE)
     assert decisions.staged
     arrays = workload.arrays()
