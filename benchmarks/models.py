@@ -9,23 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import zoo
-from benchmarks.operators import (
-    add_options,
-    is_done,
-    keep,
-    options_of,
-    result_path,
-    write_tables,
-)
+from benchmarks.operators import add_options, measure_suite
 from tilewright.baselines.bench_models import Model, bench_models
-from tilewright.errors import TilewrightError
 
 SUITE = Path(__file__).with_name("suites") / "models.json"
 
@@ -68,33 +61,25 @@ def path_of(row: dict, feed: dict[str, np.ndarray]) -> Path:
     return path
 
 
+def model_of(row: dict) -> Model:
+    """Return the model of a row and its inputs."""
+    feed = feed_of(row)
+    return Model(row["name"], path_of(row, feed), feed)
+
+
 def main() -> int:
     """Measure what the command line names and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="", help="names of rows or models, comma separated")
     add_options(parser)
     args = parser.parse_args()
-    wanted = [name for name in args.models.split(",") if name]
-    try:
-        options = options_of(args)
-        path = result_path(args.name or "models", args.threads, options.budget)
-        old = json.loads(path.read_text()) if path.exists() else None
-        end = time.monotonic() + args.stop_after
-        for row in rows():
-            if wanted and row["name"] not in wanted and row["model"] not in wanted:
-                continue
-            if time.monotonic() > end or (
-                args.resume and is_done(old, row["name"], options.against)
-            ):
-                continue
-            feed = feed_of(row)
-            model = Model(row["name"], path_of(row, feed), feed)
-            keep(path, bench_models([model], options))
-        write_tables(path)
-    except (TilewrightError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    wanted = {name for name in args.models.split(",") if name}
+
+    def chosen() -> dict[str, Callable[[], Model]]:
+        named = (row for row in rows() if not wanted or wanted & {row["name"], row["model"]})
+        return {row["name"]: partial(model_of, row) for row in named}
+
+    return measure_suite(args, "models", chosen, bench_models)
 
 
 if __name__ == "__main__":

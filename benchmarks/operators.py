@@ -12,12 +12,17 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.report import RESULTS, write_json
 from benchmarks.worker import ROOT
 from tilewright.baselines import Budget, Options, bench_operators, load_suite, parse_peers
 from tilewright.baselines.machine import instruction_set
+from tilewright.baselines.suite import Operator
 from tilewright.errors import TilewrightError
 from tilewright.report import write_report
 
@@ -113,6 +118,41 @@ def options_of(args: argparse.Namespace) -> Options:
     )
 
 
+def measure_suite(
+    args: argparse.Namespace,
+    stem: str,
+    rows: Callable[[], Mapping[str, Callable[[], Any]]],
+    bench: Callable[[list[Any], Options], dict],
+) -> int:
+    """Measure rows of a suite, a group at a time, write the tables, and return the exit code.
+
+    Args:
+        args: the options of `add_options`.
+        stem: of the result file, unless the options name one.
+        rows: returns, by name, what makes the operator or model: those that --resume leaves out
+            are not made.
+        bench: measures some operators or models.
+    """
+    try:
+        options = options_of(args)
+        path = result_path(args.name or stem, args.threads, options.budget)
+        old = json.loads(path.read_text()) if path.exists() else None
+        left = [
+            make
+            for name, make in rows().items()
+            if not (args.resume and is_done(old, name, options.against))
+        ]
+        end = time.monotonic() + args.stop_after
+        for start in range(0, len(left), args.together):
+            if time.monotonic() < end:
+                keep(path, bench([make() for make in left[start : start + args.together]], options))
+        write_tables(path)
+    except (TilewrightError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def main() -> int:
     """Measure what the command line names and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -121,28 +161,14 @@ def main() -> int:
     parser.add_argument("--batch", default="1")
     add_options(parser)
     args = parser.parse_args()
-    try:
-        options = options_of(args)
-        path = result_path(args.name or "operators", args.threads, options.budget)
-        operators = load_suite(
-            args.suite,
-            [name for name in args.ops.split(",") if name],
-            [int(size) for size in args.batch.split(",")],
-        )
-        old = json.loads(path.read_text()) if path.exists() else None
-        if args.resume:
-            operators = [op for op in operators if not is_done(old, op.name, options.against)]
-        end = time.monotonic() + args.stop_after
-        for start in range(0, len(operators), args.together):
-            if time.monotonic() < end:
-                group = operators[start : start + args.together]
-                result = bench_operators(group, options, together=args.together)
-                keep(path, result)
-        write_tables(path)
-    except (TilewrightError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    def rows() -> dict[str, Callable[[], Operator]]:
+        classes = [name for name in args.ops.split(",") if name]
+        batches = [int(size) for size in args.batch.split(",")]
+        found = load_suite(args.suite, classes, batches)
+        return {operator.name: partial(replace, operator) for operator in found}
+
+    return measure_suite(args, "operators", rows, partial(bench_operators, together=args.together))
 
 
 if __name__ == "__main__":

@@ -131,11 +131,36 @@ def _check(proto: onnx.ModelProto, name: str) -> None:
     """Run ONNX's own checker; it copies a model twice, so large ones go without their weights."""
     whole = proto.ByteSize() <= _WHOLE_CHECK_LIMIT_BYTES and not any(external_tensors(proto))
     try:
-        onnx.checker.check_model(proto if whole else _without_weights(proto))
+        onnx.checker.check_model(_declared(proto if whole else _without_weights(proto)))
     except onnx.checker.ValidationError as error:
         raise ModelError(f"{name} is not a valid ONNX model: {_first_line(error)}") from error
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"{name} cannot be checked: {error}") from error
+
+
+def _declared(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model whose inputs and outputs all say a shape, and outputs a type.
+
+    The checker insists on both. An import does not need them: an input's shape can be given, and
+    an output's follows from the graph.
+    """
+    graph = proto.graph
+    if all(_says_enough(item) for item in (*graph.input, *graph.output)):
+        return proto
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for item in copy.graph.output:
+        if item.type.WhichOneof("value") is None:
+            item.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    for item in (*copy.graph.input, *copy.graph.output):
+        if item.type.HasField("tensor_type"):
+            item.type.tensor_type.shape.SetInParent()
+    return copy
+
+
+def _says_enough(item: onnx.ValueInfoProto) -> bool:
+    kind = item.type.WhichOneof("value")
+    return kind is not None and (kind != "tensor_type" or item.type.tensor_type.HasField("shape"))
 
 
 def _first_line(error: Exception) -> str:

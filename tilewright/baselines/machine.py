@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _SOURCE = Path(__file__).with_name("probes") / "probes.c"
+_WRITTEN = ("benchmarks/results", "tuning_logs")
 _PACKAGES = ("tilewright", "apache-tvm", "onnxruntime", "openvino", "torch", "onnx", "numpy")
 _GENERATION = (("family", "cpu family"), ("model", "model"), ("stepping", "stepping"))
 _PEAK_STEPS = 20_000  # about 60 microseconds a thousand: 1 to 2 ms
@@ -93,13 +94,24 @@ def instruction_set() -> str:
 
 def commit() -> str:
     """Return the short hash of the checked-out commit, marked where sources differ from it."""
-    root = Path(__file__).parent
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
     try:
-        found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        found = git("rev-parse", "--short", "HEAD").stdout.strip()
+        # What a benchmark has written does not change what it measures.
+        written = [f":(top,exclude){folder}" for folder in _WRITTEN]
+        changed = git("diff", "--quiet", "HEAD", "--", ":/", *written).returncode == 1
     except FileNotFoundError:  # there is no git
         return "unknown"
-    return found.stdout.strip() or "unknown"
+    return found + "-dirty" * changed if found else "unknown"
 
 
 def peak_rss_mb() -> float:

@@ -132,6 +132,25 @@ def test_shapes_that_contradict_the_model_raise(shapes, message):
         import_onnx(symbolic_model(["n", 3], ["n", 3]), shapes=shapes)
 
 
+@pytest.mark.parametrize("declared", ["no shape", "no type"])
+def test_outputs_need_no_declaration(declared):
+    model = relu_model()
+    output = model.graph.output[0]
+    output.ClearField("type")
+    if declared == "no shape":
+        output.type.tensor_type.elem_type = TensorProto.FLOAT
+    assert import_onnx(model).outputs == (TensorSpec("y", (2, 3, 7), "float32"),)
+    assert not output.type.tensor_type.HasField("shape")  # the caller's model is left alone
+
+
+def test_input_without_a_shape_takes_the_one_given():
+    model = relu_model()
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(ShapeError, match=r"how many dimensions input 'x' has.*--shape x="):
+        import_onnx(model)
+    assert import_onnx(model, shapes={"x": (4, 5)}).outputs[0].shape == (4, 5)
+
+
 def test_constants_bind_inputs_and_vanish_from_the_signature():
     shape = np.array([7, 6], np.int64)
     nodes = [node("Reshape", ["x", "shape"], ["y"])]
