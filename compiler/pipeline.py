@@ -28,6 +28,7 @@ from tilewright.compiler.passes.canonicalize import CanonicalizeOps
 from tilewright.compiler.passes.fold_batch_norm import FoldBatchNorm
 from tilewright.compiler.passes.join_winograd import join_winograd
 from tilewright.compiler.passes.lower_conv_transpose import LowerConvTranspose
+from tilewright.compiler.passes.lower_phases import LowerPhases
 from tilewright.compiler.passes.lower_winograd import LowerWinograd
 from tilewright.compiler.passes.pack_bits import pack_bits
 from tilewright.compiler.passes.pack_weights import PackWeights
@@ -87,6 +88,7 @@ def graph_passes(
         PackWeights(target),
         CanonicalizeOps(),
         FoldBatchNorm(),
+        LowerPhases(target),
         LowerConvTranspose(),
         *([LowerWinograd(target, choose)] if winograd else []),
         CanonicalizeOps(),

@@ -25,6 +25,7 @@ from tilewright.compiler.layout.opaque import is_rearrangement
 from tilewright.compiler.layout.operator import Choice, Operator
 from tilewright.compiler.layout.primitives import Layout
 from tilewright.compiler.layout.strides import read_walk
+from tilewright.compiler.phase_convolution import PHASE_BLOCK
 from tilewright.compiler.targets import Target
 from tilewright.compiler.weight_only import PRODUCT_BLOCK
 from tilewright.compiler.winograd import INPUT_BLOCK, OUTPUT_BLOCK
@@ -41,8 +42,8 @@ def operator_choices(operator: Operator, target: Target) -> tuple[Choice, ...]:
     if _is_transform(accesses):
         return tuple(_transform_choices(operator, target))
     anchor = find_contraction(accesses)
-    if any(access.name.startswith(PRODUCT_BLOCK) for access in accesses):
-        # Its weights are packed already; matrices lie as they are.
+    if any(access.name.startswith((PRODUCT_BLOCK, PHASE_BLOCK)) for access in accesses):
+        # Weights are packed already; matrices and planes lie as they are.
         found = _plain_choices(operator, accesses, target)
     elif anchor is not None:
         found = contraction_choices(operator, accesses, anchor, target)

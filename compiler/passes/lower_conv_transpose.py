@@ -11,7 +11,8 @@ deconvolution layer the same as a convolutional layer?", arXiv 1609.07009, secti
 One convolution for all phases gives each of them as many taps and positions as the largest needs:
 4 taps at stride 2 also compute a border that is cropped, 3 taps multiply by zeros. So where the
 phases are equally large and have channels enough, each becomes a convolution of its own with its
-own taps and padding.
+own taps and padding. Of a single pixel, with which generators begin, nothing overlaps: a matrix
+product. Few outputs of stride 2 never come here, see `passes/lower_phases.py`.
 
 Precondition: the weights are constant. Dilation is folded into the weights as zeros.
 Operators with run-time weights are left alone.
@@ -138,7 +139,8 @@ def _phase_weights(weight: np.ndarray, groups: int, axes: list[_Axis]) -> np.nda
     return result.reshape(-1, inputs // groups, *taps)
 
 
-def _dilate(weight: np.ndarray, dilation: list[int]) -> np.ndarray:
+def dilate(weight: np.ndarray, dilation: list[int]) -> np.ndarray:
+    """Return weights [I, O, *K] with the zeros between their taps that a dilation stands for."""
     sizes = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilation, strict=True)]
     spread = np.zeros((*weight.shape[:2], *sizes), weight.dtype)
     every: tuple[Any, ...] = (..., *(slice(None, None, d) for d in dilation))
@@ -173,8 +175,10 @@ class _Lower(relax.expr_functor.PyExprMutator):
         strides, padding, dilation = (
             [int(v) for v in values] for values in (attrs.strides, attrs.padding, attrs.dilation)
         )
-        weight = _dilate(constant_array(call.args[1]), dilation)
+        weight = dilate(constant_array(call.args[1]), dilation)
         shape, sizes = static_shape(call), static_shape(call.args[0])[2:]
+        if groups == 1 and prod(sizes) == 1:
+            return self._lower_pixel(call, weight, padding[:rank])
         axes = [
             _plan_axis(weight.shape[2 + i], strides[i], padding[i], sizes[i], shape[2 + i])
             for i in range(rank)
@@ -188,6 +192,20 @@ class _Lower(relax.expr_functor.PyExprMutator):
             return self._lower_apart(call, weight, equal)
         out = self._convolve(call, call.args[0], _phase_weights(weight, groups, axes), axes)
         return self._interleave(out, shape, groups, axes)
+
+    def _lower_pixel(self, call: relax.Call, weight: np.ndarray, before: list[int]) -> relax.Expr:
+        """Return the product that a transposed convolution of one pixel is, without its padding."""
+        shape = static_shape(call)
+        for axis, first in enumerate(before, 2):
+            extent = shape[axis]
+            beyond = max(0, first + extent - weight.shape[axis])
+            padding = [(0, beyond if each == axis else 0) for each in range(weight.ndim)]
+            weight = np.pad(weight, padding).take(range(first, first + extent), axis)
+        factor = relax.const(np.ascontiguousarray(weight.reshape(len(weight), -1)))
+        data = self.builder_.emit(relax.op.reshape(call.args[0], (shape[0], len(weight))))
+        return self.builder_.emit(
+            relax.op.reshape(self.builder_.emit(relax.op.matmul(data, factor)), shape)
+        )
 
     def _lower_apart(
         self, call: relax.Call, weight: np.ndarray, phases: list[list[_Phase]]

@@ -19,6 +19,12 @@ from tilewright.compiler.schedule.elementwise import (
     schedule_elementwise,
 )
 from tilewright.compiler.schedule.integer import default_integer, find_dot, schedule_integer
+from tilewright.compiler.schedule.phases import (
+    PhaseDecisions,
+    default_phases,
+    find_phases,
+    schedule_phases,
+)
 from tilewright.compiler.schedule.reduction import (
     ReductionDecisions,
     default_reduction_decisions,
@@ -46,6 +52,7 @@ __all__ = [
     "ContractionDecisions",
     "Decisions",
     "ElementwiseDecisions",
+    "PhaseDecisions",
     "ReductionDecisions",
     "WindowDecisions",
     "WinogradDecisions",
@@ -59,6 +66,7 @@ Decisions: TypeAlias = (
     ContractionDecisions
     | WindowDecisions
     | WinogradDecisions
+    | PhaseDecisions
     | ReductionDecisions
     | ElementwiseDecisions
 )
@@ -68,6 +76,7 @@ _KINDS: dict[str, Any] = {
     "weight_only": ContractionDecisions,
     "window": WindowDecisions,
     "winograd": WinogradDecisions,
+    "phases": PhaseDecisions,
     "reduction": ReductionDecisions,
     "elementwise": ElementwiseDecisions,
 }
@@ -77,6 +86,7 @@ _SCHEDULERS: dict[str, Any] = {
     "weight_only": schedule_weight_only,
     "window": schedule_window,
     "winograd": schedule_winograd,
+    "phases": schedule_phases,
     "reduction": schedule_reduction,
     "elementwise": schedule_elementwise,
 }
@@ -108,6 +118,8 @@ def _kind(func: tirx.PrimFunc, target: Target) -> str:
     if find_transform(func):
         return "winograd"
     stages = read_stages(func)
+    if stages is not None and find_phases(stages) is not None:
+        return "phases"
     if stages is not None and find_dot(stages, target) is not None:
         return "integer"
     if stages is not None and find_weight_only(stages) is not None:
@@ -120,6 +132,9 @@ def default_decisions(func: tirx.PrimFunc, target: Target) -> Decisions:
     if find_transform(func):
         return WinogradDecisions()
     stages = read_stages(func)
+    phases = find_phases(stages or ())
+    if phases is not None:
+        return default_phases(phases, target)
     dot = None if stages is None else find_dot(stages, target)
     if dot is not None:
         return default_integer(dot, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -16,12 +17,13 @@ def take_turns(
     rounds: int,
     clock: str = "wall",
     min_sample_s: float = 2e-3,
+    settle_s: float = 0.0,
     between: Callable[[], None] = lambda: None,
 ) -> dict[str, np.ndarray]:
     """Return the seconds of a call of each contender, float64 [rounds].
 
-    Every timed sample follows an untimed call of the same contender, which brings its data back
-    into the caches and takes the disturbance by whoever ran before. The order rotates.
+    Every timed sample follows untimed calls of the same contender, which bring its data back into
+    the caches and take the disturbance by whoever ran before. The order rotates.
 
     Args:
         samplers: by name.
@@ -29,6 +31,8 @@ def take_turns(
         clock: "wall", or "cpu": what the contender's process computed, for one thread on a machine
             that others use too.
         min_sample_s: a contender faster than this is called repeatedly for one sample.
+        settle_s: how long the untimed calls go on, one of them at least. Threads of an engine spin
+            for a while after a call, and take a processor from the next engine.
         between: called once in each round; measures peak and bandwidth.
     """
     names = list(samplers)
@@ -40,7 +44,15 @@ def take_turns(
     for index in range(rounds):
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:
-            samplers[name](1, clock)
+            _settle(samplers[name], clock, settle_s)
             times[name][index] = samplers[name](calls[name], clock)
         between()
     return times
+
+
+def _settle(sampler: Sampler, clock: str, seconds: float) -> None:
+    """Call a contender for so long without timing it, at least once."""
+    end = time.monotonic() + seconds
+    sampler(1, clock)
+    while time.monotonic() < end:
+        sampler(1, clock)

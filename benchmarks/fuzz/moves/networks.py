@@ -78,3 +78,26 @@ def attend(graph: Graph, x: Value) -> Value | None:
     scores = graph.emit("Mul", [scores.name, graph.weight(np.float32(inner**-0.5))], scores.shape)
     shares = graph.emit("Softmax", [scores.name], scores.shape, axis=-1)
     return graph.emit("MatMul", [shares.name, v.name])
+
+
+@move
+def draw_image(graph: Graph, x: Value) -> Value | None:
+    """Many channels, then an image of twice the size with few of them, as a generator ends."""
+    if x.rank not in (4, 5):
+        return None
+    rank, channels, outputs = x.rank - 2, graph.pick((16, 24, 40, 64)), graph.integer(1, 4)
+    kernel = [graph.pick((2, 4)) for _ in range(rank)]
+    pads = [graph.integer(0, taps // 2) for taps in (*kernel, *kernel)]
+    places = x.shape[0] * prod(x.shape[2:])
+    if places * channels * max(x.shape[1], outputs * prod(kernel)) > MOST_PRODUCTS:
+        return None
+    if any(
+        2 * (extent - 1) + taps - lo - hi < 1
+        for extent, taps, lo, hi in zip(x.shape[2:], kernel, pads[:rank], pads[rank:], strict=True)
+    ):
+        return None
+    wide = graph.normal((channels, x.shape[1], *[1] * rank), x.shape[1])
+    y = graph.emit("Conv", [x.name, wide])
+    weight = graph.normal((channels, outputs, *kernel), channels * prod(kernel) // 2**rank)
+    y = graph.emit("ConvTranspose", [y.name, weight], strides=[2] * rank, pads=pads)
+    return graph.emit("Tanh", [y.name], y.shape) if graph.chance() else y

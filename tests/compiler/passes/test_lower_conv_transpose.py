@@ -99,6 +99,29 @@ def test_lowered_equals_definition(rank, kernel, stride, before, after, extra, d
     np.testing.assert_allclose(_run(lowered, x), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "extra", "dilation"),
+    [(4, 1, (0, 0), 0, 1), (4, 2, (1, 1), 1, 1), (2, 3, (0, 0), 2, 1), (3, 2, (2, 1), 0, 2)],
+)
+def test_one_pixel_is_a_product(kernel, stride, padding, extra, dilation):
+    rng = np.random.default_rng(0)
+    attrs = {
+        "stride": stride,
+        "padding": padding,
+        "output_padding": extra,
+        "dilation": dilation,
+        "groups": 1,
+    }
+    x = rng.standard_normal((2, 5, 1, 1)).astype("float32")
+    weight = rng.standard_normal((5, 3, kernel, kernel)).astype("float32")
+    lowered = LowerConvTranspose()(_module(x.shape, weight, **attrs))
+    names = [op_name(binding.value) for binding in bindings(lowered["main"])]
+    assert "relax.matmul" in names
+    assert not any(name and "conv" in name for name in names)
+    expected = _reference(x, weight, **attrs)
+    np.testing.assert_allclose(_run(lowered, x), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_run_time_weights_are_left_alone():
     x = relax.Var("x", relax.TensorType((1, 2, 5), "float32"))
     w = relax.Var("w", relax.TensorType((2, 3, 2), "float32"))
