@@ -8,12 +8,15 @@
 V and M of a large image are several times as large as the image and would go through memory twice;
 those of a strip are scratch memory that fits the second cache level. The transformed weights U are
 read once for each strip: this pays where they stay in cache.
+
+With a depth, V and M have it before the tiles, and a strip has some tiles of all slices: a slice
+of V then serves all slices of M that read it.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -21,7 +24,7 @@ from typing import Any
 from tvm import sym, te, tirx
 from tvm.ir import TensorLoad
 
-from tilewright.compiler.schedule.analysis import Anchor, find_anchor, read_stages
+from tilewright.compiler.schedule.analysis import Anchor, Axis, find_anchor, read_stages
 from tilewright.compiler.schedule.contraction import (
     ContractionDecisions,
     default_contraction,
@@ -50,6 +53,9 @@ from tilewright.errors import InvalidScheduleError
 _FLOAT_BYTES = 4
 # The part of the second cache level that V and M of a strip may fill; weights stream through it.
 _L2_SHARE = 0.5
+# Dimensions of V and M without a depth, and where that is.
+_PLANAR_RANK = 6
+_DEPTH = 3
 # Register tiles of fewer rows would not reach the peak.
 _FEWEST_TILES = 8
 
@@ -63,29 +69,57 @@ class StripShape:
         tiles: number of tiles of all images.
         inputs: input channels.
         outputs: output channels.
+        slices: that are read and written along the depth, padding included; (1, 1) without one.
     """
 
     points: int
     tiles: int
     inputs: int
     outputs: int
+    slices: tuple[int, int] = (1, 1)
+
+    @classmethod
+    def read(cls, transformed: Sequence[int], product: Sequence[int]) -> StripShape:
+        """Return the sizes by those of V [t, t, N, (D,) TH, TW, C] and M [.., O]."""
+        *sides, images, rows, columns, inputs = _without_depth(transformed)
+        slices, outputs = (_depth(transformed), _depth(product)), product[-1]
+        return cls(prod(sides), images * rows * columns, inputs, outputs, slices)
+
+    @property
+    def taps(self) -> int:
+        """Slices that one result sums."""
+        return self.slices[0] - self.slices[1] + 1
+
+    @property
+    def tile_bytes(self) -> int:
+        """Size of V and M of one tile."""
+        channels = self.slices[0] * self.inputs + self.slices[1] * self.outputs
+        return _FLOAT_BYTES * self.points * channels
 
     @property
     def product_bytes(self) -> int:
         """Size of V and M of all tiles."""
-        return _FLOAT_BYTES * self.points * self.tiles * (self.inputs + self.outputs)
+        return self.tiles * self.tile_bytes
 
     @property
     def weight_bytes(self) -> int:
         """Size of the transformed weights."""
-        return _FLOAT_BYTES * self.points * self.inputs * self.outputs
+        return _FLOAT_BYTES * self.points * self.taps * self.inputs * self.outputs
 
     def strip_tiles(self, target: Target) -> int:
         """Return how many tiles one strip has."""
-        tile_bytes = _FLOAT_BYTES * self.points * (self.inputs + self.outputs)
-        most = max(_FEWEST_TILES, int(_L2_SHARE * target.l2_bytes) // tile_bytes)
+        most = max(_FEWEST_TILES, int(_L2_SHARE * target.l2_bytes) // self.tile_bytes)
         strips = -(-self.tiles // most)
         return -(-self.tiles // strips)
+
+
+def _depth(shape: Sequence[int]) -> int:
+    """Return the slices of V or M."""
+    return shape[_DEPTH] if len(shape) > _PLANAR_RANK else 1
+
+
+def _without_depth(shape: Sequence[int]) -> list[int]:
+    return [n for at, n in enumerate(shape) if at != _DEPTH or len(shape) <= _PLANAR_RANK]
 
 
 def schedule_strips(
@@ -99,9 +133,9 @@ def schedule_strips(
     """Return one function for the input transform, the product and the output transform.
 
     Args:
-        transform_in: unscheduled, its last parameter is V [t, t, N, TH, TW, C].
-        weight: parameter of the packed weights U [t, t, O / lanes, C, lanes].
-        transform_out: unscheduled, with its epilogue; reads M [t, t, N, TH, TW, O].
+        transform_in: unscheduled, its last parameter is V [t, t, N, (D,) TH, TW, C].
+        weight: parameter of the packed weights U [t, t, (K,) O / lanes, C, lanes].
+        transform_out: unscheduled, with its epilogue; reads M [t, t, N, (D,) TH, TW, O].
         target: what to schedule for.
         tiles: how many tiles a strip has; None chooses by the size of the cache.
         decisions: how the product of all tiles is computed best; each strip follows as far as its
@@ -159,18 +193,17 @@ class _Strips:
         kept = [p for i, p in enumerate(transform_out.params) if i != product]
         self.weight = weight
         self.params = [*transform_in.params[:-1], weight, *kept]
-        self.grid = shape_of(transform_in.params[-1])[2:5]
-        points = prod(shape_of(self.product)[:2])
-        self.shape = StripShape(
-            points, prod(self.grid), shape_of(transform_in.params[-1])[5], shape_of(self.product)[5]
-        )
+        self.shape = StripShape.read(shape_of(transform_in.params[-1]), shape_of(self.product))
+        images, *_, rows, columns, _ = shape_of(transform_in.params[-1])[2:]
+        self.grid = (images, rows, columns)
         self.tiles = tiles or self.shape.strip_tiles(target)
         # One row more than needed: all points of a tile would else fall into the same cache sets.
         self.rows = self.tiles + 1
         self.dtype = dtype_of(self.stage_in.spatial[-1].var)
         self.builder = Builder(self.params, self.lanes)
-        self.transformed = self._scratch("transformed", self.rows * self.shape.inputs)
-        self.result = self._scratch("result", self.tiles * self.shape.outputs)
+        read, written = self.shape.slices
+        self.transformed = self._scratch("transformed", read * self.rows * self.shape.inputs)
+        self.result = self._scratch("result", written * self.tiles * self.shape.outputs)
 
     def build(self) -> tirx.PrimFunc:
         strips = -(-self.shape.tiles // self.tiles)
@@ -189,7 +222,7 @@ class _Strips:
                 self._output(first, count),
             ]
         )
-        work = self.shape.points * self.shape.tiles * self.shape.inputs * self.shape.outputs
+        work = self.shape.tiles * self.shape.weight_bytes
         parallel = strips > 1 and is_parallel_worth(work)
         kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
         loop = tirx.For(strip, self._number(0), self._number(strips), kind, body)
@@ -215,29 +248,59 @@ class _Strips:
         return tirx.For(number, self._number(0), count, tirx.ForKind.SERIAL, body)
 
     def _input(self, first: Expr, count: Expr) -> Any:
-        _, b, *axes, channel = self.stage_in.spatial
+        _, b, image_axis, *depth, high, wide, channel = self.stage_in.spatial
+        slices = self.shape.slices[0]
 
         def body_of(number: Any, values: list[Expr]) -> Any:
             def place(row: int, column: int, point: dict[Any, Expr]) -> tuple[Any, Expr]:
-                at = (number + (row * b.extent + column) * self.rows) * self.shape.inputs
+                at = self._number((row * b.extent + column) * slices)
+                for axis in depth:
+                    at = at + point[axis.var]
+                at = (number + at * self.rows) * self.shape.inputs
                 return self.transformed, at + point[channel.var]
 
+            axes = (image_axis, high, wide)
             point = dict(zip((axis.var for axis in axes), values, strict=True))
-            return input_tile(self.builder, self.stages_in, self.stage_in, place)(point)
+            tile = input_tile(self.builder, self.stages_in, self.stage_in, place)
+            return self._over_slices(depth, point, tile)
 
         return self._over_tiles(first, count, body_of)
+
+    def _over_slices(
+        self, depth: Sequence[Axis], point: dict[Any, Expr], body_of: Callable[..., Any]
+    ) -> Any:
+        """Return a loop over the depth, if there is one, with its values among the others."""
+        if not depth:
+            return body_of(point)
+        loops = [Loop((axis,)) for axis in depth]
+
+        def inside(values: Sequence[Expr]) -> Any:
+            slices = {axis.var: value for axis, value in zip(depth, values, strict=True)}
+            return body_of(point | slices)
+
+        return serial_nest(loops, self.dtype, inside)
 
     def _product(self) -> Any:
         """Return the matrix product of a strip."""
         shape, lanes = self.shape, self.lanes
         vectors = shape.outputs // lanes
-        data = te.placeholder((shape.points, self.rows, shape.inputs), name="transformed")
-        weight = te.placeholder((shape.points, vectors, shape.inputs, lanes), name="weights")
+        read, written = shape.slices
+        deep = shape.slices != (1, 1)
+        data_shape = (shape.points, *[read] * deep, self.rows, shape.inputs)
+        weight_shape = (shape.points, *[shape.taps] * deep, vectors, shape.inputs, lanes)
+        data = te.placeholder(data_shape, name="transformed")
+        weight = te.placeholder(weight_shape, name="weights")
         k = te.reduce_axis((0, shape.inputs), "k")
+        taps = [te.reduce_axis((0, shape.taps), "tap")] * deep
+
+        def element(p: Expr, *place: Expr) -> Expr:
+            *slices, row, o = place
+            reads = [at + tap for at, tap in zip(slices, taps, strict=True)]
+            factor = weight(p, *taps, o // lanes, k, o % lanes)
+            return te.sum(data(p, *reads, row, k) * factor, axis=[*taps, k])
+
         result = te.compute(
-            (shape.points, self.tiles, shape.outputs),
-            lambda p, row, o: te.sum(data[p, row, k] * weight[p, o // lanes, k, o % lanes], axis=k),
-            name="product",
+            (shape.points, *[written] * deep, self.tiles, shape.outputs), element, name="product"
         )
         func = te.create_prim_func([data, weight, result])
         stages = read_stages(func) or ()
@@ -269,21 +332,30 @@ class _Strips:
 
         def body_of(number: Any, values: list[Expr]) -> Any:
             def fetch(load: TensorLoad, analyzer: sym.Analyzer) -> Expr:
-                row, column, *_, channel = load.indices
-                at = ((row * side + column) * self.tiles + number) * self.shape.outputs + channel
+                row, column, _, *slices, _, _, channel = load.indices
+                at = (row * side + column) * self.shape.slices[1]
+                for at_slice in slices:
+                    at = at + at_slice
+                at = (at * self.tiles + number) * self.shape.outputs + channel
                 return tirx.BufferLoad(self.result, [analyzer.simplify(at)])
 
             tile = output_tile(self.builder, self.stages_out, self.stage_out, fetch)
             image, *place = values
             point = dict(zip((axis.var for axis in tile.tiles), place, strict=True))
-            point |= {axis.var: image for axis in tile.batch}
-            return serial_nest(
-                [Loop((axis,)) for axis in tile.channels],
-                self.dtype,
-                lambda blocks: tile.body_of(
-                    point | {axis.var: v for axis, v in zip(tile.channels, blocks, strict=True)}
-                ),
-            )
+            # Images come first in every layout.
+            images, *depth = tile.batch
+            point[images.var] = image
+
+            def channels(at: dict[Any, Expr]) -> Any:
+                return serial_nest(
+                    [Loop((axis,)) for axis in tile.channels],
+                    self.dtype,
+                    lambda blocks: tile.body_of(
+                        at | {axis.var: v for axis, v in zip(tile.channels, blocks, strict=True)}
+                    ),
+                )
+
+            return self._over_slices(depth, point, channels)
 
         return self._over_tiles(first, count, body_of)
 

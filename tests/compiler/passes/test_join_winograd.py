@@ -74,6 +74,43 @@ def test_strips_compute_the_convolutions(outputs, image_format, shape, padding, 
     np.testing.assert_allclose(found, run(mod, x), rtol=0, atol=2e-3)
 
 
+def _deep_network(rng, channels, outputs, stride):
+    """Two convolutions over depth; the first one's result is added to the second one's."""
+
+    def body(emit, x):
+        y = emit(
+            op.nn.conv3d(
+                x,
+                constant(rng, outputs, channels, 3, 3, 3),
+                strides=[stride, 1, 1],
+                padding=[1, 1, 0, 1, 0, 1],
+            )
+        )
+        y = emit(op.nn.relu(emit(op.add(y, constant(rng, outputs, 1, 1, 1)))))
+        z = emit(op.nn.conv3d(y, constant(rng, outputs, outputs, 2, 3, 3), padding=[0, 1, 1] * 2))
+        return emit(op.nn.relu(z))
+
+    return body
+
+
+@pytest.mark.parametrize("image_format", ["L", "B", "C"])
+@pytest.mark.parametrize(("shape", "stride"), [((2, 16, 5, 13, 22), 1), ((1, 8, 6, 21, 15), 2)])
+def test_strips_of_all_slices_compute_the_convolutions(image_format, shape, stride, tmp_path):
+    """A stride of the depth is left apart: its slices of V serve M otherwise."""
+    mod = module([shape], _deep_network(np.random.default_rng(0), shape[1], 24, stride))
+    x = np.random.default_rng(1).standard_normal(shape).astype("float32")
+    expected = run(mod, x)
+    program, plan = _program(mod, shape, expected.shape, 4, image_format)
+    joined = join_winograd(program, plan, TARGET, choose=lambda *_: True)
+    after, kernels = joined.program, joined.kernels
+    assert len(after.calls) == len(program.calls) - (4 if stride == 1 else 2)
+    rest = {name: func for name, func in after.kernels.items() if name not in kernels}
+    path = tmp_path / "model.so"
+    package(replace(after, kernels=schedule_kernels(rest, TARGET) | kernels), TARGET, path)
+    found = Module(path, threads=2).run({"x": x})["y"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-3)
+
+
 @pytest.mark.parametrize(
     ("row_tile", "order", "follows"),
     [((1, 3), (0,), True), ((2, 4), (0,), True), ((1, 3), (0, 1), False)],
@@ -138,6 +175,9 @@ def test_strips_pay_for_large_images_with_small_weights():
     assert strips_pay(StripShape(36, 3136, 64, 64), target)
     assert not strips_pay(StripShape(36, 16, 64, 64), target)
     assert not strips_pay(StripShape(36, 196, 512, 512), target)
+    assert not strips_pay(StripShape(36, 196, 256, 256), target)
+    # Over a depth, weights are read once for all of it.
+    assert strips_pay(StripShape(36, 196, 128, 128, (18, 16)), target)
 
 
 @pytest.mark.parametrize("tiles", [1, 7, 3136])
