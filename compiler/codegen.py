@@ -21,6 +21,7 @@ from tvm.tirx import PrimFunc
 from tvm.tirx.stmt import AllocBuffer, AttrStmt, DeclBuffer, Return, SeqStmt
 
 from tilewright.compiler.passes.narrow_indices import NarrowIndices
+from tilewright.compiler.passes.reversed_indices import HideReversedIndices, ShowReversedIndices
 from tilewright.compiler.passes.store_bools_as_bytes import StoreBoolsAsBytes
 from tilewright.compiler.passes.vector_math import LowerVectorMath
 from tilewright.compiler.targets import Target
@@ -73,7 +74,8 @@ def _generate(kernels: Mapping[str, PrimFunc], target: Target) -> tvm.runtime.Mo
     functions = {name: _prepare(name, func) for name, func in kernels.items()}
     module = tirx.transform.BindTarget(tvm_target.with_host(tvm_target))(tvm.IRModule(functions))
     with tvm.transform.PassContext(config={"tirx.disable_assert": True}):
-        for lowering in (_block_lowering(module), _lowering(target)):
+        blocks = tvm.ir.transform.Sequential([HideReversedIndices(), *_block_lowering(module)])
+        for lowering in (blocks, _lowering(target)):
             module = lowering(module)
     build = tvm.get_global_func("target.build.llvm")
     return build(module, tvm_target)
@@ -90,7 +92,7 @@ def _prepare(name: str, func: PrimFunc) -> PrimFunc:
     return func.with_attr("global_symbol", KERNEL_PREFIX + name).with_attr("tirx.noalias", True)
 
 
-def _block_lowering(module: tvm.IRModule) -> tvm.ir.transform.Sequential:
+def _block_lowering(module: tvm.IRModule) -> list[tvm.ir.transform.Pass]:
     """Return the passes that turn blocks into loops; none for kernels that are loops already.
 
     Our schedulers emit loops and flat buffers. On those the passes would change nothing, yet take
@@ -98,20 +100,18 @@ def _block_lowering(module: tvm.IRModule) -> tvm.ir.transform.Sequential:
     """
     s = s_tir.transform
     if not any(isinstance(func.body, s_tir.SBlockRealize) for func in module.functions.values()):
-        return tvm.ir.transform.Sequential([])
-    return tvm.ir.transform.Sequential(
-        [
-            s.CanonicalizeLoop(),
-            s.LowerInitBlock(),
-            s.PlanAndUpdateBufferAllocationLocation(),
-            s.ConvertBlocksToOpaque(),
-            s.CompactBufferAllocation(),
-            s.LowerMatchBuffer(),
-            s.StmtSimplify(),
-            s.AnnotateIrregularLoop(),
-            s.LowerOpaqueBlock(),
-        ]
-    )
+        return []
+    return [
+        s.CanonicalizeLoop(),
+        s.LowerInitBlock(),
+        s.PlanAndUpdateBufferAllocationLocation(),
+        s.ConvertBlocksToOpaque(),
+        s.CompactBufferAllocation(),
+        s.LowerMatchBuffer(),
+        s.StmtSimplify(),
+        s.AnnotateIrregularLoop(),
+        s.LowerOpaqueBlock(),
+    ]
 
 
 def _lowering(target: Target) -> tvm.ir.transform.Sequential:
@@ -122,6 +122,7 @@ def _lowering(target: Target) -> tvm.ir.transform.Sequential:
             StoreBoolsAsBytes(),
             *([NarrowIndices()] if target.has_32_bit_addresses else []),
             t.FlattenBuffer(),
+            ShowReversedIndices(),
             t.BF16ComputeLegalize(),
             t.NarrowDataType(32),
             t.VectorizeLoop(True),
