@@ -17,9 +17,10 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, sym, tirx
 
-from tilewright.compiler.schedule.expressions import Expr, children
+from tilewright.compiler.schedule.expressions import Expr, children, dtype_of
 from tilewright.compiler.schedule.micro_kernel import constant_like
 
+_INDICES = ("int32", "int64")
 _UNBOUNDED = 1 << 60
 
 
@@ -80,7 +81,7 @@ def _ranges(func: tirx.PrimFunc) -> sym.Analyzer:
             analyzer.bind(axis.var, axis.dom)
 
     def bind_value(bind: tirx.Bind) -> None:
-        if str(bind.var.dtype).startswith("int"):
+        if dtype_of(bind.value) in _INDICES:
             analyzer.bind(bind.var, bind.value)
 
     for kind, bind in (
