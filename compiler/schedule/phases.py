@@ -141,8 +141,9 @@ def default_phases(stage: Stage, target: Target) -> PhaseDecisions:
     shape, lanes = PhaseShape.read(stage), target.lanes("float32")
     most = max(1, most_vectors(shape.outputs, shape.positions[-1], target))
     row = tile_count(shape.positions[-1], lanes)
-    # Fewest tiles, and of these the smallest: the last one overlaps its neighbour.
-    vectors = min(range(1, most + 1), key=lambda count: (tile_count(row, count), count))
+    # The last tile overlaps its neighbour: what both compute is lost.
+    full = [n for n in range(1, most + 1) if STRIDE * shape.outputs * n >= _FEWEST_CELLS]
+    vectors = min(full or [most], key=lambda count: (tile_count(row, count) * count, -count))
     single = (1,) * (len(shape.sizes) - 1)
     fit = int(target.l1_bytes * _NEAREST_SHARE) // RowCopy.plan(shape, single, 1, lanes).bytes
     channels = _even(shape.channels, max(1, fit))

@@ -12,6 +12,7 @@ from tests.relax_models import run
 from tilewright.compiler.passes.lower_phases import LowerPhases
 from tilewright.compiler.phase_convolution import PHASE_BLOCK
 from tilewright.compiler.pipeline import lower
+from tilewright.compiler.schedule import default_decisions
 from tilewright.compiler.schedule.phases import PhaseDecisions, most_vectors
 from tilewright.compiler.targets import parse_target
 from tilewright.errors import InvalidScheduleError
@@ -121,6 +122,14 @@ def test_tile_fits_the_registers(name, outputs):
     vectors = most_vectors(outputs, 256, target)
     assert vectors > 0
     assert 2 * outputs * vectors + vectors + 1 <= target.vector_registers
+
+
+def test_tile_divides_long_rows():
+    """32 vectors of one channel: 8 tiles of 4 rather than 7 of 5 that overlap."""
+    model = _model((1, 64, 4, 256), 1, (4, 4), pads=[1, 1, 1, 1])
+    module = LowerPhases(TARGET)(import_onnx(model).module)
+    (func,) = (f for name, f in module.functions.items() if PHASE_BLOCK in name.name_hint)
+    assert default_decisions(func, TARGET).vectors == 4
 
 
 def test_decisions_are_json_and_checked():
