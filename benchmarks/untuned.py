@@ -32,6 +32,7 @@ from benchmarks.report import (
 )
 from benchmarks.worker import ROOT, StepError, give_result, run_step
 from tilewright.baselines.alone import alone
+from tilewright.baselines.contest import SETTLE_S
 from tilewright.baselines.machine import instruction_set
 
 MODELS = (
@@ -100,9 +101,9 @@ def time_engines(names: Sequence[str], name: str, threads: int, rounds: int) -> 
     }
     for engine in names:
         run = partial(open_engine(engine, name, threads), feed)
-        # The call before the timed one brings the weights back into the caches, whoever ran before,
-        # and takes the disturbance from worker threads of the engine before that still spin.
-        calls |= {f"warm {engine}": run, engine: run}
+        # What is called before the timed call brings the weights back into the caches, whoever ran
+        # before, until worker threads of the engine before that still spin go to sleep.
+        calls |= {f"warm {engine}": partial(_settle, run, threads), engine: run}
     samples = interleave(calls, rounds=rounds)
     row = {"peak_gflops": median(peaks), "read_gb_s": median(bandwidths), "engines": {}}
     row["load"] = os.getloadavg()[0]
@@ -116,6 +117,13 @@ def time_engines(names: Sequence[str], name: str, threads: int, rounds: int) -> 
             "interval": [ratio.low, ratio.high],
         }
     return row
+
+
+def _settle(run: Callable[[], object], threads: int) -> None:
+    end = time.monotonic() + (SETTLE_S if threads > 1 else 0.0)
+    run()
+    while time.monotonic() < end:
+        run()
 
 
 def measure(name: str, args: argparse.Namespace) -> dict:

@@ -25,7 +25,7 @@ ERROR_LIMIT = 1e-3  # largest difference over the standard deviation of the peer
 
 # Where threads spin after a call: 128 x 768 x 3072 on 2 threads, after torch or ONNX Runtime
 # 7.7 ms, alone 3.5 ms.
-_SETTLE_S = 0.1
+SETTLE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class Contest:
                 samples.setdefault(name, []).append(value)
 
         samplers = {name: contender.sample for name, contender in contenders.items()}
-        settle = _SETTLE_S if threads > 1 else 0.0
+        settle = SETTLE_S if threads > 1 else 0.0
         times = take_turns(
             samplers, self.options.rounds, self.options.clock, settle_s=settle, between=between
         )
