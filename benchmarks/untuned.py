@@ -32,8 +32,8 @@ from benchmarks.report import (
 )
 from benchmarks.worker import ROOT, StepError, give_result, run_step
 from tilewright.baselines.alone import alone
-from tilewright.baselines.contest import SETTLE_S
 from tilewright.baselines.machine import instruction_set
+from tilewright.baselines.rounds import settle, settle_seconds
 
 MODELS = (
     "resnet18",
@@ -103,7 +103,7 @@ def time_engines(names: Sequence[str], name: str, threads: int, rounds: int) -> 
         run = partial(open_engine(engine, name, threads), feed)
         # What is called before the timed call brings the weights back into the caches, whoever ran
         # before, until worker threads of the engine before that still spin go to sleep.
-        calls |= {f"warm {engine}": partial(_settle, run, threads), engine: run}
+        calls |= {f"warm {engine}": partial(settle, run, settle_seconds(threads)), engine: run}
     samples = interleave(calls, rounds=rounds)
     row = {"peak_gflops": median(peaks), "read_gb_s": median(bandwidths), "engines": {}}
     row["load"] = os.getloadavg()[0]
@@ -117,13 +117,6 @@ def time_engines(names: Sequence[str], name: str, threads: int, rounds: int) -> 
             "interval": [ratio.low, ratio.high],
         }
     return row
-
-
-def _settle(run: Callable[[], object], threads: int) -> None:
-    end = time.monotonic() + (SETTLE_S if threads > 1 else 0.0)
-    run()
-    while time.monotonic() < end:
-        run()
 
 
 def measure(name: str, args: argparse.Namespace) -> dict:

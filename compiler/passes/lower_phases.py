@@ -11,7 +11,8 @@ that are equally large, and rows and channels that fill the registers of a tile.
 
 from __future__ import annotations
 
-import numpy as np
+from math import prod
+
 import tvm
 from tvm import relax
 
@@ -78,24 +79,25 @@ class _Lower(relax.expr_functor.PyExprMutator):
             return None
         if str(call.args[1].ty.dtype) != "float32":
             return None
-        call = self.builder_.normalize(call)
+        out = static_shape(self.builder_.normalize(call))
         found = [
             PhaseAxis.plan((taps - 1) * int(step) + 1, int(pad), extent)
             for taps, step, pad, extent in zip(
-                weight[2:], attrs.dilation, attrs.padding, static_shape(call)[2:], strict=False
+                weight[2:], attrs.dilation, attrs.padding, out[2:], strict=False
             )
         ]
         axes = [axis for axis in found if axis is not None]
         if len(axes) < len(found):
             return None
-        steps = weight[0] * int(np.prod([axis.taps for axis in axes]))
+        steps = weight[0] * prod(axis.taps for axis in axes)
         fits = most_vectors(weight[1], axes[-1].positions, self.target) > 0
         return axes if fits and steps >= _FEWEST_STEPS else None
 
     def _lower(self, call: relax.Call, axes: list[PhaseAxis]) -> relax.Expr:
         weight = dilate(constant_array(call.args[1]), [int(step) for step in call.attrs.dilation])
         packed = relax.const(phase_weight(weight, axes))
-        out, rank = static_shape(self.builder_.normalize(call)), len(axes)
+        rank, images = len(axes), static_shape(call.args[0])[0]
+        out = (images, weight.shape[1], *(STRIDE * axis.positions for axis in axes))
         phases = self.builder_.emit(
             call_marked(
                 self.builder_,

@@ -27,10 +27,11 @@ from tilewright.compiler.schedule.micro_kernel import (
     sequence,
     splat,
 )
-from tilewright.compiler.schedule.nests import emit_row
+from tilewright.compiler.schedule.nests import emit_row, is_parallel_worth
 from tilewright.compiler.schedule.tiling import tile_count
 
 if TYPE_CHECKING:
+    from tilewright.compiler.schedule.analysis import Stage
     from tilewright.compiler.schedule.phases import PhaseDecisions, PhaseShape
 
 _FLOAT_BYTES = 4
@@ -123,26 +124,23 @@ class PhaseKernel:
 
     Args:
         func: with data, packed weights and output.
+        stage: its only one.
         shape: of the operator.
         plan: decisions that fit it.
         lanes: floats of a vector.
-        parallel: whether tasks are worth several threads.
     """
 
     def __init__(
         self,
         func: tirx.PrimFunc,
+        stage: Stage,
         shape: PhaseShape,
         plan: PhaseDecisions,
         lanes: int,
-        parallel: bool,
     ) -> None:
         self.func, self.shape, self.plan, self.lanes = func, shape, plan, lanes
-        self.parallel = parallel
-        body = func.body.block.body
-        while not isinstance(body, tirx.For):
-            body = body.seq[0] if isinstance(body, tirx.SeqStmt) else body.block.body
-        self.dtype = dtype_of(body.loop_var)
+        self.parallel = is_parallel_worth(stage.work)
+        self.dtype = dtype_of(stage.spatial[0].var)
         self.copy = RowCopy.plan(shape, plan.rows, plan.channels, lanes)
         # (phase along the row, output channel, vector) of each sum of a tile.
         self.cells = list(product(range(STRIDE), range(shape.outputs), range(plan.vectors)))

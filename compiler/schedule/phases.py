@@ -20,7 +20,6 @@ from tilewright.compiler.phase_convolution import PHASE_BLOCK, STRIDE
 from tilewright.compiler.schedule.analysis import Stage, read_stages
 from tilewright.compiler.schedule.decision_json import from_line, to_line
 from tilewright.compiler.schedule.expressions import linear_form, loads_in, shape_of
-from tilewright.compiler.schedule.nests import is_parallel_worth
 from tilewright.compiler.schedule.phase_kernel import PhaseKernel, RowCopy
 from tilewright.compiler.schedule.tiling import tile_count
 from tilewright.compiler.targets import Target
@@ -195,4 +194,4 @@ def schedule_phases(
             f"tasks of {list(plan.rows)} rows and {plan.channels} channels do not fit "
             f"{len(shape.sizes)} axes"
         )
-    return PhaseKernel(func, shape, plan, lanes, is_parallel_worth(stage.work)).build()
+    return PhaseKernel(func, stage, shape, plan, lanes).build()

@@ -15,17 +15,12 @@ from tilewright.baselines.budget import Budget
 from tilewright.baselines.engine import CLOCKS, Contender, largest_error
 from tilewright.baselines.machine import Probes, describe
 from tilewright.baselines.peers import OURS, PEERS, Case, start_ours
-from tilewright.baselines.rounds import take_turns
+from tilewright.baselines.rounds import settle_seconds, take_turns
 from tilewright.errors import MeasureError
 from tilewright.runtime.benchmark import compare, summarize
 
 SCHEMA_VERSION = 2
 ERROR_LIMIT = 1e-3  # largest difference over the standard deviation of the peer's output
-
-
-# Where threads spin after a call: 128 x 768 x 3072 on 2 threads, after torch or ONNX Runtime
-# 7.7 ms, alone 3.5 ms.
-SETTLE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +159,12 @@ class Contest:
                 samples.setdefault(name, []).append(value)
 
         samplers = {name: contender.sample for name, contender in contenders.items()}
-        settle = SETTLE_S if threads > 1 else 0.0
         times = take_turns(
-            samplers, self.options.rounds, self.options.clock, settle_s=settle, between=between
+            samplers,
+            self.options.rounds,
+            self.options.clock,
+            settle_s=settle_seconds(threads),
+            between=between,
         )
         now = {name: median(values) for name, values in samples.items()}
         row["machine_now"] = {**now, "load": os.getloadavg()[0]}
