@@ -26,7 +26,7 @@ from tilewright.compiler.program import item_bytes
 from tilewright.compiler.schedule.analysis import Axis, Stage
 from tilewright.compiler.schedule.expressions import loads_in
 
-_INSTRUCTIONS = {"float32": "tw_mma_tf32", "float16": "tw_mma_half", "bfloat16": "tw_mma_bfloat"}
+INSTRUCTIONS = {"float32": "tw_mma_tf32", "float16": "tw_mma_half", "bfloat16": "tw_mma_bfloat"}
 
 
 def gemm_kernel(
@@ -198,7 +198,7 @@ class _Writer:
         rows, columns = self.tile.warp_tile
         high, wide, chunks = rows // 16, columns // 16, self.loaders[0].chunks
         kind = "int" if self.product.is_integer else "float"
-        instruction = _INSTRUCTIONS.get(self.dtypes[0]) or "tw_mma_{}{}".format(
+        instruction = INSTRUCTIONS.get(self.dtypes[0]) or "tw_mma_{}{}".format(
             *("u8" if dtype == "uint8" else "s8" for dtype in self.dtypes)
         )
         lines = [

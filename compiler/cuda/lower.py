@@ -15,10 +15,14 @@ from typing import Any
 import tvm
 from tvm import tirx
 
+from tilewright.compiler.codegen import KERNEL_PREFIX
+from tilewright.compiler.cuda.attention import Attention, Step, find_attention, unread_copies
+from tilewright.compiler.cuda.attention_kernel import attention_kernel, choose_attention_tile
 from tilewright.compiler.cuda.build import Launches, build_launches
 from tilewright.compiler.cuda.kernel import Kernel
 from tilewright.compiler.cuda.layouts import cuda_choices
-from tilewright.compiler.cuda.storage import STORED_AS, store_in_16_bits
+from tilewright.compiler.cuda.parts import split
+from tilewright.compiler.cuda.storage import STORED_AS, restore, store_in_16_bits
 from tilewright.compiler.cuda.targets import CudaTarget, check_precision
 from tilewright.compiler.cuda.tile import GemmTile
 from tilewright.compiler.layout.operator import Choice, Operator
@@ -148,17 +152,59 @@ class _Builder:
         self.kernels: dict[str, Kernel] = {}
         self.signatures: dict[str, tirx.PrimFunc] = {}
         self.schedules: dict[str, tuple[str, ...]] = {}
+        self.unused: frozenset[int] = frozenset()
         self.built: dict[tuple[str, tuple[tuple[int, str], ...]], Launches] = {}
 
     def program(self) -> Program:
-        for call in self.source.calls:
-            self._call(call)
+        fused = self._attention()
+        replaced = {number for attention in fused.values() for number in attention.calls}
+        for number, call in enumerate(self.source.calls):
+            if number in fused:
+                self._attend(fused[number])
+            elif number not in replaced and number not in self.unused:
+                self._call(call)
         return replace(
             self.source,
             tensors=tuple(self.tensors),
             calls=tuple(self.calls),
             kernels=self.signatures,
         )
+
+    def _attention(self) -> dict[int, Attention]:
+        """Return the attention that one kernel computes, by the position of its last call."""
+        found = {
+            attention.calls[-1]: attention
+            for attention in find_attention(self.source, self.tensors, self._step)
+            if choose_attention_tile(attention, self.precision, self.target) is not None
+        }
+        self.unused = unread_copies(self.source, list(found.values()))
+        return found
+
+    def _step(self, number: int) -> Step | None:
+        """Return a call as one launch on buffers of its own, or None where it is several."""
+        call = self.source.calls[number]
+        func = self.source.kernels[call.kernel]
+        try:
+            dtypes = {place: self.tensors[index].dtype for place, index in enumerate(call.args)}
+            parts, params = restore(split(func), func, dtypes)
+        except CompileError:  # `_call` says so
+            return None
+        if len(parts) != 1 or call.n_outputs != 1:
+            return None
+        return Step(number, parts[0], dict(zip(params, call.args, strict=True)), call.args[-1])
+
+    def _attend(self, attention: Attention) -> None:
+        labels = [self.source.calls[number].label for number in attention.calls]
+        label = f"attention#{attention.calls[-1]}"
+        name = f"{KERNEL_PREFIX}attention{attention.calls[-1]}"
+        tile = choose_attention_tile(attention, self.precision, self.target)
+        assert tile is not None
+        kernel, part = attention_kernel(attention, tile, name)
+        buffers = (*part.reads, *part.writes)
+        self.kernels[name] = kernel
+        self.signatures[name] = _signature(buffers)
+        self.calls.append(Call(name, tuple(attention.tensors[b] for b in buffers), label))
+        self.schedules |= dict.fromkeys(labels, (kernel.schedule,))
 
     def _call(self, call: Call) -> None:
         func = self.source.kernels[call.kernel]

@@ -157,11 +157,11 @@ class _Splitter:
                 return None
             if not _reads_own_row(reduction.term, reduction.stage, reductions, len(domain)):
                 return None
-            if not _identity(reduction.stage):
+            if not is_identity(reduction.stage):
                 return None
         for store in stores:
             extents = [axis.extent for axis in store.spatial]
-            if extents[: len(domain)] != domain or not _identity(store):
+            if extents[: len(domain)] != domain or not is_identity(store):
                 return None
             if not _reads_own_row(store.value, store, reductions, len(domain)):
                 return None
@@ -203,7 +203,7 @@ def _size(expr: Expr) -> int:
     return 1 + sum(_size(part) for part in children(expr))
 
 
-def _identity(stage: Stage) -> bool:
+def is_identity(stage: Stage) -> bool:
     """Tell whether a stage writes element [i, j, ..] in step i, j, .. of its axes."""
     return len(stage.indices) == len(stage.spatial) and all(
         isinstance(index, tirx.Var) and index.same_as(axis.var)
@@ -219,10 +219,10 @@ def _same_domain(store: Stage, domain: list[int], made: dict[Any, Stage]) -> boo
         source = made.get(load.source)
         if source is None:
             continue
-        if not source.reduction or not _at_own_index(load.indices, store, len(domain)):
+        if not source.reduction or not is_at_own_index(load.indices, store, len(domain)):
             return False
     return all(
-        _identity(made[b]) for b in {load.source for load in loads_in(store.value)} & set(made)
+        is_identity(made[b]) for b in {load.source for load in loads_in(store.value)} & set(made)
     )
 
 
@@ -230,13 +230,13 @@ def _reads_own_row(value: Expr, stage: Stage, reductions: Sequence[Reduction], r
     """Tell whether all results of reductions that are read belong to the step's own row."""
     buffers = {reduction.stage.buffer for reduction in reductions}
     return all(
-        _at_own_index(load.indices, stage, rank)
+        is_at_own_index(load.indices, stage, rank)
         for load in loads_in(value)
         if load.source in buffers
     )
 
 
-def _at_own_index(indices: Sequence[Expr], stage: Stage, rank: int) -> bool:
+def is_at_own_index(indices: Sequence[Expr], stage: Stage, rank: int) -> bool:
     if len(indices) != rank:
         return False
     return all(

@@ -44,6 +44,14 @@ static __device__ __forceinline__ void tw_load_matrix4(unsigned (&r)[4], const v
                : "r"(address)
                : "memory");
 }
+/* The same, each of the four turned: what was a column becomes a row. */
+static __device__ __forceinline__ void tw_load_turned4(unsigned (&r)[4], const void *row) {
+  unsigned address = (unsigned)__cvta_generic_to_shared(row);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
 #define TW_MMA(name, shape, type, letter)                                                        \
   static __device__ __forceinline__ void name(type (&c)[4], const unsigned (&a)[4], unsigned b0,  \
                                               unsigned b1) {                                     \

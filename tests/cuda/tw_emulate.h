@@ -94,6 +94,16 @@ static void tw_load_matrix4(unsigned (&r)[4], const void *row) {
     memcpy(&r[i], (const char *)warp[i * 8 + lane / 4].row + lane % 4 * 4, 4);
 }
 
+static void tw_load_turned4(unsigned (&r)[4], const void *row) {
+  tw_slot mine = {};
+  mine.row = row;
+  const tw_slot *warp = tw_exchange(mine);
+  int lane = threadIdx.x % 32;
+  for (int i = 0; i < 4; ++i)
+    for (int e = 0; e < 2; ++e)
+      memcpy((char *)&r[i] + 2 * e, (const char *)warp[i * 8 + lane % 4 * 2 + e].row + lane / 4 * 2, 2);
+}
+
 static tw_slot tw_fragments(const unsigned (&a)[4], unsigned b0, unsigned b1) {
   return {{a[0], a[1], a[2], a[3], b0, b1}, NULL, 0};
 }
