@@ -73,7 +73,8 @@ def faults(row: Mapping[str, Any]) -> list[str]:
     schedule = str(row["schedule"])
     if row["local_instructions"] or row["stack_bytes"]:
         found.append(f"{row['local_instructions']} accesses of local memory")
-    if schedule.startswith(("gemm tf32", "gemm fp16", "gemm bf16")) and not row["HMMA"]:
+    half_or_tf32 = schedule.startswith(("gemm tf32", "gemm fp16", "gemm bf16", "attention"))
+    if half_or_tf32 and not row["HMMA"]:
         found.append("no HMMA")
     if schedule.startswith("gemm int8") and not row["IMMA"]:
         found.append("no IMMA")

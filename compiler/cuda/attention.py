@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import tvm
@@ -22,7 +23,7 @@ from tilewright.compiler.cuda.parts import Part, is_at_own_index, is_identity
 from tilewright.compiler.cuda.product import Product, read_product
 from tilewright.compiler.program import Program, Tensor
 from tilewright.compiler.schedule.analysis import Stage, inline_loads
-from tilewright.compiler.schedule.expressions import Expr, loads_in
+from tilewright.compiler.schedule.expressions import Expr, loads_in, shape_of
 
 _MOST_DEPTH = 128
 """Longest head: a thread keeps a row's share of the result and of the scores in registers."""
@@ -132,7 +133,7 @@ class _Finder:
         first = self._step(number, "reduction")
         if first is None or not self._is_product(first):
             return None
-        first = self._read_through(first)
+        first, factors = self._read_through(first)
         scores = read_product(first.part)
         if scores is None or not _is_float(scores) or not _keys_are_last(scores, first.part):
             return None
@@ -151,14 +152,14 @@ class _Finder:
                 return None
         if not _is_softmax(steps[-1], steps[-2].writes):
             return None
-        stores = tuple(_stores(first, steps[1:-1]))
+        stores = tuple(_stores(first, steps[1:-1], factors))
         following = self._only_reader(steps[-1])
         last = None if following is None else self._step(following, "reduction")
         if last is None:
             return None
-        last = self._read_through(last)
+        last, others = self._read_through(last)
         values = read_product(last.part)
-        if values is None or not _is_float(values):
+        if values is None or not _is_float(values) or others:
             return None
         if not _reads_rows_of(values, last, steps[-1].writes, scores, first.part):
             return None
@@ -187,19 +188,24 @@ class _Finder:
         is_free = self.program.storage_of(step.writes) not in self.is_kept
         return readers[0] if is_free and len(readers) == 1 else None
 
-    def _read_through(self, step: Step) -> Step:
-        """Return a product that reads what copies before it read, where it still is one."""
-        (reduction,) = step.part.reductions
-        for load in loads_in(reduction.term):
+    def _read_through(self, step: Step) -> tuple[Step, list[Expr]]:
+        """Return a product that reads what copies before it read, where it still is one.
+
+        Also what the copies multiply all elements by.
+        """
+        factors: list[Expr] = []
+        for load in loads_in(step.part.reductions[0].term):
             copied = self._copy(step.tensors[load.source])
             if copied is None:
                 continue
-            stage = copied.part.stores[0]
-            term = inline_loads(step.part.reductions[0].term, {load.source: stage})
+            moved = copied.part.stores[0]
+            value, scales = _scaled(moved.value)
+            reduction = step.part.reductions[0]
+            term = inline_loads(reduction.term, {load.source: replace(moved, value=value)})
             reads = [b for b in step.part.reads if not b.same_as(load.source)]
             part = replace(
                 step.part,
-                reductions=(replace(step.part.reductions[0], term=term),),
+                reductions=(replace(reduction, term=term),),
                 reads=(*reads, *copied.part.reads),
             )
             product = read_product(part)
@@ -208,7 +214,8 @@ class _Finder:
             known = {b: i for b, i in step.tensors.items() if not b.same_as(load.source)}
             sources = {b: i for b, i in copied.tensors.items() if i != copied.writes}
             step = replace(step, part=part, tensors=known | sources)
-        return step
+            factors += scales
+        return step, factors
 
     def _write_through(self, step: Step) -> tuple[Step, list[Step]]:
         """Return a product that writes where the copy after it would, and that copy."""
@@ -234,12 +241,13 @@ class _Finder:
         return replace(step, part=part, tensors=tensors, writes=copied.writes), [copied]
 
     def _copy(self, index: int) -> Step | None:
-        """Return the call that computes a tensor, if it only moves elements."""
+        """Return the call that computes a tensor, if it only moves and scales elements."""
         number = self.made_by.get(index)
         step = None if number is None else self._step(number, "elementwise")
         if step is None or not is_identity(step.part.stores[0]):
             return None
-        return step if isinstance(_plain(step.part.stores[0].value), TensorLoad) else None
+        value, _ = _scaled(step.part.stores[0].value)
+        return step if isinstance(_plain(value), TensorLoad) else None
 
 
 def _inverse(moved: Stage, load: TensorLoad, stage: Stage) -> tuple[Expr, ...] | None:
@@ -292,10 +300,18 @@ def _keeps_place(step: Step, index: int) -> bool:
     )
 
 
-def _stores(first: Step, others: Sequence[Step]) -> list[tuple[Stage, Any]]:
+def _stores(
+    first: Step, others: Sequence[Step], factors: Sequence[Expr]
+) -> list[tuple[Stage, Any]]:
     """Return what becomes of a score, and the buffer in which each store finds it."""
-    reduction = first.part.reductions[0].stage
-    found = [(store, reduction.buffer) for store in first.part.stores]
+    stage = first.part.reductions[0].stage
+    found = []
+    if factors:
+        score: Any = tirx.BufferLoad(stage.buffer, list(stage.indices))
+        for factor in factors:
+            score = score * factor
+        found.append((replace(stage, reduction=(), value=score, init=None), stage.buffer))
+    found += [(store, stage.buffer) for store in first.part.stores]
     before = first.writes
     for step in others:
         given = next(buffer for buffer, index in step.tensors.items() if index == before)
@@ -385,6 +401,27 @@ def _plain(expr: Expr) -> Expr:
     while isinstance(expr, tirx.Cast):
         expr = expr.value
     return expr
+
+
+def _scaled(expr: Expr) -> tuple[Expr, list[Expr]]:
+    """Return an expression without the numbers that multiply it, and these."""
+    factors: list[Expr] = []
+    while isinstance(_plain(expr), tirx.Mul):
+        product = _plain(expr)
+        number = next((f for f in (product.a, product.b) if _is_number(f)), None)
+        if number is None:
+            break
+        expr = product.b if number is product.a else product.a
+        factors.append(number)
+    return expr, factors
+
+
+def _is_number(expr: Expr) -> bool:
+    """Tell whether an expression is a constant, or the only element of a tensor."""
+    value = _plain(expr)
+    if isinstance(value, TensorLoad):
+        return prod(shape_of(value.source)) == 1
+    return isinstance(value, tirx.FloatImm | tirx.IntImm)
 
 
 def _loads(expr: Expr, buffer: Any) -> bool:

@@ -153,6 +153,7 @@ class _Builder:
         self.signatures: dict[str, tirx.PrimFunc] = {}
         self.schedules: dict[str, tuple[str, ...]] = {}
         self.unused: frozenset[int] = frozenset()
+        self.attentions: dict[tuple[str, tuple[Any, ...]], str] = {}
         self.built: dict[tuple[str, tuple[tuple[int, str], ...]], Launches] = {}
 
     def program(self) -> Program:
@@ -195,15 +196,19 @@ class _Builder:
 
     def _attend(self, attention: Attention) -> None:
         labels = [self.source.calls[number].label for number in attention.calls]
-        label = f"attention#{attention.calls[-1]}"
-        name = f"{KERNEL_PREFIX}attention{attention.calls[-1]}"
         tile = choose_attention_tile(attention, self.precision, self.target)
         assert tile is not None
+        name = f"{KERNEL_PREFIX}attention{len(self.attentions)}"
         kernel, part = attention_kernel(attention, tile, name)
         buffers = (*part.reads, *part.writes)
-        self.kernels[name] = kernel
-        self.signatures[name] = _signature(buffers)
-        self.calls.append(Call(name, tuple(attention.tensors[b] for b in buffers), label))
+        shapes = tuple((shape_of(buffer), str(buffer.dtype)) for buffer in buffers)
+        # Layers that are alike have one kernel.
+        name = self.attentions.setdefault((kernel.source.replace(name, ""), shapes), name)
+        if name == kernel.name:
+            self.kernels[name] = kernel
+            self.signatures[name] = _signature(buffers)
+        arguments = tuple(attention.tensors[buffer] for buffer in buffers)
+        self.calls.append(Call(name, arguments, f"attention#{attention.calls[-1]}"))
         self.schedules |= dict.fromkeys(labels, (kernel.schedule,))
 
     def _call(self, call: Call) -> None:

@@ -85,6 +85,20 @@ def test_sizes_that_fill_no_tile(precision, sizes):
     check(*layer(**sizes), precision, "attention")
 
 
+def test_queries_and_keys_may_be_scaled_before():
+    # As torch exports scaled_dot_product_attention.
+    nodes = [
+        *(node("Transpose", "q", "q1", perm=[1, 0, 2]), node("Mul", "q1 root", "q2")),
+        *(node("Transpose", "k", "k1", perm=[1, 2, 0]), node("Mul", "k1 root", "k2")),
+        *(node("MatMul", "q2 k2", "s"), node("Softmax", "s", "p", axis=-1)),
+        node("MatMul", "p v", "y"),
+    ]
+    feeds = {name: normal(30, 3, 16, seed=i) for i, name in enumerate("qk")}
+    feeds["v"] = normal(3, 30, 16, seed=2)
+    model = model_of(nodes, feeds, {"root": np.array([0.5], np.float32)})
+    assert len(set(check(model, feeds, "tf32", "attention"))) == 1
+
+
 @pytest.mark.parametrize("hidden", [-np.inf, -3.4e38])
 def test_scores_may_be_masked(hidden):
     # The first tile of keys is hidden for the last rows, later ones for the first.
@@ -134,6 +148,26 @@ def test_tensors_that_are_not_written_take_no_memory():
     weights_bytes = 4 * 2 * 256 * 256
     assert plan_memory(program).arena_bytes < weights_bytes
     assert {program.storage_of(index) for index in program.outputs} <= written
+
+
+def test_layers_that_are_alike_share_a_kernel():
+    nodes = []
+    for number, queries in enumerate(["q", "r0"]):
+        nodes += [
+            *(node("MatMul", f"{queries} k", f"s{number}"),),
+            node("Softmax", f"s{number}", f"p{number}", axis=-1),
+            *(
+                node("MatMul", f"p{number} v", f"o{number}"),
+                node("Relu", f"o{number}", f"r{number}"),
+            ),
+        ]
+    nodes.append(node("ReduceMax", "r1", "y"))
+    model, feeds = plain(nodes, {"q": (2, 20, 16), "k": (2, 16, 24), "v": (2, 24, 16)})
+    check(model, feeds, "tf32", "attention")
+    lowered = lower(model, "tf32")
+    called = [call.kernel for call in lowered.program.calls if "attention" in call.kernel]
+    assert len(called) == 2
+    assert len(set(called)) == 1
 
 
 @needs_nvcc
