@@ -2,7 +2,8 @@
 
 The vectors of a 1x1 convolution over planes are pixels, and each step of the reduction is a plane
 away: another page of memory, and often the same few sets of the cache. Every tile of output
-channels would walk that way again. Here a task copies its few vectors of every step next to each
+channels would walk that way again. With a stride its lanes do not even lie next to each other, and
+every tile would gather them again. Here a task copies its few vectors of every step next to each
 other, and all of its row tiles read the copy from the first cache level (the packing of B in Goto
 and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008, section 5). For windows
 of more than one pixel the copy is what im2col would write, one tile of it at a time.
@@ -61,7 +62,7 @@ def staged_access(anchor: Anchor) -> Access | None:
     found = [
         access
         for access in anchor.accesses
-        if access.vector == 1 and not any(access.offset.of(row) for row in rows)
+        if access.vector > 0 and not any(access.offset.of(row) for row in rows)
     ]
     others = [access for access in anchor.accesses if access.vector == 0]
     return found[0] if len(found) == len(others) == 1 and rows else None
@@ -98,10 +99,12 @@ def check_staged(anchor: Anchor, decisions: ContractionDecisions) -> None:
 
 
 def reads_far(anchor: Anchor) -> bool:
-    """Say whether all steps of what the rows of a tile share lie a page apart or more."""
+    """Say whether what the rows of a tile share is far apart: its lanes, or all steps by a page."""
     access = staged_access(anchor)
     if access is None or anchor.dtype != "float32":
         return False
+    if access.vector > 1:
+        return True
     steps = [access.offset.of(axis.var) for axis in anchor.stage.reduction if axis.extent > 1]
     return bool(steps) and 4 * min(steps) >= _PAGE_BYTES
 
@@ -109,27 +112,30 @@ def reads_far(anchor: Anchor) -> bool:
 def with_staging(
     anchor: Anchor, target: Target, decisions: ContractionDecisions
 ) -> ContractionDecisions:
-    """Return decisions that copy what lies a page a step, where enough rows use it again.
+    """Return decisions that copy what lies far apart, where enough rows use it again.
 
     A task then has all row tiles. Measured on Zen 3, time / time without: 256 planes of 56 x 56 to
-    64 channels 0.47, 24 to 144 (without a copy) 0.85, 128 sequences of 4096 to 256 0.48.
+    64 channels 0.47, 24 to 144 (without a copy) 0.85, 128 sequences of 4096 to 256 0.48; lanes 5
+    apart, one channel of 16000 to 512 with GELU, 0.75.
     """
+    access = staged_access(anchor)
     if decisions.clip_pad or decisions.panel or target.multiplies_by_lane or not reads_far(anchor):
         return decisions
     depth = prod(axis.extent for axis in anchor.stage.reduction)
     _, inner = row_extents(anchor, decisions.fused_rows)
     rows = prod(anchor.stage.spatial[position].extent for position in anchor.rows)
     tile, vectors = decisions.row_tile, decisions.column_vectors
-    copies = depth >= _FEWEST_STEPS and rows >= _FEWEST_TILES * prod(tile)
+    is_gathered = access is not None and access.vector > 1
+    copies = (is_gathered or depth >= _FEWEST_STEPS) and rows >= _FEWEST_TILES * prod(tile)
     fits = inner >= _TILE[0] and column_vectors(anchor) >= _TILE[1]
     if copies and broadcasts_by_register(target) and fits:
         tile, vectors = (1, _TILE[0]), _TILE[1]
+    staged = copies and staged_bytes(anchor, vectors) <= MOST_STAGED_BYTES
+    if is_gathered and not staged:
+        return decisions
+    blocked = row_tiles(anchor, decisions.fused_rows, tile)
     return replace(
-        decisions,
-        row_tile=tile,
-        column_vectors=vectors,
-        row_block=row_tiles(anchor, decisions.fused_rows, tile),
-        staged=copies and staged_bytes(anchor, vectors) <= MOST_STAGED_BYTES,
+        decisions, row_tile=tile, column_vectors=vectors, row_block=blocked, staged=staged
     )
 
 
@@ -159,7 +165,7 @@ class StagedKernelBuilder(KernelBuilder):
             place = place + step * pitch
         moves = []
         for column in range(geometry.column_count):
-            at = ramp(source + geometry.column_offset(access, column), 1, lanes)
+            at = ramp(source + geometry.column_offset(access, column), access.vector, lanes)
             vector = tirx.BufferLoad(self.flat(access.buffer), [at])
             moves.append(
                 tirx.BufferStore(self._copy, vector, [ramp(place + column * lanes, 1, lanes)])
@@ -174,7 +180,7 @@ class StagedKernelBuilder(KernelBuilder):
     @property
     def _shared(self) -> Access:
         """What is copied, as it lies in memory."""
-        return next(access for access in self.accesses if access.vector == 1)
+        return next(access for access in self.accesses if access.vector > 0)
 
     def _steps(self) -> tuple[int, ...]:
         """Return how far a step of each reduction axis is in the copy."""
@@ -197,4 +203,4 @@ class StagedKernelBuilder(KernelBuilder):
         if access is not self._shared:
             return found
         columns = tuple(n * self.anchor.lanes for n in range(geometry.column_count))
-        return replace(found, buffer=self._copy, columns=columns, steps=self._steps())
+        return replace(found, buffer=self._copy, vector=1, columns=columns, steps=self._steps())

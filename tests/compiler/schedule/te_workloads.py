@@ -220,6 +220,19 @@ def batch_matmul(batch: int, m: int, k: int, n: int, transposed: bool = False) -
     return _workload(left, right, product)
 
 
+def planar_conv1d(batch: int, out: int, width: int, kernel: int, stride: int) -> Workload:
+    """One channel [B, (W - 1) * stride + K] to [B, O, W], weights [O, K]."""
+    data = te.placeholder((batch, (width - 1) * stride + kernel), name="data")
+    weight = te.placeholder((out, kernel), name="weight")
+    rk = te.reduce_axis((0, kernel), "rk")
+    conv = te.compute(
+        (batch, out, width),
+        lambda b, o, x: te.sum(data[b, x * stride + rk] * weight[o, rk], axis=[rk]),
+        name="conv",
+    )
+    return _workload(data, weight, conv)
+
+
 def _workload(*tensors: te.Tensor) -> Workload:
     shapes = tuple(tuple(int(extent) for extent in tensor.shape) for tensor in tensors)
     return Workload(te.create_prim_func(list(tensors)), shapes)

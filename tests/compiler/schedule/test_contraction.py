@@ -14,6 +14,7 @@ from tests.compiler.schedule.te_workloads import (
     machine_code,
     matmul,
     max_pool,
+    planar_conv1d,
     run,
 )
 from tilewright.compiler.schedule import decisions_from_json, default_decisions, schedule
@@ -194,6 +195,22 @@ def test_what_lies_pages_apart_is_copied_by_each_task(change, width):
     result = run(schedule_contraction(workload.func, NATIVE, chosen), arrays, NATIVE)
     left, right, _ = (array.astype("float64") for array in arrays)
     np.testing.assert_allclose(result, left @ right, **TOLERANCE)
+
+
+@pytest.mark.parametrize("staged", [True, False])
+@pytest.mark.parametrize(("stride", "width"), [(5, 512), (2, 203)])
+def test_lanes_that_lie_apart_are_copied_by_each_task(stride, width, staged):
+    """A first layer on sound: one channel, its pixels as vectors."""
+    workload = planar_conv1d(2, 40, width, 10, stride)
+    decisions = default_decisions(workload.func, NATIVE)
+    assert decisions.staged
+    arrays = workload.arrays()
+    chosen = dataclasses.replace(decisions, staged=staged)
+    result = run(schedule_contraction(workload.func, NATIVE, chosen), arrays, NATIVE)
+    data, weight, _ = (array.astype("float64") for array in arrays)
+    windows = np.lib.stride_tricks.sliding_window_view(data, 10, axis=1)[:, ::stride]
+    want = np.einsum("ntk,ok->not", windows[:, :width], weight)
+    np.testing.assert_allclose(result, want, **TOLERANCE)
 
 
 def test_copies_are_refused_where_there_is_nothing_to_copy_or_too_much():
