@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from tilewright.baselines.budget import Budget, Curve, Meter, priced, trial_costs
 from tilewright.baselines.engine import Contender, Feed, local
+from tilewright.baselines.in_network import InNetwork, compile_in_network
 from tilewright.baselines.machine import instruction_set
+from tilewright.baselines.rounds import take_turns
 
 if TYPE_CHECKING:
     from tilewright.tuner.records import Record
 
 _ROUND_TRIALS = 32
+_CHOOSING_ROUNDS = 10
 
 
 def start(
@@ -25,6 +30,7 @@ def start(
     budget: Budget,
     logs: Path,
     target: str = "native",
+    is_operator: bool = False,
 ) -> Contender:
     """Compile a model and load it.
 
@@ -39,6 +45,8 @@ def start(
         budget: of all tasks together.
         logs: folder of the tuning logs.
         target: what to compile for; tuning needs "native" or what this machine is.
+        is_operator: with a budget, take the faster of the module as any user has it and the one
+            that works in layouts of its own (`in_network`), as Ansor is taken.
     """
     from tilewright.api import compile as compile_model
     from tilewright.api import load
@@ -58,8 +66,32 @@ def start(
 
         first = Path(folder, "first.jsonl")
         Log(first).append(records[:keep])
-        compiled = compile_model(model, target, shapes, logs=[first] if keep else ())
-    return local(load(compiled.path, threads).run, feed, notes)
+        used = (first,) if keep else ()
+        compiled = compile_model(model, target, shapes, logs=used)
+        contender = local(load(compiled.path, threads).run, feed, notes)
+        inside = compile_in_network(model, target, used, Path(folder)) if is_operator else None
+        if inside is None:
+            return contender
+        return _faster(contender, _in_network(inside, feed, threads, notes))
+
+
+def _in_network(found: InNetwork, feed: Feed, threads: int, notes: dict[str, Any]) -> Contender:
+    from tilewright.api import load
+
+    inside = local(
+        load(found.path, threads).run, found.bring(feed), {**notes, "layout": found.about}
+    )
+    return replace(inside, outputs=found.take(inside.outputs))
+
+
+def _faster(*contenders: Contender) -> Contender:
+    """Return the one of two contenders that a few calls in turns find faster."""
+    times = take_turns({str(i): each.sample for i, each in enumerate(contenders)}, _CHOOSING_ROUNDS)
+    best = min(times, key=lambda name: float(median(times[name])))
+    for name, contender in zip(times, contenders, strict=True):
+        if name != best:
+            contender.close()
+    return contenders[int(best)]
 
 
 def _tune(model: Path, shapes: Any, log: Path, budget: Budget, threads: int, target: str) -> None:

@@ -127,7 +127,14 @@ OURS = "tilewright"
 def start_ours(case: Case) -> Contender:
     """Compile the case with tilewright, tuned where there is a budget, and load it."""
     return ours.start(
-        case.model, case.log_name, case.feed, case.threads, case.budget, case.logs, case.target
+        case.model,
+        case.log_name,
+        case.feed,
+        case.threads,
+        case.budget,
+        case.logs,
+        case.target,
+        is_operator=case.operator is not None,
     )
 
 
