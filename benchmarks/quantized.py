@@ -29,6 +29,7 @@ from benchmarks.report import (
 )
 from benchmarks.worker import ROOT, StepError, give_result, run_step
 from tilewright.baselines.machine import instruction_set
+from tilewright.baselines.rounds import settle, settle_seconds
 
 MODELS = ("resnet18", "resnet50", "mobilenetv2", "efficientnet_b0", "bert_tiny", "minilm")
 FOLDER = ROOT / "build" / "quantized"
@@ -107,21 +108,22 @@ def fidelity(name: str, path: Path) -> dict:
     return {"ours_db": ratio(ours), "ort_db": ratio(engines.open_onnxruntime(path))}
 
 
-def time_engines(name: str, path: Path, rounds: int) -> dict:
-    """Time all engines in turns on one thread."""
+def time_engines(name: str, path: Path, rounds: int, threads: int) -> dict:
+    """Time all engines in turns, each on so many threads."""
     from tilewright.runtime.benchmark import compare, interleave, summarize
 
     feed = zoo.inputs(name, 0)
     probes, peaks = Probes(), []
     runs = {
-        OURS: engines.open_tilewright(path.with_suffix(".so")),
-        "onnxruntime": engines.open_onnxruntime(path),
-        "openvino": engines.ENGINES["openvino"](path),
-        FLOAT: engines.open_tilewright(FOLDER / f"{name}.so"),
+        OURS: engines.open_tilewright(path.with_suffix(".so"), threads),
+        "onnxruntime": engines.open_onnxruntime(path, threads),
+        "openvino": engines.ENGINES["openvino"](path, threads),
+        FLOAT: engines.open_tilewright(FOLDER / f"{name}.so", threads),
     }
     calls = {"peak": lambda: peaks.append(probes.int8_gops())}
     for engine, run in runs.items():
-        calls |= {f"warm {engine}": partial(run, feed), engine: partial(run, feed)}
+        warm = partial(settle, partial(run, feed), settle_seconds(threads))
+        calls |= {f"warm {engine}": warm, engine: partial(run, feed)}
     samples = interleave(calls, rounds=rounds)
     row: dict = {"int8_gops": median(peaks), "load": os.getloadavg()[0], "engines": {}}
     for engine in runs:
@@ -142,11 +144,12 @@ def measure(name: str, args: argparse.Namespace) -> dict:
     for step in ("quantize", "compile", "fidelity", "time"):
         options = ["--models", name, "--step", step, "--form", args.form, "--act", args.act]
         options += ["--rounds", str(args.rounds), *(["--per-tensor"] if args.per_tensor else [])]
+        options += ["--threads", str(args.threads)]
         row |= run_step("benchmarks.quantized", options) or {}
     return row
 
 
-def render(rows: list[dict]) -> str:
+def render(rows: list[dict], threads: int = 1) -> str:
     """Return the Markdown page."""
     header = ["model", "engine", "median, ms", "least, ms", "ours / it [95%]"]
     header += ["SNR ours / ORT, dB", "int8 peak, GOP/s", "load", "commit"]
@@ -172,7 +175,7 @@ def render(rows: list[dict]) -> str:
     mean = geometric_mean(slowest) if slowest else float("nan")
     return (
         f"# Quantized models\n\n{__doc__.split(chr(10), 2)[2]}\n"
-        f"Geometric mean of ours / the faster peer: {mean:.2f} over {len(slowest)} models.\n\n"
+        f"Threads: {threads}. Geometric mean of ours / the faster peer: {mean:.2f} over {len(slowest)} models.\n\n"
         f"{markdown_table(header, cells)}\n{markdown_machine(describe())}"
     )
 
@@ -184,6 +187,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--act", default="u8", choices=("u8", "s8"))
     parser.add_argument("--per-tensor", action="store_true")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--step", help="quantize, compile, fidelity or time, in this process")
     return parser.parse_args()
 
@@ -198,7 +202,7 @@ def _run_single_step(args: argparse.Namespace) -> dict | None:
         return None
     if args.step == "fidelity":
         return fidelity(args.models, path)
-    return time_engines(args.models, path, args.rounds)
+    return time_engines(args.models, path, args.rounds, args.threads)
 
 
 def main() -> int:
@@ -217,10 +221,12 @@ def main() -> int:
             row |= {"commit": commit(), "error": str(error).replace("|", "/")}
         rows.append(row)
         print(render([row]).split("\n\n")[3], flush=True)
-        stem = RESULTS / f"quantized_{instruction_set()}"
-        merged = merge_rows(stem.with_suffix(".json"), rows, ["model", "form", "act", "weights"])
-        write_json(stem.with_suffix(".json"), {"machine": describe(), "rows": merged})
-        write_text(stem.with_suffix(".md"), render(merged))
+        threaded = "" if args.threads == 1 else f"_{args.threads}_threads"
+        stem = RESULTS / f"quantized_{instruction_set()}{threaded}"
+        data = stem.with_suffix(".json")
+        merged = merge_rows(data, rows, ["model", "form", "act", "weights"])
+        write_json(data, {"machine": describe(), "rows": merged})
+        write_text(stem.with_suffix(".md"), render(merged, args.threads))
     return 1 if any("error" in row for row in rows) else 0
 
 
