@@ -84,9 +84,7 @@ def compile_models(name: str, path: Path) -> None:
     import tilewright
 
     tilewright.compile(path).save(path.with_suffix(".so"))
-    plain = FOLDER / f"{name}.so"
-    if not plain.exists():
-        tilewright.compile(zoo.load(name)).save(plain)
+    tilewright.compile(zoo.load(name)).save(FOLDER / f"{name}.so")
 
 
 def fidelity(name: str, path: Path) -> dict:
@@ -175,7 +173,8 @@ def render(rows: list[dict], threads: int = 1) -> str:
     mean = geometric_mean(slowest) if slowest else float("nan")
     return (
         f"# Quantized models\n\n{__doc__.split(chr(10), 2)[2]}\n"
-        f"Threads: {threads}. Geometric mean of ours / the faster peer: {mean:.2f} over {len(slowest)} models.\n\n"
+        f"Threads: {threads}. Geometric mean of ours / the faster peer: {mean:.2f} over "
+        f"{len(slowest)} models.\n\n"
         f"{markdown_table(header, cells)}\n{markdown_machine(describe())}"
     )
 
