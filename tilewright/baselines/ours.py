@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ def start(
         from tilewright.tuner import Log
 
         first = Path(folder, "first.jsonl")
-        Log(first).append(records[:keep])
+        Log(first).append(_until(records, keep))
         used = (first,) if keep else ()
         compiled = compile_model(model, target, shapes, logs=used)
         contender = local(load(compiled.path, threads).run, feed, notes)
@@ -99,7 +100,7 @@ def _tune(model: Path, shapes: Any, log: Path, budget: Budget, threads: int, tar
     from tilewright.tuner import tune
 
     def count() -> int:
-        return len(_read(log)[0])
+        return len(_read(log)[1])
 
     while left := budget.left(count(), sum(trial_costs(log)), _ROUND_TRIALS):
         before, meter = count(), Meter(log, count)
@@ -110,20 +111,32 @@ def _tune(model: Path, shapes: Any, log: Path, budget: Budget, threads: int, tar
 
 
 def _read(log: Path) -> tuple[Sequence[Record], Curve]:
-    """Return the trials of a log in their order, and the best time that they led to, one by one.
+    """Return the records of a log, and for each trial the best time that it led to.
 
-    A record of the last race measures an old candidate again: it is no trial. Where a model has
-    several tasks, a trial's time is the sum of the best of all of them, once each has one.
+    Where a model has several tasks, a trial's time is the sum of the best of all of them, once each
+    has one.
     """
     from tilewright.tuner import Log
 
-    records = [r for r in Log(log).read().records if not r.hardware.get("raced")]
-    tasks = {record.task_key for record in records}
+    records = Log(log).read().records
+    trials = [record for record in records if _is_trial(record)]
+    tasks = {record.task_key for record in trials}
     best: dict[str, float] = {}
     found: Curve = []
-    for record in records:
+    for record in trials:
         if record.ok:
             known = best.get(record.task_key, record.seconds)
             best[record.task_key] = min(known, record.seconds)
         found.append((sum(best.values()) if len(best) == len(tasks) else None, record.build_time_s))
     return records, priced(found, log)
+
+
+def _is_trial(record: Record) -> bool:
+    """Say whether a record is a trial: those of a race measure old candidates again."""
+    return not record.hardware.get("raced")
+
+
+def _until(records: Sequence[Record], trials: int) -> list[Record]:
+    """Return the records of so many trials, with the races that were run among and after them."""
+    numbers = accumulate(_is_trial(record) for record in records)
+    return [r for r, number in zip(records, numbers, strict=True) if number <= trials]
