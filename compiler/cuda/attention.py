@@ -19,16 +19,14 @@ from tvm import tirx
 from tvm.ir import Call as Function
 from tvm.ir import TensorLoad
 
-from tilewright.compiler.cuda.parts import Part, is_at_own_index, is_identity
-from tilewright.compiler.cuda.product import Product, read_product
+from tilewright.compiler.cuda.parts import Part, is_at_own_index, is_axis, is_identity
+from tilewright.compiler.cuda.product import FLOATS, Product, read_product
 from tilewright.compiler.program import Program, Tensor
 from tilewright.compiler.schedule.analysis import Stage, inline_loads
 from tilewright.compiler.schedule.expressions import Expr, loads_in, shape_of
 
 _MOST_DEPTH = 128
 """Longest head: a thread keeps a row's share of the result and of the scores in registers."""
-
-_FLOAT_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +129,7 @@ class _Finder:
     def _from(self, number: int) -> Attention | None:
         """Return the attention whose scores a call computes."""
         first = self._step(number, "reduction")
-        if first is None or not self._is_product(first):
+        if first is None or read_product(first.part) is None:
             return None
         first, factors = self._read_through(first)
         scores = read_product(first.part)
@@ -178,9 +176,6 @@ class _Finder:
     def _step(self, number: int, kind: str) -> Step | None:
         step = self.step_of(number)
         return step if step is not None and step.part.kind == kind else None
-
-    def _is_product(self, step: Step) -> bool:
-        return read_product(step.part) is not None
 
     def _only_reader(self, step: Step) -> int | None:
         """Return the only call that reads what a step computes, if nothing else needs it."""
@@ -271,8 +266,7 @@ def _inverse(moved: Stage, load: TensorLoad, stage: Stage) -> tuple[Expr, ...] |
 def _is_float(product: Product) -> bool:
     """Tell whether both factors are floats as they lie in memory."""
     return all(
-        operand.offset is not None and operand.dtype in _FLOAT_BYTES
-        for operand in (product.a, product.b)
+        operand.offset is not None and operand.dtype in FLOATS for operand in (product.a, product.b)
     )
 
 
@@ -357,14 +351,7 @@ def _is_row(expr: Expr, stage: Stage, scores: Sequence[Any]) -> bool:
         return False
     axes = [*stage.spatial, *stage.reduction]
     return len(axes) == len(load.indices) and all(
-        _is_axis(index, axis) for index, axis in zip(load.indices, axes, strict=True)
-    )
-
-
-def _is_axis(index: Expr, axis: Any) -> bool:
-    is_zero = isinstance(index, tirx.IntImm) and int(index) == 0
-    return (axis.extent == 1 and is_zero) or (
-        isinstance(index, tirx.Var) and index.same_as(axis.var)
+        is_axis(index, axis) for index, axis in zip(load.indices, axes, strict=True)
     )
 
 
@@ -378,7 +365,7 @@ def _reads_rows_of(values: Product, last: Step, index: int, scores: Product, fir
     axes = (*values.stage.spatial[:-1], values.depth[0])
     if len(axes) != len(load.indices):
         return False
-    if not all(_is_axis(i, axis) for i, axis in zip(load.indices, axes, strict=True)):
+    if not all(is_axis(i, axis) for i, axis in zip(load.indices, axes, strict=True)):
         return False
     columns = [axis for axis in values.columns if axis.extent > 1]
     same = _places(values.batch, values) == _places(scores.batch, scores) and _places(

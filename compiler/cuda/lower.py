@@ -17,7 +17,11 @@ from tvm import tirx
 
 from tilewright.compiler.codegen import KERNEL_PREFIX
 from tilewright.compiler.cuda.attention import Attention, Step, find_attention, unread_copies
-from tilewright.compiler.cuda.attention_kernel import attention_kernel, choose_attention_tile
+from tilewright.compiler.cuda.attention_kernel import (
+    AttentionTile,
+    attention_kernel,
+    choose_attention_tile,
+)
 from tilewright.compiler.cuda.build import Launches, build_launches
 from tilewright.compiler.cuda.kernel import Kernel
 from tilewright.compiler.cuda.layouts import cuda_choices
@@ -158,10 +162,10 @@ class _Builder:
 
     def program(self) -> Program:
         fused = self._attention()
-        replaced = {number for attention in fused.values() for number in attention.calls}
+        replaced = {number for attention, _ in fused.values() for number in attention.calls}
         for number, call in enumerate(self.source.calls):
             if number in fused:
-                self._attend(fused[number])
+                self._attend(*fused[number])
             elif number not in replaced and number not in self.unused:
                 self._call(call)
         return replace(
@@ -171,14 +175,14 @@ class _Builder:
             kernels=self.signatures,
         )
 
-    def _attention(self) -> dict[int, Attention]:
+    def _attention(self) -> dict[int, tuple[Attention, AttentionTile]]:
         """Return the attention that one kernel computes, by the position of its last call."""
-        found = {
-            attention.calls[-1]: attention
-            for attention in find_attention(self.source, self.tensors, self._step)
-            if choose_attention_tile(attention, self.precision, self.target) is not None
-        }
-        self.unused = unread_copies(self.source, list(found.values()))
+        found = {}
+        for attention in find_attention(self.source, self.tensors, self._step):
+            tile = choose_attention_tile(attention, self.precision, self.target)
+            if tile is not None:
+                found[attention.calls[-1]] = attention, tile
+        self.unused = unread_copies(self.source, [attention for attention, _ in found.values()])
         return found
 
     def _step(self, number: int) -> Step | None:
@@ -194,10 +198,8 @@ class _Builder:
             return None
         return Step(number, parts[0], dict(zip(params, call.args, strict=True)), call.args[-1])
 
-    def _attend(self, attention: Attention) -> None:
+    def _attend(self, attention: Attention, tile: AttentionTile) -> None:
         labels = [self.source.calls[number].label for number in attention.calls]
-        tile = choose_attention_tile(attention, self.precision, self.target)
-        assert tile is not None
         name = f"{KERNEL_PREFIX}attention{len(self.attentions)}"
         kernel, part = attention_kernel(attention, tile, name)
         buffers = (*part.reads, *part.writes)

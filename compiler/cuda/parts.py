@@ -18,7 +18,7 @@ from typing import Any, Literal
 from tvm import tirx
 from tvm.ir import TensorLoad
 
-from tilewright.compiler.schedule.analysis import Stage, inline_loads, read_stages
+from tilewright.compiler.schedule.analysis import Axis, Stage, inline_loads, read_stages
 from tilewright.compiler.schedule.expressions import (
     Expr,
     children,
@@ -239,11 +239,13 @@ def _reads_own_row(value: Expr, stage: Stage, reductions: Sequence[Reduction], r
 def is_at_own_index(indices: Sequence[Expr], stage: Stage, rank: int) -> bool:
     if len(indices) != rank:
         return False
-    return all(
-        (isinstance(index, tirx.Var) and index.same_as(axis.var))
-        or (axis.extent == 1 and isinstance(index, tirx.IntImm) and int(index) == 0)
-        for index, axis in zip(indices, stage.spatial, strict=False)
-    )
+    return all(is_axis(index, axis) for index, axis in zip(indices, stage.spatial, strict=False))
+
+
+def is_axis(index: Expr, axis: Axis) -> bool:
+    """Tell whether an index is an axis, or the only step of one."""
+    is_only = axis.extent == 1 and isinstance(index, tirx.IntImm) and int(index) == 0
+    return is_only or (isinstance(index, tirx.Var) and index.same_as(axis.var))
 
 
 def check_sizes(func: tirx.PrimFunc) -> None:

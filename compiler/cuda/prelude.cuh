@@ -36,22 +36,18 @@ template <int pending>
 static __device__ __forceinline__ void tw_copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
-/* Four 8x8 matrices of 16-bit elements; thread t gives the address of row t % 8 of matrix t / 8. */
-static __device__ __forceinline__ void tw_load_matrix4(unsigned (&r)[4], const void *row) {
-  unsigned address = (unsigned)__cvta_generic_to_shared(row);
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-/* The same, each of the four turned: what was a column becomes a row. */
-static __device__ __forceinline__ void tw_load_turned4(unsigned (&r)[4], const void *row) {
-  unsigned address = (unsigned)__cvta_generic_to_shared(row);
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
+/* Four 8x8 matrices of 16-bit elements; thread t gives the address of row t % 8 of matrix t / 8.
+ * Turned: what was a column of each becomes a row. */
+#define TW_LOAD_MATRIX(name, form)                                                               \
+  static __device__ __forceinline__ void name(unsigned (&r)[4], const void *row) {                \
+    unsigned address = (unsigned)__cvta_generic_to_shared(row);                                  \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4" form ".shared.b16 {%0, %1, %2, %3}, [%4];"       \
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])                                \
+                 : "r"(address)                                                                  \
+                 : "memory");                                                                    \
+  }
+TW_LOAD_MATRIX(tw_load_matrix4, "")
+TW_LOAD_MATRIX(tw_load_turned4, ".trans")
 #define TW_MMA(name, shape, type, letter)                                                        \
   static __device__ __forceinline__ void name(type (&c)[4], const unsigned (&a)[4], unsigned b0,  \
                                               unsigned b1) {                                     \

@@ -26,7 +26,7 @@ from tilewright.compiler.schedule.expressions import (
     range_from_zero,
 )
 
-_FLOATS = ("float16", "bfloat16", "float32")
+FLOATS = ("float16", "bfloat16", "float32")
 _BYTES = ("int8", "uint8")
 # Below these a tile would be mostly empty: one thread or warp for a result is better.
 _LEAST_ROWS, _LEAST_COLUMNS, _LEAST_DEPTH = 8, 8, 8
@@ -132,7 +132,7 @@ def read_product(part: Part) -> Product | None:
     if not isinstance(term, tirx.Mul):
         return None
     dtype = dtype_of(term)
-    if dtype not in (*_FLOATS, "int32"):
+    if dtype not in (*FLOATS, "int32"):
         return None
     left, right = term.a, term.b
     uses = [variables(left), variables(right)]

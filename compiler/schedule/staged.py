@@ -103,10 +103,15 @@ def reads_far(anchor: Anchor) -> bool:
     access = staged_access(anchor)
     if access is None or anchor.dtype != "float32":
         return False
-    if access.vector > 1:
+    if _is_gathered(access):
         return True
     steps = [access.offset.of(axis.var) for axis in anchor.stage.reduction if axis.extent > 1]
     return bool(steps) and 4 * min(steps) >= _PAGE_BYTES
+
+
+def _is_gathered(access: Access | None) -> bool:
+    """Say whether the lanes of a vector do not lie next to each other."""
+    return access is not None and access.vector > 1
 
 
 def with_staging(
@@ -118,14 +123,13 @@ def with_staging(
     64 channels 0.47, 24 to 144 (without a copy) 0.85, 128 sequences of 4096 to 256 0.48; lanes 5
     apart, one channel of 16000 to 512 with GELU, 0.75.
     """
-    access = staged_access(anchor)
     if decisions.clip_pad or decisions.panel or target.multiplies_by_lane or not reads_far(anchor):
         return decisions
     depth = prod(axis.extent for axis in anchor.stage.reduction)
     _, inner = row_extents(anchor, decisions.fused_rows)
     rows = prod(anchor.stage.spatial[position].extent for position in anchor.rows)
     tile, vectors = decisions.row_tile, decisions.column_vectors
-    is_gathered = access is not None and access.vector > 1
+    is_gathered = _is_gathered(staged_access(anchor))
     copies = (is_gathered or depth >= _FEWEST_STEPS) and rows >= _FEWEST_TILES * prod(tile)
     fits = inner >= _TILE[0] and column_vectors(anchor) >= _TILE[1]
     if copies and broadcasts_by_register(target) and fits:

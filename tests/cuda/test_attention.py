@@ -154,12 +154,10 @@ def test_layers_that_are_alike_share_a_kernel():
     nodes = []
     for number, queries in enumerate(["q", "r0"]):
         nodes += [
-            *(node("MatMul", f"{queries} k", f"s{number}"),),
+            node("MatMul", f"{queries} k", f"s{number}"),
             node("Softmax", f"s{number}", f"p{number}", axis=-1),
-            *(
-                node("MatMul", f"p{number} v", f"o{number}"),
-                node("Relu", f"o{number}", f"r{number}"),
-            ),
+            node("MatMul", f"p{number} v", f"o{number}"),
+            node("Relu", f"o{number}", f"r{number}"),
         ]
     nodes.append(node("ReduceMax", "r1", "y"))
     model, feeds = plain(nodes, {"q": (2, 20, 16), "k": (2, 16, 24), "v": (2, 24, 16)})

@@ -85,19 +85,21 @@ static void tw_copy_wait() {
   tw_wait_groups(pending);
 }
 
-static void tw_load_matrix4(unsigned (&r)[4], const void *row) {
+/* The rows that all lanes of the warp give. */
+static const tw_slot *tw_rows(const void *row) {
   tw_slot mine = {};
   mine.row = row;
-  const tw_slot *warp = tw_exchange(mine);
+  return tw_exchange(mine);
+}
+static void tw_load_matrix4(unsigned (&r)[4], const void *row) {
+  const tw_slot *warp = tw_rows(row);
   int lane = threadIdx.x % 32;
   for (int i = 0; i < 4; ++i)
     memcpy(&r[i], (const char *)warp[i * 8 + lane / 4].row + lane % 4 * 4, 4);
 }
 
 static void tw_load_turned4(unsigned (&r)[4], const void *row) {
-  tw_slot mine = {};
-  mine.row = row;
-  const tw_slot *warp = tw_exchange(mine);
+  const tw_slot *warp = tw_rows(row);
   int lane = threadIdx.x % 32;
   for (int i = 0; i < 4; ++i)
     for (int e = 0; e < 2; ++e)
