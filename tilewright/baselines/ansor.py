@@ -196,10 +196,13 @@ def start_model(
             save_npz(files["inputs"], feed)
             found = _tuned(
                 lambda: priced(driver.ask("curve_model", log=request["log"]), log),
-                lambda trials, note: driver.ask("tune_model", note, **request, trials=trials),
+                lambda trials, note: driver.ask(
+                    "tune_model", note, **request, trials=trials, limit=budget.trials
+                ),
                 log,
                 budget,
                 progress,
+                budget.trials or _ROUND_TRIALS,
             )
             keep = budget.within(found)
             driver.ask("load_model", **request, keep=keep, **files)
@@ -269,15 +272,16 @@ def _tuned(
     log: Path,
     budget: Budget,
     progress: Callable[[str], None],
+    round_trials: int = _ROUND_TRIALS,
 ) -> Curve:
-    """Tune until the log holds what the budget allows; return its curve."""
+    """Tune until the log holds what the budget allows, so many trials a time; return its curve."""
     log.parent.mkdir(parents=True, exist_ok=True)
     found = curve()
 
     def note(content: dict) -> None:
         note_round(log, content["trials"], content["wall_s"], content["processor_s"])
 
-    while left := budget.left(len(found), sum(cost for _, cost in found), _ROUND_TRIALS):
+    while left := budget.left(len(found), sum(cost for _, cost in found), round_trials):
         progress(f"{len(found)} trials so far")
         tune(left, note)
         before, found = len(found), curve()

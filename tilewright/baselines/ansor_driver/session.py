@@ -47,15 +47,31 @@ class Session:
             _search(task, log, trials - first, population, self.progress)
         return {"records": len(_records(log, task))}
 
-    def tune_model(self, model, shapes, layout, processor, threads, log, trials):
-        """Measure up to `trials` more candidates of the tasks of an ONNX model, in all."""
+    def tune_model(self, model, shapes, layout, processor, threads, log, trials, limit):
+        """Measure up to `trials` more candidates of the tasks of an ONNX model, `limit` in all.
+
+        Half of the limit goes to all tasks alike, for which few candidates are looked at: Ansor's
+        own scheduler asks no model before every task had its round. What is left goes to the tasks
+        that have most to gain, in rounds that are searched for as thoroughly as Ansor does.
+
+        Args:
+            limit: 0 for none; then every task has half a round at first, whatever `trials` is.
+        """
         target = _target(processor, threads)
         module, parameters = _relay(model, shapes, layout)
         tasks, weights = auto_scheduler.extract_tasks(module["main"], parameters, target)
-        reload = {"load_log_file": log} if _records(log) else {}
-        scheduler = auto_scheduler.TaskScheduler(tasks, weights, **reload)
-        share = max(1, trials // max(1, len(tasks)))
-        scheduler.tune(_options(trials, log, self.progress, min(ROUND_TRIALS, share)))
+        share = limit // 2 // len(tasks) if limit else ROUND_TRIALS // 2
+        share = max(1, min(share, ROUND_TRIALS))
+        end = limit or max(len(_records(log)) + trials, share * len(tasks))
+        population = auto_scheduler.SketchPolicy.DEFAULT_PARAMS["evolutionary_search_population"]
+        for until, round_trials, candidates in (
+            (min(end, share * len(tasks)), share, BLIND_POPULATION),
+            (end, ROUND_TRIALS, population),
+        ):
+            if len(_records(log)) < until:
+                scheduler = _Scheduler(tasks, weights, log)
+                policies = _policies(tasks, log, candidates)
+                scheduler.tune(_options(until, log, self.progress, round_trials), policies)
         return {"tasks": len(tasks), "records": len(_records(log))}
 
     def curve(self, operator, layout, processor, threads, log):
@@ -119,8 +135,29 @@ class Session:
         return (now() - start) / repeats
 
 
+class _Scheduler(auto_scheduler.TaskScheduler):
+    """Ansor's task scheduler, whose number of trials includes those of the log."""
+
+    def __init__(self, tasks, weights, log):
+        super().__init__(tasks, weights, load_log_file=log if _records(log) else None)
+
+    def _restore_status(self, log_file, num_measures_per_round):
+        super()._restore_status(log_file, num_measures_per_round)
+        self.ct = len(_records(log_file))
+        # It counts rounds of today's size: less than half of one is none, and begun again.
+        for index, best in enumerate(self.best_costs):
+            if best < 1e10:
+                self.task_cts[index] = max(1, self.task_cts[index])
+
+
 def _search(task, log, trials, population, progress):
     """Measure `trials` more candidates of a task, with what its log has taught the model."""
+    (policy,) = _policies([task], log, population, task)
+    task.tune(_options(trials, log, progress), policy)
+
+
+def _policies(tasks, log, population, task=None):
+    """Return a search for each task, with one model that learns from the log, or a task's in it."""
     model = auto_scheduler.XGBModel(num_warmup_sample=MODEL_FROM_RECORDS, verbose_eval=0)
     callbacks = []
     if _records(log, task):
@@ -128,10 +165,12 @@ def _search(task, log, trials, population, progress):
         callbacks = [auto_scheduler.PreloadMeasuredStates(log)]
     parameters = dict(auto_scheduler.SketchPolicy.DEFAULT_PARAMS)
     parameters["evolutionary_search_population"] = population
-    policy = auto_scheduler.SketchPolicy(
-        task, model, parameters, verbose=0, init_search_callbacks=callbacks
-    )
-    task.tune(_options(trials, log, progress), policy)
+    return [
+        auto_scheduler.SketchPolicy(
+            each, model, parameters, verbose=0, init_search_callbacks=callbacks
+        )
+        for each in tasks
+    ]
 
 
 def _curve(log, task=None):
