@@ -14,6 +14,7 @@ from tilewright.baselines.environment import ansor_environment
 from tilewright.baselines.suite import Operator
 from tilewright.errors import MeasureError
 
+_TORCH = ("torch", "onnx2torch", "onnxruntime")
 _BENCH_EXTRA = 'not installed; pip install "tilewright[bench]"'
 
 
@@ -103,10 +104,8 @@ PEERS: Mapping[str, Peer] = {
     "openvino": _library(
         openvino.open_model, ["openvino"], "OpenVINO, float32, latency mode, one stream"
     ),
-    "torch": _library(torch.open_eager, ["torch", "onnx2torch"], "torch, eager, channels first"),
-    "inductor": _library(
-        torch.open_inductor, ["torch", "onnx2torch"], "torch.compile with Inductor"
-    ),
+    "torch": _library(torch.open_eager, _TORCH, "torch, eager, channels first"),
+    "inductor": _library(torch.open_inductor, _TORCH, "torch.compile with Inductor"),
     "ansor": Peer(
         _start_ansor,
         lambda: ansor_environment().missing(),

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from tilewright.baselines.engine import Engine, Feed
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def open_eager(model: Path, threads: int) -> Engine:
@@ -18,13 +25,12 @@ def open_inductor(model: Path, threads: int) -> Engine:
 
 
 def _open(path: Path, threads: int, compiled: bool) -> Engine:
-    import onnx
     import torch
 
     declare_torchvision()
     import onnx2torch
 
-    proto = onnx.load(path)
+    proto = _simplified(path)
     constants = {item.name for item in proto.graph.initializer}
     inputs = [item.name for item in proto.graph.input if item.name not in constants]
     outputs = [item.name for item in proto.graph.output]
@@ -39,6 +45,38 @@ def _open(path: Path, threads: int, compiled: bool) -> Engine:
         return {name: value.numpy() for name, value in zip(outputs, found, strict=True)}
 
     return run
+
+
+def _simplified(path: Path) -> onnx.ModelProto:
+    """Return the model as onnx2torch can take it, with its constants folded.
+
+    It asks for initializers where an exporter leaves an Identity of one, lacks the newest forms of
+    operators that only compute shapes and masks, takes an input left out by name for a value, and
+    gets Flatten at the last axis wrong.
+    """
+    import onnx
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(Path(folder, "simplified.onnx"))
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        proto = onnx.load(options.optimized_model_filepath)
+    known = onnx.shape_inference.infer_shapes(proto).graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*known.value_info, *known.output)
+    }
+    for node in proto.graph.node:
+        while node.input and not node.input[-1]:
+            node.input.pop()
+        shape = shapes.get(node.output[0], [])
+        if node.op_type == "Flatten" and shape and all(shape):
+            name = f"{node.output[0]}_shape"
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(shape), name))
+            node.CopyFrom(onnx.helper.make_node("Reshape", [node.input[0], name], node.output))
+    return proto
 
 
 def declare_torchvision() -> None:
