@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.report import RESULTS, markdown_table, write_text
@@ -28,6 +29,7 @@ README = ROOT / "README.md"
 START = "<!-- figures: python -m benchmarks.readme -->"
 END = "<!-- end of figures -->"
 _KINDS = ("operators", "models")
+_BUDGETS = {"trials": "{} trials each", "seconds": "{} s of tuning each"}
 _PEERS = ("onnxruntime", "openvino", "torch", "ansor", "metaschedule")
 
 
@@ -35,24 +37,32 @@ def figures(folder: Path = RESULTS) -> str:
     """Return the table: one line for each machine, kind of result and batch."""
     lines, machines = [], []
     for vectors in ("avx2", "avx512", "avx512_vnni"):
-        for kind in _KINDS:
-            path = folder / f"{kind}_{vectors}.json"
-            if not path.exists():
-                continue
+        for path, title in (found for kind in _KINDS for found in _results(folder, kind, vectors)):
             section = read_contest(json.loads(path.read_text()))
             machine = f"{section.machine['processor']}, {vectors.replace('_', ' ')}"
-            machines.append(f"[{kind}, {machine}](benchmarks/results/{path.stem}.md)")
+            machines.append(f"[{title}, {machine}](benchmarks/results/{path.stem}.md)")
             for batch in ("b1", "b16"):
                 rows = [row for row in section.rows if row.name.endswith(f"-{batch}")]
                 if rows:
-                    lines.append(_line(f"{vectors}, {kind}, batch {batch[1:]}", rows))
+                    lines.append(_line(f"{vectors}, {title}, batch {batch[1:]}", rows))
     header = ["time / tilewright's", *_PEERS]
     return (
-        "Geometric means of the time of each peer over tilewright's on one thread, untuned unless\n"
-        "shipped logs apply; in brackets the rows won, even and lost.\n\n"
+        "Geometric means of the time of each peer over tilewright's on one thread; in brackets\n"
+        "the rows won, even and lost. Where a line says a budget, every tuner had it, ours too,\n"
+        "and began without a log; elsewhere ours is untuned unless shipped logs apply.\n\n"
         + markdown_table(header, lines)
         + f"\nEvery row, and how it was measured: {'; '.join(machines)}.\n"
     )
+
+
+def _results(folder: Path, kind: str, vectors: str) -> Iterator[tuple[Path, str]]:
+    """Yield the files of a kind on a machine and what to call them: untuned first, then tuned."""
+    untuned = folder / f"{kind}_{vectors}.json"
+    if untuned.exists():
+        yield untuned, kind
+    for unit, words in _BUDGETS.items():
+        for path in sorted(folder.glob(f"{kind}_[0-9]*_{unit}_{vectors}.json")):
+            yield path, f"{kind}, {words.format(path.stem.split('_')[1])}"
 
 
 def _line(name: str, rows: list[Row]) -> list[str]:
