@@ -1,9 +1,11 @@
 """Ansor's environment, and Ansor itself where it is installed."""
 
 import numpy as np
+import onnx
 import pytest
 
-from tilewright.baselines import Budget, ansor, environment, load_suite, parse_peers
+from tests.tiny_model import expected, make_model
+from tilewright.baselines import Budget, Case, ansor, environment, load_suite, parse_peers
 from tilewright.errors import MeasureError
 
 
@@ -45,7 +47,7 @@ def test_peer_names_are_read_once_each():
 def test_ansor_without_log_or_trials_says_so(tmp_path):
     (operator,) = load_suite("alt", ["GMM-4"])
     with pytest.raises(MeasureError, match="no trials to spend"):
-        ansor.start(operator, {}, 1, Budget(), tmp_path)
+        ansor.start(Case(tmp_path / "op.onnx", {}, 1, operator, logs=tmp_path))
 
 
 @pytest.mark.slow
@@ -56,10 +58,31 @@ def test_ansor_tunes_and_resumes_from_its_log(tmp_path):
     (operator,) = load_suite("alt", ["GMM-4"])
     data = np.random.default_rng(0).standard_normal(operator.data_shape, np.float32)
     for trials in (4, 0):
-        contender = ansor.start(operator, {"data": data}, 1, Budget(trials), tmp_path)
+        contender = ansor.start(
+            Case(tmp_path / "op.onnx", {"data": data}, 1, operator, Budget(trials), tmp_path)
+        )
         try:
             assert contender.outputs["output"].shape == operator.output_shape
             assert contender.sample(2, "cpu") > 0
             assert contender.notes["trials"] == 4
+        finally:
+            contender.close()
+
+
+@pytest.mark.slow
+def test_ansor_tunes_every_operator_of_a_model_and_resumes_from_its_log(tmp_path):
+    reason = environment.ansor_environment().missing()
+    if reason is not None:
+        pytest.skip(f"ansor is {reason}")
+    model, x = make_model(), np.ones((2, 3), np.float32)
+    onnx.save(model, tmp_path / "tiny.onnx")
+    for trials in (6, 10, 0):  # the second goes on from the log of the first
+        case = Case(tmp_path / "tiny.onnx", {"x": x}, 1, None, Budget(trials), tmp_path)
+        contender = ansor.start(case)
+        try:
+            np.testing.assert_allclose(
+                contender.outputs["y"], expected(model, x), rtol=1e-4, atol=1e-5
+            )
+            assert contender.notes["trials"] >= trials
         finally:
             contender.close()

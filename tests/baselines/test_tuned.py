@@ -1,10 +1,12 @@
 """Tuners under one budget: they tune, note what it cost, and go on from their logs."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 
-from tilewright.baselines import Budget, build_model, load_suite, metaschedule, ours
+from tilewright.baselines import Budget, Case, build_model, load_suite, metaschedule, ours
 from tilewright.baselines.budget import trial_costs
 from tilewright.baselines.machine import instruction_set
 from tilewright.errors import MeasureError
@@ -16,13 +18,12 @@ def case(tmp_path):
     path = tmp_path / "op.onnx"
     onnx.save(build_model(operator), path)
     data = np.random.default_rng(0).standard_normal(operator.data_shape, np.float32)
-    return path, {"data": data}
+    return Case(path, {"data": data}, 1, logs=tmp_path)
 
 
-def test_metaschedule_without_database_or_trials_says_so(case, tmp_path):
-    path, feed = case
+def test_metaschedule_without_database_or_trials_says_so(case):
     with pytest.raises(MeasureError, match="no trials to spend"):
-        metaschedule.start(path, "op", feed, 1, Budget(), tmp_path)
+        metaschedule.start(case)
 
 
 def test_database_of_metaschedule_is_a_curve(tmp_path):
@@ -36,15 +37,15 @@ def test_database_of_metaschedule_is_a_curve(tmp_path):
 def test_tuner_spends_its_trials_once(name, case, tmp_path):
     if name == "metaschedule" and (reason := metaschedule.missing()):
         pytest.skip(f"metaschedule {reason}")
-    path, feed = case
     start = {"ours": ours.start, "metaschedule": metaschedule.start}[name]
     folder = tmp_path / ("tilewright" if name == "ours" else name) / instruction_set()
     log = folder / ("op.jsonl" if name == "ours" else f"op/{metaschedule.RECORDS}")
-    expected = start(path, "op", feed, 1, Budget(trials=4), tmp_path)
+    case = replace(case, budget=Budget(trials=4))
+    expected = start(case)
     assert expected.notes["trials"] == 4
     assert all(cost > 0 for cost in trial_costs(log))
     before = log.read_bytes()
-    again = start(path, "op", feed, 1, Budget(trials=4), tmp_path)
+    again = start(case)
     assert log.read_bytes() == before
     np.testing.assert_allclose(
         again.outputs["output"], expected.outputs["output"], rtol=1e-4, atol=1e-5

@@ -10,14 +10,15 @@ if TYPE_CHECKING:
     from tilewright.baselines.bench_models import bench
     from tilewright.baselines.bench_ops import bench_operators
     from tilewright.baselines.budget import Budget
+    from tilewright.baselines.case import Case
     from tilewright.baselines.contest import Options
-    from tilewright.baselines.peers import PEERS, Case, Peer, parse_peers
+    from tilewright.baselines.peers import PEERS, Peer, parse_peers
     from tilewright.baselines.suite import Operator, build_model, load_suite
 
 _HOME = {
     "PEERS": "peers",
     "Budget": "budget",
-    "Case": "peers",
+    "Case": "case",
     "Operator": "suite",
     "Options": "contest",
     "Peer": "peers",

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from tilewright.baselines.budget import Budget, Curve, note_round, priced
-from tilewright.baselines.engine import Contender, Feed, Sampler
+from tilewright.baselines.case import Case
+from tilewright.baselines.engine import Contender, Sampler
 from tilewright.baselines.environment import Environment, ansor_environment
 from tilewright.baselines.machine import instruction_set
 from tilewright.baselines.suite import Operator, weights
@@ -107,93 +108,59 @@ def layouts_of(operator: Operator) -> tuple[str, ...]:
     return LAYOUTS[:1] if operator.kind == "GMM" else LAYOUTS
 
 
-def start(
-    operator: Operator,
-    feed: Feed,
-    threads: int,
-    budget: Budget,
-    logs: Path,
-    progress: Callable[[str], None] = lambda _stage: None,
-) -> Contender:
-    """Tune an operator as far as its logs lack trials, and return the faster of its two layouts.
+def start(case: Case) -> Contender:
+    """Tune as far as the logs lack trials, and return the best program in place.
 
-    Data comes and goes in the layout tuned for, and the weight packed: a network of such operators
-    would pay for neither.
-
-    Args:
-        operator: of the suite; the weights are those that `build_model` gives it.
-        feed: "data".
-        threads: of the kernel.
-        budget: for each layout; an empty one measures what the logs hold and tunes nothing.
-        logs: folder of the tuning logs.
-        progress: called with what is going on.
+    An operator is the faster of its two layouts, with the budget for each. Data comes and goes in
+    the layout tuned for, and the weight packed: a network of such operators would pay for neither.
+    A whole model works channels last: Relay imports the ONNX file, and Ansor's task scheduler
+    divides the trials among its operators.
 
     Raises:
         MeasureError: Ansor is not installed or failed, or no log holds a valid record.
     """
-    layouts = [
-        layout
-        for layout in layouts_of(operator)
-        if budget.spends or log_path(logs, operator.name, layout).exists()
-    ]
-    if not layouts:
-        raise MeasureError(f"no log of {operator.name} in {logs / 'ansor'}, and no trials to spend")
-    driver = Driver(threads=threads)
+    return _start_model(case) if case.operator is None else _start_operator(case, case.operator)
+
+
+def _start_operator(case: Case, operator: Operator) -> Contender:
+    logs = {layout: log_path(case.logs, case.log_name, layout) for layout in layouts_of(operator)}
+    if not case.budget.spends:
+        logs = {layout: log for layout, log in logs.items() if log.exists()}
+    if not logs:
+        folder = case.logs / "ansor"
+        raise MeasureError(f"no log of {case.log_name} in {folder}, and no trials to spend")
+    driver = Driver(threads=case.threads)
     try:
-        with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
+        with tempfile.TemporaryDirectory(prefix="tilewright-") as folder_name:
+            folder = Path(folder_name)
             weight, bias = weights(operator)
-            arrays = Path(folder, "in.npz")
-            np.savez(arrays, data=feed["data"], weight=weight, bias=bias)
-            request: Request = {"operator": operator.to_json(), **_where(threads)}
-            race = _Race(driver, request, arrays, Path(folder, "out.npz"), budget)
-            for layout in layouts:
-                race.enter(layout, log_path(logs, operator.name, layout), progress)
+            np.savez(folder / "in.npz", data=case.feed["data"], weight=weight, bias=bias)
+            request: Request = {"operator": operator.to_json(), **_where(case.threads)}
+            race = _Race(driver, request, folder / "in.npz", folder / "out.npz", case.budget)
+            for layout, log in logs.items():
+                race.enter(layout, log, case.progress)
             return race.winner()
     except BaseException:
         driver.close()
         raise
 
 
-def start_model(
-    model: Path,
-    name: str,
-    feed: Feed,
-    threads: int,
-    budget: Budget,
-    logs: Path,
-    progress: Callable[[str], None] = lambda _stage: None,
-) -> Contender:
-    """Tune a whole model, channels last, as far as its log lacks trials, and build it.
-
-    Relay imports the ONNX file; Ansor's task scheduler divides the trials among its operators.
-
-    Args:
-        model: an ONNX file.
-        name: of its log.
-        feed: inputs by name.
-        threads: of the kernels.
-        budget: of all operators together; an empty one builds by what the log holds.
-        logs: folder of the tuning logs.
-        progress: called with what is going on.
-
-    Raises:
-        MeasureError: Ansor is not installed or failed, or there is neither a log nor a trial.
-    """
+def _start_model(case: Case) -> Contender:
     import onnx
 
-    layout = "NHWC"
-    log = log_path(logs, name, layout)
+    layout, budget = "NHWC", case.budget
+    log = log_path(case.logs, case.log_name, layout)
     if not budget.spends and not log.exists():
         raise MeasureError(f"no log {log}, and no trials to spend")
-    outputs = [output.name for output in onnx.load(model, load_external_data=False).graph.output]
-    driver = Driver(threads=threads)
-    shapes = {key: list(array.shape) for key, array in feed.items()}
-    request: Request = {"model": str(model.resolve()), "shapes": shapes, "layout": layout}
-    request |= {"log": str(log.resolve()), **_where(threads)}
+    graph = onnx.load(case.model, load_external_data=False).graph
+    driver = Driver(threads=case.threads)
+    shapes = {key: list(array.shape) for key, array in case.feed.items()}
+    request: Request = {"model": str(case.model.resolve()), "shapes": shapes, "layout": layout}
+    request |= {"log": str(log.resolve()), **_where(case.threads)}
     try:
         with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
             files: Request = {k: str(Path(folder, f"{k}.npz")) for k in ("inputs", "outputs")}
-            save_npz(files["inputs"], feed)
+            save_npz(files["inputs"], case.feed)
             found = _tuned(
                 lambda: priced(driver.ask("curve_model", log=request["log"]), log),
                 lambda trials, note: driver.ask(
@@ -201,13 +168,14 @@ def start_model(
                 ),
                 log,
                 budget,
-                progress,
+                case.progress,
                 budget.trials or _ROUND_TRIALS,
             )
             keep = budget.within(found)
             driver.ask("load_model", **request, keep=keep, **files)
             with np.load(files["outputs"]) as arrays:
-                results = dict(zip(outputs, arrays.values(), strict=True))
+                names = (output.name for output in graph.output)
+                results = dict(zip(names, arrays.values(), strict=True))
     except BaseException:
         driver.close()
         raise

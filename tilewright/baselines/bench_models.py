@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tilewright.baselines.budget import Budget
+from tilewright.baselines.case import Case
 from tilewright.baselines.contest import Contest, Entry, Options
 from tilewright.baselines.engine import Feed
-from tilewright.baselines.peers import OURS, Case
+from tilewright.baselines.peers import OURS
 from tilewright.errors import MeasureError
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 
+from tilewright.baselines.case import Case
 from tilewright.baselines.contest import Contest, Entry, Options
-from tilewright.baselines.peers import Case
 from tilewright.baselines.suite import Operator, build_model
 
 _SEED = 0

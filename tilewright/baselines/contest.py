@@ -10,11 +10,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tilewright.baselines import ours
 from tilewright.baselines.alone import alone
 from tilewright.baselines.budget import Budget
+from tilewright.baselines.case import Case
 from tilewright.baselines.engine import CLOCKS, Contender, largest_error
 from tilewright.baselines.machine import Probes, describe
-from tilewright.baselines.peers import OURS, PEERS, Case, start_ours
+from tilewright.baselines.peers import OURS, PEERS
 from tilewright.baselines.rounds import settle_seconds, take_turns
 from tilewright.errors import MeasureError
 from tilewright.runtime.benchmark import compare, summarize
@@ -193,7 +195,7 @@ def close(contenders: Mapping[str, Contender]) -> None:
 
 def _enter(name: str, case: Case, contenders: dict[str, Contender], row: dict[str, Any]) -> None:
     """Put an engine in place; one that fails or computes something else is named, not timed."""
-    start: Callable[[Case], Contender] = start_ours if name == OURS else PEERS[name].start
+    start: Callable[[Case], Contender] = ours.start if name == OURS else PEERS[name].start
     try:
         contender = start(case)
     except Exception as error:  # engines raise what they like

@@ -10,12 +10,12 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from tilewright.baselines.budget import Budget, Curve, priced
-from tilewright.baselines.engine import Contender, Feed, local
+from tilewright.baselines.budget import Curve, priced
+from tilewright.baselines.case import Case
+from tilewright.baselines.engine import Contender, local
 from tilewright.baselines.machine import instruction_set
 from tilewright.errors import MeasureError
 
@@ -32,39 +32,25 @@ def missing() -> str | None:
     return None
 
 
-def start(
-    model: Path,
-    name: str,
-    feed: Feed,
-    threads: int,
-    budget: Budget,
-    logs: Path,
-    progress: Callable[[str], None] = lambda _stage: None,
-) -> Contender:
+def start(case: Case) -> Contender:
     """Tune the kernels of a model where their database lacks trials, and return the module.
 
-    Args:
-        model: an ONNX file.
-        name: of the folder under `logs`/metaschedule that keeps the database.
-        feed: inputs by name.
-        threads: of the kernels.
-        budget: of all kernels together; without one the database is taken as it is.
-        logs: folder of the tuning logs.
-        progress: called with what is going on.
+    The database is the folder of the case's name under `logs`/metaschedule.
 
     Raises:
         MeasureError: it failed, or there is neither a database nor a trial to spend.
     """
     from tilewright.runtime import Module
 
-    folder = logs / "metaschedule" / instruction_set() / name
+    name, model, budget = case.log_name, case.model, case.budget
+    folder = case.logs / "metaschedule" / instruction_set() / name
     if not budget.spends and not (folder / RECORDS).exists():
         raise MeasureError(f"no database of {name} in {folder.parent}, and no trials to spend")
-    progress("metaschedule")
+    case.progress("metaschedule")
     module = model.with_suffix(".metaschedule.so")
     request = {
-        **{"model": str(model), "folder": str(folder), "module": str(module), "threads": threads},
-        **{"trials": budget.trials, "time_s": budget.time_s},
+        **{"model": str(model), "folder": str(folder), "module": str(module)},
+        **{"threads": case.threads, "trials": budget.trials, "time_s": budget.time_s},
     }
     command = [sys.executable, "-m", "tilewright.baselines.metaschedule_worker"]
     command.append(json.dumps(request))
@@ -74,7 +60,7 @@ def start(
         raise MeasureError(f"MetaSchedule failed on {name}: {lines[-1]}")
     found = curve(folder)
     notes = {"trials": budget.within(found), "curves": {"": found}}
-    return local(Module(module, threads=threads).run, feed, notes)
+    return local(Module(module, threads=case.threads).run, case.feed, notes)
 
 
 def curve(folder: Path) -> Curve:

@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tilewright.baselines.budget import Budget, Curve, Meter, priced, trial_costs
+from tilewright.baselines.budget import Curve, Meter, priced, trial_costs
+from tilewright.baselines.case import Case
 from tilewright.baselines.engine import Contender, Feed, local
 from tilewright.baselines.in_network import InNetwork, compile_in_network
 from tilewright.baselines.machine import instruction_set
@@ -23,44 +24,27 @@ _ROUND_TRIALS = 32
 _CHOOSING_ROUNDS = 10
 
 
-def start(
-    model: Path,
-    name: str,
-    feed: Feed,
-    threads: int,
-    budget: Budget,
-    logs: Path,
-    target: str = "native",
-    is_operator: bool = False,
-) -> Contender:
+def start(case: Case) -> Contender:
     """Compile a model and load it.
 
     Without a budget the compiler finds its logs as for any user. With one it tunes from nothing but
-    its own log of this case, `logs`/tilewright, as far as that lacks trials, and compiles by it.
-
-    Args:
-        model: an ONNX file.
-        name: of the log.
-        feed: inputs by name.
-        threads: of the module.
-        budget: of all tasks together.
-        logs: folder of the tuning logs.
-        target: what to compile for; tuning needs "native" or what this machine is.
-        is_operator: with a budget, take the faster of the module as any user has it and the one
-            that works in layouts of its own (`in_network`), as Ansor is taken.
+    its own log of this case, under `logs`/tilewright, as far as that lacks trials, and compiles by
+    it; tuning needs the target "native" or what this machine is. An operator is then the faster of
+    the module as any user has it and the one that works in layouts of its own (`in_network`), as
+    Ansor is taken.
     """
     from tilewright.api import compile as compile_model
     from tilewright.api import load
 
-    shapes = {key: array.shape for key, array in feed.items()}
-    if not budget.spends:
-        compiled = compile_model(model, target, shapes)
-        return local(load(compiled.path, threads).run, feed)
-    log = logs / "tilewright" / instruction_set() / f"{name}.jsonl"
+    shapes = {key: array.shape for key, array in case.feed.items()}
+    if not case.budget.spends:
+        compiled = compile_model(case.model, case.target, shapes)
+        return local(load(compiled.path, case.threads).run, case.feed)
+    log = case.logs / "tilewright" / instruction_set() / f"{case.log_name}.jsonl"
     log.parent.mkdir(parents=True, exist_ok=True)
-    _tune(model, shapes, log, budget, threads, target)
+    _tune(case, shapes, log)
     records, found = _read(log)
-    keep = budget.within(found)
+    keep = case.budget.within(found)
     notes: dict[str, Any] = {"trials": keep, "curves": {"": found}}
     with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
         from tilewright.tuner import Log
@@ -68,12 +52,14 @@ def start(
         first = Path(folder, "first.jsonl")
         Log(first).append(_until(records, keep))
         used = (first,) if keep else ()
-        compiled = compile_model(model, target, shapes, logs=used)
-        contender = local(load(compiled.path, threads).run, feed, notes)
-        inside = compile_in_network(model, target, used, Path(folder)) if is_operator else None
+        compiled = compile_model(case.model, case.target, shapes, logs=used)
+        contender = local(load(compiled.path, case.threads).run, case.feed, notes)
+        if case.operator is None:
+            return contender
+        inside = compile_in_network(case.model, case.target, used, Path(folder))
         if inside is None:
             return contender
-        return _faster(contender, _in_network(inside, feed, threads, notes))
+        return _faster(contender, _in_network(inside, case.feed, case.threads, notes))
 
 
 def _in_network(found: InNetwork, feed: Feed, threads: int, notes: dict[str, Any]) -> Contender:
@@ -95,16 +81,17 @@ def _faster(*contenders: Contender) -> Contender:
     return contenders[int(best)]
 
 
-def _tune(model: Path, shapes: Any, log: Path, budget: Budget, threads: int, target: str) -> None:
+def _tune(case: Case, shapes: Any, log: Path) -> None:
     """Tune round by round until the log holds what the budget allows, or nothing is left to try."""
     from tilewright.tuner import tune
 
     def count() -> int:
         return len(_read(log)[1])
 
-    while left := budget.left(count(), sum(trial_costs(log)), _ROUND_TRIALS):
+    while left := case.budget.left(count(), sum(trial_costs(log)), _ROUND_TRIALS):
         before, meter = count(), Meter(log, count)
-        tune(model, target, shapes, trials=before + left, log=log, threads=threads)
+        trials = before + left
+        tune(case.model, case.target, shapes, trials=trials, log=log, threads=case.threads)
         meter.note()
         if count() == before:
             break

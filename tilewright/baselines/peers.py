@@ -4,50 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from tilewright.baselines import ansor, metaschedule, onnxruntime, openvino, ours, torch
-from tilewright.baselines.budget import Budget
-from tilewright.baselines.engine import Contender, Engine, Feed, local
+from tilewright.baselines import ansor, metaschedule, onnxruntime, openvino, torch
+from tilewright.baselines.case import Case
+from tilewright.baselines.engine import Contender, Engine, local
 from tilewright.baselines.environment import ansor_environment
-from tilewright.baselines.suite import Operator
 from tilewright.errors import MeasureError
 
 _TORCH = ("torch", "onnx2torch", "onnxruntime")
 _BENCH_EXTRA = 'not installed; pip install "tilewright[bench]"'
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is to be computed.
-
-    Attributes:
-        model: the ONNX file.
-        feed: inputs by name.
-        threads: of each engine.
-        operator: where it is one of the suite.
-        budget: of each tuner.
-        logs: folder of the tuning logs.
-        target: what tilewright compiles for.
-        progress: called with what is going on.
-        name: of the tuning logs; that of the operator or file by default.
-    """
-
-    model: Path
-    feed: Feed
-    threads: int
-    operator: Operator | None = None
-    budget: Budget = field(default_factory=Budget)
-    logs: Path = Path("tuning_logs")
-    target: str = "native"
-    progress: Callable[[str], None] = lambda _stage: None
-    name: str = ""
-
-    @property
-    def log_name(self) -> str:
-        """Return what its tuning logs are called."""
-        return self.name or (self.operator.name if self.operator else self.model.stem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,28 +42,6 @@ def _library(
     return Peer(lambda case: local(open_model(case.model, case.threads), case.feed), missing, about)
 
 
-def _start_ansor(case: Case) -> Contender:
-    if case.operator is None:
-        return ansor.start_model(
-            case.model,
-            case.log_name,
-            case.feed,
-            case.threads,
-            case.budget,
-            case.logs,
-            case.progress,
-        )
-    return ansor.start(
-        case.operator, case.feed, case.threads, case.budget, case.logs, case.progress
-    )
-
-
-def _start_metaschedule(case: Case) -> Contender:
-    return metaschedule.start(
-        case.model, case.log_name, case.feed, case.threads, case.budget, case.logs, case.progress
-    )
-
-
 PEERS: Mapping[str, Peer] = {
     "onnxruntime": _library(
         onnxruntime.open_model, ["onnxruntime"], "ONNX Runtime, all optimisations, CPU provider"
@@ -107,13 +52,13 @@ PEERS: Mapping[str, Peer] = {
     "torch": _library(torch.open_eager, _TORCH, "torch, eager, channels first"),
     "inductor": _library(torch.open_inductor, _TORCH, "torch.compile with Inductor"),
     "ansor": Peer(
-        _start_ansor,
+        ansor.start,
         lambda: ansor_environment().missing(),
         "Ansor: auto_scheduler of TVM 0.17 with LLVM 10, the faster of NCHW and NHWC, weights "
         "packed (layout rewrite); whole models in NHWC",
     ),
     "metaschedule": Peer(
-        _start_metaschedule,
+        metaschedule.start,
         metaschedule.missing,
         "MetaSchedule of TVM 0.27 on the same PrimFuncs, with the same LLVM",
     ),
@@ -121,20 +66,6 @@ PEERS: Mapping[str, Peer] = {
 """Peers by name."""
 
 OURS = "tilewright"
-
-
-def start_ours(case: Case) -> Contender:
-    """Compile the case with tilewright, tuned where there is a budget, and load it."""
-    return ours.start(
-        case.model,
-        case.log_name,
-        case.feed,
-        case.threads,
-        case.budget,
-        case.logs,
-        case.target,
-        is_operator=case.operator is not None,
-    )
 
 
 def parse_peers(text: str) -> tuple[str, ...]:
