@@ -6,9 +6,12 @@ import time
 
 import numpy as np
 import operators
+import products
 import tvm
 from tvm import auto_scheduler, relay
 from tvm.auto_scheduler import LayoutRewriteOption
+
+products.install()
 
 BUILD_TIMEOUT_S = 60
 RUN_TIMEOUT_S = 20
