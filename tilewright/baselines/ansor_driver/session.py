@@ -142,7 +142,8 @@ class _Scheduler(auto_scheduler.TaskScheduler):
     """Ansor's task scheduler, whose number of trials includes those of the log."""
 
     def __init__(self, tasks, weights, log):
-        super().__init__(tasks, weights, load_log_file=log if _records(log) else None)
+        # Its own callbacks print a table and write a file where the process happens to run.
+        super().__init__(tasks, weights, load_log_file=log if _records(log) else None, callbacks=[])
 
     def _restore_status(self, log_file, num_measures_per_round):
         super()._restore_status(log_file, num_measures_per_round)
