@@ -40,13 +40,10 @@ from tilewright.compiler.schedule.micro_kernel import constant_like, sequence
 from tilewright.compiler.schedule.nests import is_parallel_worth
 from tilewright.compiler.schedule.tile_loops import KernelBuilder, TilePlan
 from tilewright.compiler.schedule.vector_nest import Loop, serial_nest
-from tilewright.compiler.schedule.winograd import (
-    Builder,
-    find_stage,
-    find_transform,
-    input_tile,
-    output_tile,
-)
+from tilewright.compiler.schedule.winograd import find_stage, find_transform
+from tilewright.compiler.schedule.winograd_input import input_tile
+from tilewright.compiler.schedule.winograd_output import output_tile
+from tilewright.compiler.schedule.winograd_square import Builder
 from tilewright.compiler.targets import Target
 from tilewright.errors import InvalidScheduleError
 
