@@ -26,6 +26,18 @@ def test_metaschedule_without_database_or_trials_says_so(case):
         metaschedule.start(case)
 
 
+def test_metaschedule_that_fails_says_its_last_line(case, tmp_path):
+    if reason := metaschedule.missing():
+        pytest.skip(f"metaschedule {reason}")
+    stages: list[str] = []
+    absent = replace(
+        case, model=tmp_path / "absent.onnx", budget=Budget(trials=1), progress=stages.append
+    )
+    with pytest.raises(MeasureError, match=r"MetaSchedule failed on absent: .*absent\.onnx"):
+        metaschedule.start(absent)
+    assert stages[0] == "metaschedule, 0 trials so far"
+
+
 def test_database_of_metaschedule_is_a_curve(tmp_path):
     lines = ("[0, [[], [2e-3, 1e-3, 3e-3], {}, []]]", "[0, [[], [1e10], {}, []]]")
     (tmp_path / metaschedule.RECORDS).write_text("\n".join(lines))

@@ -245,9 +245,13 @@ def _tuned(
     """Tune until the log holds what the budget allows, so many trials a time; return its curve."""
     log.parent.mkdir(parents=True, exist_ok=True)
     found = curve()
+    measured = len(found)
 
     def note(content: dict) -> None:
+        nonlocal measured
+        measured += content["trials"]
         note_round(log, content["trials"], content["wall_s"], content["processor_s"])
+        progress(f"{measured} trials so far")
 
     while left := budget.left(len(found), sum(cost for _, cost in found), round_trials):
         progress(f"{len(found)} trials so far")

@@ -6,10 +6,13 @@ Operators stay in the layout that the model has, and LLVM is the same.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -20,7 +23,7 @@ from tilewright.baselines.machine import instruction_set
 from tilewright.errors import MeasureError
 
 RECORDS = "database_tuning_record.json"
-_TIMEOUT_S = 4 * 3600
+_LOOK_S = 5.0
 _FAILED_S = 1e9  # what MetaSchedule writes for a candidate that failed is longer
 
 
@@ -46,7 +49,6 @@ def start(case: Case) -> Contender:
     folder = case.logs / "metaschedule" / instruction_set() / name
     if not budget.spends and not (folder / RECORDS).exists():
         raise MeasureError(f"no database of {name} in {folder.parent}, and no trials to spend")
-    case.progress("metaschedule")
     module = model.with_suffix(".metaschedule.so")
     request = {
         **{"model": str(model), "folder": str(folder), "module": str(module)},
@@ -54,13 +56,36 @@ def start(case: Case) -> Contender:
     }
     command = [sys.executable, "-m", "tilewright.baselines.metaschedule_worker"]
     command.append(json.dumps(request))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-    if done.returncode:
-        lines = (done.stderr.strip() or "no output").splitlines()
-        raise MeasureError(f"MetaSchedule failed on {name}: {lines[-1]}")
+    failure = _watch(command, lambda: case.progress(f"metaschedule, {count(folder)} trials so far"))
+    if failure is not None:
+        raise MeasureError(f"MetaSchedule failed on {name}: {failure}")
     found = curve(folder)
     notes = {"trials": budget.within(found), "curves": {"": found}}
     return local(Module(module, threads=case.threads).run, case.feed, notes)
+
+
+def _watch(command: Sequence[str], look: Callable[[], None]) -> str | None:
+    """Run a command to its end, and look every few seconds; return the last line of a failure."""
+    with tempfile.TemporaryFile(mode="w+") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            while process.poll() is None:
+                look()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_LOOK_S)
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode == 0:
+            return None
+        output.seek(0)
+        return (output.read().strip().splitlines() or ["no output"])[-1]
+
+
+def count(folder: Path) -> int:
+    """Return how many trials a database holds."""
+    records = folder / RECORDS
+    return len(records.read_text().splitlines()) if records.exists() else 0
 
 
 def curve(folder: Path) -> Curve:

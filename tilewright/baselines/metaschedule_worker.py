@@ -21,7 +21,7 @@ from tvm.s_tir import meta_schedule
 from tvm.tirx import PrimFunc
 
 from tilewright.baselines.budget import Budget, Meter, trial_costs
-from tilewright.baselines.metaschedule import RECORDS, curve
+from tilewright.baselines.metaschedule import RECORDS, count, curve
 from tilewright.tuner.worker.lifetime import end_with_parent
 
 _WORKLOADS = "database_workload.json"
@@ -70,16 +70,13 @@ def tune(
     folder.mkdir(parents=True, exist_ok=True)
     records = folder / RECORDS
 
-    def count() -> int:
-        return len(records.read_text().splitlines()) if records.exists() else 0
-
     def spent_s() -> float:
         return sum(trial_costs(records))
 
-    left = budget.left(count(), spent_s(), _MANY_TRIALS)
+    left = budget.left(count(folder), spent_s(), _MANY_TRIALS)
     if left <= 0:
         return
-    meter = Meter(records, count)
+    meter = Meter(records, lambda: count(folder))
 
     @derived_object
     class Note(meta_schedule.measure_callback.PyMeasureCallback):
