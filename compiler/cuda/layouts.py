@@ -1,12 +1,14 @@
 """Which layouts operators can work in on a GPU, as choices for the assignment of the whole graph.
 
-Images have their channels last: they are the depth of the next convolution, contiguous in memory,
-which 16-byte copies want; so are weights, packed when the model is compiled. Costs are memory
-traffic, weighed by how well it goes.
+Images have their channels innermost, all of them or blocks of 32: they are the depth of the next
+convolution, contiguous in memory, which 16-byte copies want; so are weights, packed when the model
+is compiled. Costs are memory traffic, weighed by how well it goes; only a measurement can say that
+blocks are faster.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 from tilewright.compiler.access import BlockAccess, Load, blocks, find_contraction, variables
@@ -15,13 +17,17 @@ from tilewright.compiler.layout.choices import operator_choices
 from tilewright.compiler.layout.contraction_choices import is_convolution, source_param
 from tilewright.compiler.layout.formats import follow, format_of, image_layout
 from tilewright.compiler.layout.operator import Choice, Operator
-from tilewright.compiler.layout.primitives import Layout, Reorder
+from tilewright.compiler.layout.primitives import Layout, Pad, Reorder
 from tilewright.compiler.targets import Target
 
 # Reading data whose depth is strided, element by element, against 16-byte copies.
 _STRIDED_DATA = 3.0
 # The same for a whole product on plain tensors.
 _STRIDED = 4.0
+# Channels of a block: two or four sectors of memory.
+_BLOCK = 32
+# Until they are measured, blocks lose to channels last.
+_BLOCKED = 1.05
 
 
 def cuda_choices(operator: Operator, target: Target) -> tuple[Choice, ...]:
@@ -29,13 +35,14 @@ def cuda_choices(operator: Operator, target: Target) -> tuple[Choice, ...]:
 
     Args:
         operator: what to lay out.
-        target: of the host; only its formats of images are used.
+        target: of the host.
     """
+    # Formats of images ask how many channels a vector register holds.
+    target = replace(target, vector_bits=_BLOCK * 32)
     accesses = blocks(operator.func)
     anchor = find_contraction(accesses)
     if anchor is None:
-        plain = [c for c in operator_choices(operator, target) if not _is_blocked(c)]
-        return tuple(plain)
+        return tuple(c for c in operator_choices(operator, target) if _is_even(c))
     logical = tuple(operator.logical())
     moved = costs.moved_seconds(operator, logical)
     found = [Choice("L", logical, moved * _STRIDED)]
@@ -54,26 +61,31 @@ def cuda_choices(operator: Operator, target: Target) -> tuple[Choice, ...]:
     return tuple(found)
 
 
-def _is_blocked(choice: Choice) -> bool:
-    return any(
-        len(layout.physical_shape) != len(layout.shape) or len(layout.primitives) > 1
+def _is_even(choice: Choice) -> bool:
+    """Tell whether images are dense: orders of dimensions, or blocks that channels fill."""
+    return all(
+        len(layout.primitives) <= 1 or (format_of(layout) == "B" and _is_full(layout))
         for layout in choice.layouts
     )
 
 
+def _is_full(layout: Layout) -> bool:
+    return not any(isinstance(primitive, Pad) for primitive in layout.primitives)
+
+
 def _convolution(operator: Operator, weight: int, data: int, target: Target) -> list[Choice]:
-    """Images channels last, or planes that are read element by element."""
+    """Images with channels innermost, or planes that are read element by element."""
     shape = operator.shapes[weight]
     is_depthwise = shape[1] == 1 and shape[0] > 1
     order = (*range(1, len(shape)), 0) if is_depthwise else (0, *range(2, len(shape)), 1)
     packed = Layout(shape, (Reorder(order),))
     found = []
-    for source, result in product("LC", "LC"):
+    for source, result in product("LCB", "LCB"):
         if source == result == "L":
             continue
         image = image_layout(operator.shapes[data], source, target)
         out = image_layout(operator.shapes[operator.output], result, target)
-        if image is None or out is None:
+        if image is None or out is None or not (_is_full(image) and _is_full(out)):
             continue
         layouts = [
             follow(
@@ -86,7 +98,8 @@ def _convolution(operator: Operator, weight: int, data: int, target: Target) -> 
         ]
         layouts[data], layouts[weight] = image, packed
         seconds = costs.moved_seconds(operator, layouts)
-        seconds *= 1.0 if source == "C" else _STRIDED_DATA
+        seconds *= _STRIDED_DATA if source == "L" else 1.0
+        seconds *= _BLOCKED if "B" in (source, result) else 1.0
         found.append(Choice(f"{source} -> {format_of(out)}", tuple(layouts), seconds))
     return found
 

@@ -10,14 +10,15 @@ from onnx import helper
 import tilewright
 from tests.compiler.quantize.models import Builder, run_onnxruntime
 from tests.cuda.programs import lower, model_of, run
+from tilewright.compiler.cuda.layouts import cuda_choices
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 _TOLERANCE = {"fp32": 2e-6, "tf32": 2e-3, "fp16": 2e-3, "bf16": 2e-2}
 
 
-def check(model, feeds, precision="fp32", schedule="", backwards=(False,)):
+def check(model, feeds, precision="fp32", schedule="", backwards=(False,), **options):
     """Compare with ONNX Runtime, relative to the largest value; return the schedules."""
-    lowered = lower(model, precision)
+    lowered = lower(model, precision, **options)
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
@@ -77,6 +78,62 @@ def test_a_convolution_is_an_implicit_product(precision):
 def test_convolutions_of_every_kind(x, w, attributes, schedule):
     model, feeds = convolution(normal(*x), normal(*w, seed=1), **attributes)
     check(model, feeds, schedule=schedule)
+
+
+def _only(layout):
+    """Return choices of layouts that leave convolutions one."""
+
+    def choices_of(operator, host):
+        choices = cuda_choices(operator, host)
+        return tuple(c for c in choices if c.name == layout) or choices
+
+    return choices_of
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("layout", ["B -> B", "B -> C", "L -> B"])
+def test_convolutions_in_blocks_of_channels(layout, precision):
+    """Read and written in blocks; where the depth is, sixteen bytes are copied at once."""
+    weights = {"w": normal(64, 32, 3, 3, seed=1), "b": normal(64, seed=2)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1], strides=[2, 1]),
+        helper.make_node("MaxPool", ["c"], ["p"], kernel_shape=[2, 2]),
+        helper.make_node("Add", ["p", "p"], ["y"]),
+    ]
+    feeds = {"x": normal(1, 32, 8, 7)}
+    names = check(model_of(nodes, feeds, weights), feeds, precision, choices_of=_only(layout))
+    (product,) = (name for name in names if name.startswith("gemm"))
+    assert ("copy/copy" in product) == (layout[0] == "B")
+
+
+@pytest.mark.parametrize(("channels", "group"), [((32, 1), 32), ((64, 32), 2), ((64, 8), 8)])
+def test_grouped_convolutions_in_blocks_of_channels(channels, group):
+    model, feeds = convolution(
+        normal(1, channels[0], 5, 6),
+        normal(64, channels[1], 3, 3, seed=1),
+        pads=[1, 1, 1, 1],
+        group=group,
+    )
+    check(model, feeds, choices_of=_only("B -> B"))
+
+
+def test_blocks_are_chosen_only_where_they_were_measured():
+    model, _ = convolution(normal(1, 64, 9, 9), normal(64, 64, 3, 3, seed=1))
+    plan = lower(model).operators.plan
+    assert not any("B" in choice.name for choice in plan.choices)
+
+
+def test_channels_that_do_not_fill_blocks_are_not_blocked():
+    seen = []
+
+    def choices_of(operator, host):
+        seen.extend(choice.name for choice in cuda_choices(operator, host))
+        return cuda_choices(operator, host)
+
+    model, _ = convolution(normal(1, 40, 9, 9), normal(64, 40, 3, 3, seed=1))
+    lower(model, choices_of=choices_of)
+    assert "C -> B" in seen
+    assert not any(name.startswith("B") for name in seen)
 
 
 def test_a_transposed_convolution():

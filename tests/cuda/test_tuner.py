@@ -11,7 +11,7 @@ import pytest
 
 import tilewright
 from tests.cuda.emulation import compile_for_cpu, compile_shim
-from tests.cuda.programs import run, save_matmul
+from tests.cuda.programs import model_of, run, save_matmul
 from tilewright.compiler.cuda.lower import HOST, launch, without_layouts
 from tilewright.compiler.cuda.nvcc import find_tool
 from tilewright.compiler.cuda.targets import parse_cuda_target
@@ -36,7 +36,10 @@ TARGET = parse_cuda_target("cuda:sm_90")
 @pytest.fixture(scope="module")
 def operator(tmp_path_factory):
     """A matrix product with bias, as a task of the graph."""
-    model = onnx.load(save_matmul(tmp_path_factory.mktemp("model")))
+    return _operator_of(onnx.load(save_matmul(tmp_path_factory.mktemp("model"))))
+
+
+def _operator_of(model):
     imported = import_onnx(model)
     inputs, outputs = (
         [TensorSpec(item.name, item.shape, item.dtype) for item in items]
@@ -55,6 +58,15 @@ def space(operator):
 def test_the_space_has_every_layout_with_its_tiles(space):
     assert [option.choice.name for option in space.options] == ["L", "packed"]
     assert all(len(space.candidates(option)) > 20 for option in space.options)
+
+
+def test_a_convolution_may_work_in_blocks_of_channels():
+    weights = {"w": np.ones((64, 32, 3, 3), np.float32)}
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"])
+    model = model_of([node], {"x": np.ones((1, 32, 9, 9), np.float32)}, weights)
+    found = cuda_space(_operator_of(model), parse_target(HOST), TARGET, "fp16")
+    assert {"C -> C", "B -> B", "C -> B", "B -> C"} <= {o.choice.name for o in found.options}
+    assert all(found.candidates(option) for option in found.options)
 
 
 def test_invalid_tiles_are_counted_by_reason_before_anything_is_built(space):
