@@ -256,10 +256,12 @@ def _build(task, state, option, given):
 
 
 def _relay(path, shapes, layout):
+    """Import a model; exp, erf and tanh are approximated, as in operators: C's are not vectors."""
     import onnx
 
     model = onnx.load(path)
     module, parameters = relay.frontend.from_onnx(model, shapes, freeze_params=True)
+    passes = [relay.transform.InferType(), relay.transform.SimplifyInference()]
     if layout == "NHWC":
         wanted = {
             "nn.conv2d": ["NHWC", "default"],
@@ -267,12 +269,7 @@ def _relay(path, shapes, layout):
             "nn.max_pool2d": ["NHWC"],
             "nn.global_avg_pool2d": ["NHWC"],
         }
-        passes = [
-            relay.transform.InferType(),
-            relay.transform.SimplifyInference(),
-            relay.transform.ConvertLayout(wanted),
-            relay.transform.FoldConstant(),
-        ]
-        with tvm.transform.PassContext(opt_level=3):
-            module = tvm.transform.Sequential(passes)(module)
+        passes += [relay.transform.ConvertLayout(wanted), relay.transform.FoldConstant()]
+    with tvm.transform.PassContext(opt_level=4):
+        module = tvm.transform.Sequential([*passes, relay.transform.FastMath()])(module)
     return module, parameters
