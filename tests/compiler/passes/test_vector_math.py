@@ -108,6 +108,21 @@ def test_odd_function_keeps_the_sign_of_zero(name):
     assert np.signbit(found).tolist() == [True, False]
 
 
+@pytest.mark.parametrize("divisor", [2**0.5, -3.0, 1e-38, 1e30])
+@pytest.mark.parametrize("name", ["erf", "tanh"])
+def test_a_constant_divisor_costs_no_division(name, divisor):
+    reference, tolerance, _ = FUNCTIONS[name]
+    x = np.concatenate([SPECIAL, np.linspace(-9, 9, 4001, dtype=np.float32)])
+    found, assembly = _apply(lambda v: getattr(tirx, name)(v / tirx.const(divisor, "float32")), x)
+    with np.errstate(all="ignore"):
+        expected = reference(x.astype(np.float64) / np.float64(np.float32(divisor)))
+    assert _ulp_error(found, expected).max() <= tolerance + 1.5
+    divisions = len(re.findall(r"\bvdivps", assembly))
+    _, plain = _apply(getattr(tirx, name), x)
+    wanted = len(re.findall(r"\bvdivps", plain))
+    assert (divisions == wanted) == (divisor != 1e-38)
+
+
 @pytest.mark.parametrize("name", ["tanh", "erf", "sin", "cos"])
 def test_bounded_function_never_leaves_its_range(name):
     found, _ = _apply(getattr(tirx, name), _sweep())
