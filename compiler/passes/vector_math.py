@@ -33,8 +33,8 @@ _FLOAT32: dict[str, Callable[..., Expr]] = {
 }
 # |x f'(x) / f(x)| <= 1: a relative error of the argument does not grow in the result.
 _CALM = ("erf", "tanh")
-# The reciprocal of less might be no number.
-_LEAST_DIVISOR = 1e-30
+# Outside of these the reciprocal might be infinite or denormal.
+_DIVISORS = (1e-30, 1e37)
 
 
 @tirx.transform.prim_func_pass(opt_level=0)
@@ -99,9 +99,9 @@ def _lower(expr: Expr) -> tuple[Expr, functions.Bindings]:
         element = str(value.ty.dtype).partition("x")[0]
         if name == "round":
             return tirx.nearbyint(*arguments)
-        if name in _CALM:
-            arguments = [_times_reciprocal(argument) for argument in arguments]
         if name in _FLOAT32 and element == "float32":
+            if name in _CALM:
+                arguments = [_times_reciprocal(argument) for argument in arguments]
             return _FLOAT32[name](bindings, *arguments)
         if name in _FLOAT32 and element == "float16":
             wide = [functions.cast(argument, "float32") for argument in arguments]
@@ -122,7 +122,8 @@ def _times_reciprocal(expr: Expr) -> Expr:
     if not isinstance(expr, tirx.Div):
         return expr
     divisor = expr.b.value if isinstance(expr.b, tirx.Broadcast) else expr.b
-    if not isinstance(divisor, tirx.FloatImm) or not abs(divisor.value) > _LEAST_DIVISOR:
+    least, most = _DIVISORS
+    if not isinstance(divisor, tirx.FloatImm) or not least < abs(divisor.value) < most:
         return expr
     reciprocal: Expr = tirx.const(1.0 / divisor.value, divisor.ty.dtype)
     if isinstance(expr.b, tirx.Broadcast):

@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -24,6 +25,7 @@ from tilewright.errors import MeasureError
 
 RECORDS = "database_tuning_record.json"
 _LOOK_S = 5.0
+_TIMEOUT_S = 4 * 3600
 _FAILED_S = 1e9  # what MetaSchedule writes for a candidate that failed is longer
 
 
@@ -68,9 +70,12 @@ def _watch(command: Sequence[str], look: Callable[[], None]) -> str | None:
     """Run a command to its end, and look every few seconds; return the last line of a failure."""
     with tempfile.TemporaryFile(mode="w+") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        end = time.monotonic() + _TIMEOUT_S
         try:
             while process.poll() is None:
                 look()
+                if time.monotonic() > end:
+                    return f"not done after {_TIMEOUT_S} s"
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_LOOK_S)
         finally:

@@ -163,6 +163,13 @@ def test_float16_goes_through_float32():
     np.testing.assert_allclose(found, np.exp(x.astype(np.float32)), rtol=1e-3)
 
 
+def test_a_small_float16_divisor_has_no_reciprocal():
+    """1 / 1e-5 is infinite in float16, and 0 times that no number."""
+    x = np.zeros(16, np.float16)
+    found, _ = _apply(lambda v: tirx.erf(v / tirx.const(1e-5, "float16")), x)
+    np.testing.assert_array_equal(found, x)
+
+
 def test_nested_calls_and_branches_compile():
     def mish_or_root(v):
         softplus = tirx.log(tirx.exp(v) + 1.0)

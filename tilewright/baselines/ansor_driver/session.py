@@ -18,6 +18,7 @@ RUN_TIMEOUT_S = 20
 # A round costs a search through 2048 candidates, about 90 s of one core, however few it measures.
 ROUND_TRIALS = 32
 BLIND_POPULATION = 256
+POPULATION = auto_scheduler.SketchPolicy.DEFAULT_PARAMS["evolutionary_search_population"]
 # Ansor's own is 100: with fewer trials its model would never be asked.
 MODEL_FROM_RECORDS = 16
 
@@ -42,12 +43,11 @@ class Session:
         """
         task = _task(operator, layout, _target(processor, threads))
         known = len(_records(log, task))
-        population = auto_scheduler.SketchPolicy.DEFAULT_PARAMS["evolutionary_search_population"]
         first = min(ROUND_TRIALS, trials) if not known else 0
         if first:
             _search(task, log, first, BLIND_POPULATION, self.progress)
         if trials > first:
-            _search(task, log, trials - first, population, self.progress)
+            _search(task, log, trials - first, POPULATION, self.progress)
         return {"records": len(_records(log, task))}
 
     def tune_model(self, model, shapes, layout, processor, threads, log, trials, limit):
@@ -66,10 +66,9 @@ class Session:
         share = limit // 2 // len(tasks) if limit else ROUND_TRIALS // 2
         share = max(1, min(share, ROUND_TRIALS))
         end = limit or max(len(_records(log)) + trials, share * len(tasks))
-        population = auto_scheduler.SketchPolicy.DEFAULT_PARAMS["evolutionary_search_population"]
         for until, round_trials, candidates in (
             (min(end, share * len(tasks)), share, BLIND_POPULATION),
-            (end, ROUND_TRIALS, population),
+            (end, ROUND_TRIALS, POPULATION),
         ):
             if len(_records(log)) < until:
                 scheduler = _Scheduler(tasks, weights, log)
