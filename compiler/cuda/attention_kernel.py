@@ -1,22 +1,29 @@
 """The kernel of attention: scores stay in registers, row sums follow the greatest score so far.
 
 A block has some rows of queries of one head; its warps have 16 each. Keys and values pass by in
-tiles, of which the next is copied while one is computed with. A tile's scores are products on
-tensor cores, their fragments become the left factor of the product with the values, and what was
-summed before is scaled whenever a greater score is met (Dao et al., FlashAttention, arXiv
-2205.14135, algorithm 1; Dao, FlashAttention-2, arXiv 2307.08691, section 3.1).
+tiles, of which the next is copied while one is computed with. A tile's scores become the left
+factor of the product with the values, and what was summed before is scaled whenever a greater score
+is met (Dao et al., FlashAttention, arXiv 2205.14135, algorithm 1; Dao, FlashAttention-2, arXiv
+2307.08691, section 3.1). How a warp multiplies is in `attention_products`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm.ir import TensorLoad
 
 from tilewright.compiler.cuda.attention import Attention
+from tilewright.compiler.cuda.attention_products import (
+    DTYPES,
+    WARP_ROWS,
+    WarpProducts,
+    on_matrix_units,
+    on_threads,
+)
 from tilewright.compiler.cuda.ctext import Printer
-from tilewright.compiler.cuda.gemm import INSTRUCTIONS
 from tilewright.compiler.cuda.kernel import Kernel, block, buffer_names, decompose, signature
 from tilewright.compiler.cuda.operand import Loader
 from tilewright.compiler.cuda.parts import Part
@@ -28,14 +35,12 @@ from tilewright.compiler.program import item_bytes
 from tilewright.compiler.schedule.analysis import Axis
 from tilewright.compiler.schedule.expressions import loads_in
 
-_WARP_ROWS = 16
 # Warps of a block, most first: more share a tile of keys and values, fewer fill the chip.
 _WARPS = (4, 2, 1)
 _KEYS = (64, 32)
 _STAGES = 2
 # Each has an address and bounds in registers. With 16 to 32, 24 to 955 accesses spill.
 _MOST_COPIES = 8
-_CODES = {"float16": "half", "bfloat16": "bfloat", "float32": "tf32"}
 
 
 @dataclass(frozen=True)
@@ -47,17 +52,19 @@ class AttentionTile:
         keys: in a tile.
         depth: of the tiles of queries, keys and values in shared memory, at least theirs.
         dtype: of these tiles.
+        on_tensor_cores: whether they multiply; else threads do, in fp32.
     """
 
     warps: int
     keys: int
     depth: int
     dtype: str
+    on_tensor_cores: bool
 
     @property
     def rows(self) -> int:
         """Queries of a block."""
-        return self.warps * _WARP_ROWS
+        return self.warps * WARP_ROWS
 
     @property
     def copies(self) -> int:
@@ -69,26 +76,33 @@ class AttentionTile:
         """Shared memory of a block: queries, and two stages of keys and values."""
         return (self.rows + 2 * _STAGES * self.keys) * self.depth * item_bytes(self.dtype)
 
+    def products(self) -> WarpProducts:
+        """Return how a warp multiplies."""
+        if self.on_tensor_cores:
+            return on_matrix_units(self.dtype, self.keys, self.depth)
+        return on_threads(self.keys, self.depth)
+
 
 def choose_attention_tile(
     attention: Attention, precision: str, target: CudaTarget
 ) -> AttentionTile | None:
-    """Return how to cut attention, or None where its products do not run on tensor cores."""
+    """Return how to cut attention, or None where its products have no kernel of this kind."""
     scores, values = attention.scores, attention.values
-    if not (uses_matrix_units(scores, precision) and uses_matrix_units(values, precision)):
-        return None
+    units = {uses_matrix_units(product, precision) for product in (scores, values)}
     kinds = {*tile_dtypes(scores, precision), tile_dtypes(values, precision)[1]}
-    if len(kinds) != 1 or (dtype := kinds.pop()) not in _CODES:
+    if len(units) != 1 or len(kinds) != 1 or (dtype := kinds.pop()) not in DTYPES:
         return None
-    depth = 16
+    on_tensor_cores = units.pop()
+    # Eight threads have a row of the result in chunks of four words.
+    depth = 16 if on_tensor_cores else 32
     while depth < attention.depth:
         depth *= 2
     batch, rows, _, _ = scores.sizes
-    blocks = {warps: batch * -(-rows // (warps * _WARP_ROWS)) for warps in _WARPS}
+    blocks = {warps: batch * -(-rows // (warps * WARP_ROWS)) for warps in _WARPS}
     filling = next((warps for warps in _WARPS if blocks[warps] >= target.sms), _WARPS[-1])
     for warps in sorted(n for n in _WARPS if n >= filling):
         for keys in _KEYS:
-            tile = AttentionTile(warps, keys, depth, dtype)
+            tile = AttentionTile(warps, keys, depth, dtype, on_tensor_cores)
             if tile.copies <= _MOST_COPIES and tile.shared_bytes <= target.block_shared_bytes:
                 return tile
     return None
@@ -103,6 +117,7 @@ def attention_kernel(attention: Attention, tile: AttentionTile, name: str) -> tu
 class _Writer:
     def __init__(self, attention: Attention, tile: AttentionTile, name: str) -> None:
         self.attention, self.tile, self.name = attention, tile, name
+        self.products = tile.products()
         self.own = replace(attention.last, reads=_reads(attention))
         self.buffers = buffer_names(self.own)
         scores, values = attention.scores, attention.values
@@ -147,25 +162,22 @@ class _Writer:
             letter, operand, product, rows, extent, tile.dtype, base, shape, self.buffers, batch
         )
 
-    @property
-    def chunks(self) -> int:
-        """Pieces of 16 bytes in a row of a tile."""
-        return self.loaders[0].chunks
-
     def kernel(self) -> Kernel:
         tile, (batch, rows, keys, _) = self.tile, self.attention.scores.sizes
+        held = self.products.held
+        nothing, zeros = ", ".join(["-tw_infinity()"] * held), ", ".join(["0.0f"] * held)
         threads = tile.warps * WARP
         lines = [
             f"{signature(self.name, threads, self.own, self.buffers)} {{",
             "TW_SHARED;",
-            f"const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * {_WARP_ROWS};",
+            f"const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * {WARP_ROWS};",
             f"const int q_first = blockIdx.x * {tile.rows};",
             *self.batch_head,
             *self._load(),
             *self._score(),
             *self._finish(),
             f"float sums[{tile.depth // 8}][4] = {{}};",
-            "float top[2] = {-tw_infinity(), -tw_infinity()}, total[2] = {0.0f, 0.0f};",
+            f"float top[{held}] = {{{nothing}}}, total[{held}] = {{{zeros}}};",
             "load_q(0, 0);",
             "load_tile(0, 0);",
             "tw_copy_commit();",
@@ -177,16 +189,18 @@ class _Writer:
             f"if (tile + 1 < {-(-keys // tile.keys)}) load_tile(tile + 1, (tile + 1) % {_STAGES});",
             "tw_copy_commit();",
             f"const unsigned char *stage = tw_shared + tile % {_STAGES} * {self.stage_bytes};",
-            *self._products_with_keys(),
+            f"const unsigned char *keys = stage + {self.key_base};",
+            f"float scores[{tile.keys // 8}][4] = {{}};",
+            *self.products.with_keys(),
             *self._softmax(),
-            *self._products_with_values(),
+            f"const unsigned char *values = stage + {self.value_base};",
+            *self.products.with_values(),
             "}",
             *self._results(),
             "}",
         ]
-        unit = {"float16": "fp16", "bfloat16": "bf16"}.get(tile.dtype, "tf32")
         modes = "/".join(loader.mode for loader in self.loaders)
-        label = f"attention {unit} {tile.rows}x{tile.keys}x{tile.depth} {modes}"
+        label = f"attention {self.products.unit} {tile.rows}x{tile.keys}x{tile.depth} {modes}"
         grid = (-(-rows // tile.rows), batch, 1)
         return Kernel(self.name, block(lines), grid, threads, tile.shared_bytes, label)
 
@@ -257,141 +271,62 @@ class _Writer:
             "};",
         ]
 
-    def _products_with_keys(self) -> list[str]:
-        """Fragments are those of `gemm`."""
-        tile, chunks = self.tile, self.chunks
-        lines = [
-            f"const unsigned char *keys = stage + {self.key_base};",
-            f"float scores[{tile.keys // 8}][4] = {{}};",
-            "#pragma unroll",
-            f"for (int s = 0; s < {chunks // 2}; ++s) {{",
-            "unsigned a[4];",
-            f"tw_load_matrix4(a, tw_shared + tw_swizzle<{chunks}>(warp_row + lane % 16, "
-            "2 * s + lane / 16) * 16);",
-            *self._rounded("a"),
-            "#pragma unroll",
-            f"for (int j = 0; j < {tile.keys // 16}; ++j) {{",
-            "unsigned b[4];",
-            f"tw_load_matrix4(b, keys + tw_swizzle<{chunks}>(j * 16 + lane % 8 + lane / 16 * 8, "
-            "2 * s + lane / 8 % 2) * 16);",
-            *self._rounded("b"),
-            f"{self._instruction}(scores[2 * j], a, b[0], b[1]);",
-            f"{self._instruction}(scores[2 * j + 1], a, b[2], b[3]);",
-            "}",
-            "}",
-        ]
-        return lines
-
-    @property
-    def _instruction(self) -> str:
-        return INSTRUCTIONS[self.tile.dtype]
-
-    def _rounded(self, fragment: str) -> list[str]:
-        """Return the statements that round a fragment of float32 for the instruction."""
-        if self.tile.dtype != "float32":
-            return []
-        rounded = f"{fragment}[i] = tw_to_tf32(tw_bits<float>({fragment}[i]));"
-        return ["#pragma unroll", f"for (int i = 0; i < 4; ++i) {rounded}"]
-
     def _softmax(self) -> list[str]:
-        """Scores become exponentials; what was summed is scaled to the new greatest score.
-
-        A thread has two rows, 8 apart, of which four neighbours have all columns.
-        """
-        count = self.tile.keys // 8
-        row = "q_first + warp_row + lane / 4 + e / 2 * 8"
-        key = f"tile * {self.tile.keys} + j * 8 + lane % 4 * 2 + e % 2"
+        """Scores become exponentials; what was summed is scaled to the new greatest score."""
+        products, count = self.products, self.tile.keys // 8
+        row, slot = f"q_first + warp_row + {products.row}", products.slot
+        key = f"tile * {self.tile.keys} + {products.key}"
         each = ["#pragma unroll", f"for (int j = 0; j < {count}; ++j) {{"]
         each += ["#pragma unroll", "for (int e = 0; e < 4; ++e) {"]
         return [
-            "float most[2] = {top[0], top[1]};",
+            f"float most[{products.held}], scale[{products.held}];",
+            *self._each_row(["most[h] = top[h];"]),
             *each,
             f"scores[j][e] = score({row}, {key}, scores[j][e]);",
-            "most[e / 2] = tw_max(most[e / 2], scores[j][e]);",
+            f"most[{slot}] = tw_max(most[{slot}], scores[j][e]);",
             "}",
             "}",
-            "float scale[2];",
-            "#pragma unroll",
-            "for (int h = 0; h < 2; ++h) {",
-            "most[h] = tw_max(most[h], TW_SHUFFLE_XOR(most[h], 1));",
-            "most[h] = tw_max(most[h], TW_SHUFFLE_XOR(most[h], 2));",
-            # Where all so far are minus infinity, nothing is summed yet.
-            "scale[h] = top[h] == most[h] ? 1.0f : expf(top[h] - most[h]);",
-            "top[h] = most[h];",
-            "total[h] *= scale[h];",
-            "}",
+            *self._each_row(
+                [
+                    *(
+                        f"most[h] = tw_max(most[h], TW_SHUFFLE_XOR(most[h], {distance}));"
+                        for distance in products.shares
+                    ),
+                    # Where all so far are minus infinity, nothing is summed yet.
+                    "scale[h] = top[h] == most[h] ? 1.0f : expf(top[h] - most[h]);",
+                    "top[h] = most[h];",
+                    "total[h] *= scale[h];",
+                ]
+            ),
             *each,
-            "const float high = top[e / 2];",
+            f"const float high = top[{slot}];",
             "scores[j][e] = high == -tw_infinity() ? 0.0f : expf(scores[j][e] - high);",
-            "total[e / 2] += scores[j][e];",
+            f"total[{slot}] += scores[j][e];",
             "}",
             "}",
-            "#pragma unroll",
-            f"for (int i = 0; i < {self.tile.depth // 8 * 4}; ++i) "
-            "sums[i / 4][i % 4] *= scale[i % 4 / 2];",
+            *self._each_sum(f"sums[j][e] *= scale[{slot}];"),
         ]
 
-    def _products_with_values(self) -> list[str]:
-        values = f"const unsigned char *values = stage + {self.value_base};"
-        if self.tile.dtype == "float32":
-            return [values, *self._products_of_words()]
-        code, chunks = _CODES[self.tile.dtype], self.chunks
-        lines = [
-            values,
-            "#pragma unroll",
-            f"for (int s = 0; s < {self.tile.keys // 16}; ++s) {{",
-            "unsigned a[4];",
-            "#pragma unroll",
-            "for (int i = 0; i < 4; ++i) {",
-            # Two tiles of sums are, pair by pair, one fragment of the left factor.
-            "const float *pair = &scores[2 * s + i / 2][i % 2 * 2];",
-            f"a[i] = tw_to_{code}(pair[0]) | (unsigned)tw_to_{code}(pair[1]) << 16;",
-            "}",
-            "#pragma unroll",
-            f"for (int j = 0; j < {self.tile.depth // 16}; ++j) {{",
-            "unsigned b[4];",
-            f"tw_load_turned4(b, values + tw_swizzle<{chunks}>(s * 16 + lane % 16, "
-            "2 * j + lane / 16) * 16);",
-            f"{self._instruction}(sums[2 * j], a, b[0], b[1]);",
-            f"{self._instruction}(sums[2 * j + 1], a, b[2], b[3]);",
-            "}",
-            "}",
-        ]
-        return lines
+    def _each_row(self, body: Sequence[str]) -> list[str]:
+        """Return a loop over the rows of which a thread has elements, number h."""
+        head = ["#pragma unroll", f"for (int h = 0; h < {self.products.held}; ++h) {{"]
+        return [*head, *body, "}"]
 
-    def _products_of_words(self) -> list[str]:
-        """An instruction sums over 8 keys, in any order: thread t has those of its two scores."""
+    def _each_sum(self, statement: str) -> list[str]:
+        """Return a loop over the results of a thread, element e of j."""
         return [
-            "const float *words = reinterpret_cast<const float *>(values);",
-            "#pragma unroll",
-            f"for (int s = 0; s < {self.tile.keys // 8}; ++s) {{",
-            "const unsigned a[4] = {tw_to_tf32(scores[s][0]), tw_to_tf32(scores[s][2]), "
-            "tw_to_tf32(scores[s][1]), tw_to_tf32(scores[s][3])};",
-            "const int key = s * 8 + lane % 4 * 2;",
-            "#pragma unroll",
-            f"for (int j = 0; j < {self.tile.depth // 8}; ++j) {{",
-            "const int column = j * 8 + lane / 4;",
-            "unsigned b[2];",
-            "#pragma unroll",
-            f"for (int i = 0; i < 2; ++i) b[i] = tw_to_tf32(words[tw_swizzle<{self.chunks}>("
-            "key + i, column / 4) * 4 + column % 4]);",
-            f"{self._instruction}(sums[j], a, b[0], b[1]);",
-            "}",
-            "}",
+            *("#pragma unroll", f"for (int j = 0; j < {self.tile.depth // 8}; ++j) {{"),
+            *("#pragma unroll", f"for (int e = 0; e < 4; ++e) {statement}", "}"),
         ]
 
     def _results(self) -> list[str]:
-        return [
-            "#pragma unroll",
-            "for (int h = 0; h < 2; ++h) {",
-            "total[h] += TW_SHUFFLE_XOR(total[h], 1);",
-            "total[h] += TW_SHUFFLE_XOR(total[h], 2);",
-            "}",
-            "#pragma unroll",
-            f"for (int i = 0; i < {self.tile.depth // 8 * 4}; ++i) "
-            "store(q_first + warp_row + lane / 4 + i % 4 / 2 * 8, "
-            "i / 4 * 8 + lane % 4 * 2 + i % 2, sums[i / 4][i % 4] / total[i % 4 / 2]);",
-        ]
+        products = self.products
+        shared = [f"total[h] += TW_SHUFFLE_XOR(total[h], {n});" for n in products.shares]
+        store = (
+            f"store(q_first + warp_row + {products.row}, {products.column}, "
+            f"sums[j][e] / total[{products.slot}]);"
+        )
+        return [*self._each_row(shared), *self._each_sum(store)]
 
 
 def _body(loader: Loader) -> list[str]:

@@ -6,6 +6,7 @@
 #define TW_GLOBAL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
 #define TW_BARRIER() __syncthreads()
 #define TW_SHUFFLE_XOR(value, mask) __shfl_xor_sync(0xffffffffu, value, mask)
+#define TW_SHUFFLE(value, lane) __shfl_sync(0xffffffffu, value, lane)
 
 static __device__ __forceinline__ float tw_from_half(unsigned short bits) {
   float value;

@@ -62,7 +62,7 @@ def kernels_of(schedules):
     return {name for name in schedules if name.startswith("attention")}
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "tf32"])
 def test_a_layer_is_one_kernel_between_its_projections(precision):
     schedules = check(*layer(), precision, "attention", (False, True))
     others = [name for name in schedules if not name.startswith(("attention", "gemm"))]
@@ -80,7 +80,7 @@ def test_a_layer_is_one_kernel_between_its_projections(precision):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "tf32"])
 def test_sizes_that_fill_no_tile(precision, sizes):
     check(*layer(**sizes), precision, "attention")
 
@@ -105,7 +105,8 @@ def test_scores_may_be_masked(hidden):
     queries = 80
     row, key = np.mgrid[:queries, :queries]
     mask = np.where((key > row) | ((row > 70) & (key < 66)), np.float32(hidden), np.float32(0))
-    check(*layer(queries=queries, mask=mask.astype(np.float32)), "fp16", "attention")
+    for precision in ("fp16", "fp32"):
+        check(*layer(queries=queries, mask=mask.astype(np.float32)), precision, "attention")
 
 
 def test_scores_far_above_others_do_not_overflow():
@@ -121,25 +122,21 @@ def test_scores_far_above_others_do_not_overflow():
 
 
 @pytest.mark.parametrize(
-    ("nodes", "precision"),
+    "nodes",
     [
-        ([node("Softmax", "s", "p", axis=-1), node("MatMul", "p v", "y")], "fp32"),
-        ([node("Softmax", "s", "p", axis=1), node("MatMul", "p v", "y")], "tf32"),
-        (
-            [
-                *(node("Softmax", "s", "p", axis=-1), node("MatMul", "p v", "o")),
-                *(node("ReduceMax", "p", "top"), node("Add", "o top", "y")),
-            ],
-            "tf32",
-        ),
-        ([node("Sigmoid", "s", "p"), node("MatMul", "p v", "y")], "tf32"),
+        [node("Softmax", "s", "p", axis=1), node("MatMul", "p v", "y")],
+        [
+            *(node("Softmax", "s", "p", axis=-1), node("MatMul", "p v", "o")),
+            *(node("ReduceMax", "p", "top"), node("Add", "o top", "y")),
+        ],
+        [node("Sigmoid", "s", "p"), node("MatMul", "p v", "y")],
     ],
-    ids=["fp32", "softmax along rows", "weights are read again", "no softmax"],
+    ids=["softmax along rows", "weights are read again", "no softmax"],
 )
-def test_what_is_no_attention_stays_apart(nodes, precision):
+def test_what_is_no_attention_stays_apart(nodes):
     shapes = {"q": (2, 20, 16), "k": (2, 16, 24), "v": (2, 24, 16)}
     model, feeds = plain([node("MatMul", "q k", "s"), *nodes], shapes)
-    assert not kernels_of(check(model, feeds, precision))
+    assert not kernels_of(check(model, feeds, "tf32"))
 
 
 def test_tensors_that_are_not_written_take_no_memory():
@@ -169,7 +166,10 @@ def test_layers_that_are_alike_share_a_kernel():
 
 
 @needs_nvcc
-@pytest.mark.parametrize(("precision", "depth", "batch"), [("fp16", 128, 1), ("tf32", 64, 16)])
+@pytest.mark.parametrize(
+    ("precision", "depth", "batch"),
+    [("fp16", 128, 1), ("tf32", 64, 16), ("fp32", 64, 16), ("fp32", 128, 1)],
+)
 def test_its_machine_code_keeps_everything_in_registers(precision, depth, batch):
     model, _ = layer(batch=batch, heads=8, queries=512, depth=depth, wide=depth)
     kernels = lower(model, precision).kernels.values()
@@ -177,6 +177,10 @@ def test_its_machine_code_keeps_everything_in_registers(precision, depth, batch)
     code = compile_kernels({kernel.name: kernel}, parse_cuda_target("cuda:sm_90"))
     use = read_code(code)[kernel.name]
     assert (use.spills, use.stack_bytes, use.local_bytes) == (0, 0, 0)
-    assert use.matrix_instructions(precision) > 0
     assert use.instructions["LDGSTS"] > 0
+    if precision == "fp32":
+        assert use.instructions["FFMA"] > 0
+        assert use.instructions["LDS"] > 0
+        return
+    assert use.matrix_instructions(precision) > 0
     assert use.instructions["LDSM"] > 0

@@ -44,15 +44,16 @@ void tw_end_group(void);
 void tw_wait_groups(int pending);
 
 template <typename T>
-static T tw_shuffle_xor(T value, int mask) {
+static T tw_shuffle(T value, int lane) {
   tw_slot mine = {};
   memcpy(&mine.value, &value, sizeof value);
   const tw_slot *warp = tw_exchange(mine);
   T other;
-  memcpy(&other, &warp[(threadIdx.x % 32) ^ mask].value, sizeof other);
+  memcpy(&other, &warp[lane].value, sizeof other);
   return other;
 }
-#define TW_SHUFFLE_XOR(value, mask) tw_shuffle_xor(value, mask)
+#define TW_SHUFFLE(value, lane) tw_shuffle(value, lane)
+#define TW_SHUFFLE_XOR(value, mask) tw_shuffle(value, threadIdx.x % 32 ^ (mask))
 
 static float tw_from_half(unsigned short bits) {
   _Float16 half;
