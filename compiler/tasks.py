@@ -127,11 +127,22 @@ def task_of(operator: Operator, target: Target, name: str = "") -> Task:
     return Task(key, operator, target, name)
 
 
-def extract_tasks(program: Program, target: Target) -> list[tuple[Task, int]]:
-    """Return the distinct tasks of an unscheduled program, and how often each is called."""
+def extract_tasks(
+    program: Program, target: Target, without: frozenset[int] = frozenset()
+) -> list[tuple[Task, int]]:
+    """Return the distinct tasks of an unscheduled program, and how often each is called.
+
+    Args:
+        program: whose calls have no schedules yet.
+        target: what they are for.
+        without: positions of calls that are left out.
+    """
     found: dict[str, tuple[Task, int]] = {}
     keys: dict[tuple, Task] = {}
-    for call, operator in zip(program.calls, operators_of(program, target), strict=True):
+    calls = zip(program.calls, operators_of(program, target), strict=True)
+    for number, (call, operator) in enumerate(calls):
+        if number in without:
+            continue
         known = (call.kernel, operator.constants, operator.images, operator.n_outputs)
         if known not in keys:
             keys[known] = task_of(operator, target, call.kernel)

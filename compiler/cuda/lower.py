@@ -117,12 +117,14 @@ def launch(operators: Lowered, target: CudaTarget, precision: str) -> CudaLowere
     Raises:
         CompileError: an operator has no schedule for GPUs; the message names it.
     """
-    program = operators.program
-    tensors = program.tensors
-    if precision in STORED_AS:
-        tensors = store_in_16_bits(program, STORED_AS[precision])
-    builder = _Builder(program, tensors, target, precision)
+    builder = _Builder(operators.program, target, precision)
     return CudaLowered(builder.program(), builder.kernels, builder.schedules, operators)
+
+
+def calls_in_attention(program: Program, target: CudaTarget, precision: str) -> frozenset[int]:
+    """Return the positions of the calls that have no kernel of their own, as attention has one."""
+    builder = _Builder(program, target, precision)
+    return frozenset(builder.in_attention) | builder.unused
 
 
 def without_layouts(program: Program) -> Lowered:
@@ -143,30 +145,28 @@ def _check_quantized(program: Program, precision: str) -> None:
 
 
 class _Builder:
-    def __init__(
-        self,
-        program: Program,
-        tensors: Sequence[Tensor],
-        target: CudaTarget,
-        precision: str,
-    ) -> None:
+    def __init__(self, program: Program, target: CudaTarget, precision: str) -> None:
         self.source, self.target, self.precision = program, target, precision
+        tensors = program.tensors
+        if precision in STORED_AS:
+            tensors = store_in_16_bits(program, STORED_AS[precision])
         self.tensors = list(tensors)
         self.calls: list[Call] = []
         self.kernels: dict[str, Kernel] = {}
         self.signatures: dict[str, tirx.PrimFunc] = {}
         self.schedules: dict[str, tuple[str, ...]] = {}
-        self.unused: frozenset[int] = frozenset()
         self.attentions: dict[tuple[str, tuple[Any, ...]], str] = {}
         self.built: dict[tuple[str, tuple[tuple[int, str], ...]], Launches] = {}
+        self.fused = self._attention()
+        found = [attention for attention, _ in self.fused.values()]
+        self.in_attention = {number for attention in found for number in attention.calls}
+        self.unused = unread_copies(program, found)
 
     def program(self) -> Program:
-        fused = self._attention()
-        replaced = {number for attention, _ in fused.values() for number in attention.calls}
         for number, call in enumerate(self.source.calls):
-            if number in fused:
-                self._attend(*fused[number])
-            elif number not in replaced and number not in self.unused:
+            if number in self.fused:
+                self._attend(*self.fused[number])
+            elif number not in self.in_attention and number not in self.unused:
                 self._call(call)
         return replace(
             self.source,
@@ -182,7 +182,6 @@ class _Builder:
             tile = choose_attention_tile(attention, self.precision, self.target)
             if tile is not None:
                 found[attention.calls[-1]] = attention, tile
-        self.unused = unread_copies(self.source, [attention for attention, _ in found.values()])
         return found
 
     def _step(self, number: int) -> Step | None:

@@ -12,6 +12,7 @@ import pytest
 import tilewright
 from tests.cuda.emulation import compile_for_cpu, compile_shim
 from tests.cuda.programs import model_of, run, save_matmul
+from tests.cuda.test_attention import layer
 from tilewright.compiler.cuda.lower import HOST, launch, without_layouts
 from tilewright.compiler.cuda.nvcc import find_tool
 from tilewright.compiler.cuda.targets import parse_cuda_target
@@ -174,6 +175,14 @@ def test_an_estimate_is_logged_as_one_and_a_compile_does_not_use_it(tmp_path, op
     measured = [replace(record, measure="device") for record in records]
     choices = CudaLookup(measured, TARGET, "fp32")(operator, parse_target(HOST))
     assert any(choice.origin == "tuned" for choice in choices)
+
+
+def test_products_inside_attention_are_not_tuned(tmp_path):
+    results = tune_for_gpu(
+        layer()[0], "cuda:sm_90", trials=1, measure="estimate", log=tmp_path / "log.jsonl"
+    )
+    # The three projections: those of queries and keys are alike.
+    assert sorted(result.calls for result in results) == [1, 2]
 
 
 def test_a_damaged_line_is_skipped_by_number(tmp_path, space):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.compiler.cuda.lower import HOST
+from tilewright.compiler.cuda.lower import HOST, calls_in_attention
 from tilewright.compiler.cuda.targets import check_precision, parse_cuda_target
 from tilewright.compiler.pipeline import fuse
 from tilewright.compiler.program import TensorSpec
@@ -61,7 +61,7 @@ def tune_for_gpu(
     seed: int = 0,
     callback: Callable[[CudaTaskResult], None] = lambda _result: None,
 ) -> list[CudaTaskResult]:
-    """Tune every product of a model.
+    """Tune every product of a model but those inside attention, whose kernel has no choices.
 
     Args:
         model: path of an ONNX file, or an `onnx.ModelProto`.
@@ -90,8 +90,9 @@ def tune_for_gpu(
         for items in (imported.inputs, imported.outputs)
     )
     program = fuse(imported.module, inputs, outputs, host, winograd=False)
+    fused = calls_in_attention(program, gpu, precision)
     results = []
-    for task, calls in extract_tasks(program, host):
+    for task, count in extract_tasks(program, host, fused):
         space = cuda_space(task.operator, host, gpu, precision)
         if not space.options:
             continue
@@ -122,7 +123,7 @@ def tune_for_gpu(
         results.append(
             CudaTaskResult(
                 task.name,
-                calls,
+                count,
                 len(found.results),
                 first.seconds,
                 found.best(),
