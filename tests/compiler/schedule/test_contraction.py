@@ -350,6 +350,14 @@ def test_clipped_window_with_few_registers_does_not_spill(size):
     assert not spills
 
 
+def test_pointwise_convolution_over_channels_that_no_vector_divides_does_not_spill():
+    # ShuffleNet's, whose data stay channels last.
+    workload = conv2d(1, 116, (14, 14), 120, 1, lanes=8, input_block=116)
+    assert default_decisions(workload.func, AVX2).unroll == 4
+    _fused, spills = _multiply_adds(workload, AVX2)
+    assert not spills
+
+
 def test_window_stays_inside_where_registers_are_many():
     workload = conv2d(1, 256, (14, 14), 64, 3, 1, (1, 1))
     decisions = default_decisions(workload.func, parse_target("x86-64-v4"))
