@@ -62,3 +62,29 @@ def test_tuner_spends_its_trials_once(name, case, tmp_path):
     np.testing.assert_allclose(
         again.outputs["output"], expected.outputs["output"], rtol=1e-4, atol=1e-5
     )
+
+
+def test_metaschedule_leaves_a_kernel_without_a_valid_candidate_as_it_stands(tmp_path):
+    if reason := metaschedule.missing():
+        pytest.skip(f"metaschedule {reason}")
+    from tvm import te
+    from tvm.ir import IRModule
+    from tvm.s_tir import Schedule
+    from tvm.s_tir.meta_schedule.database import JSONDatabase, TuningRecord
+
+    from tilewright.baselines.metaschedule_worker import best
+    from tilewright.compiler.targets import parse_target
+
+    def doubled(size):
+        data = te.placeholder((size,), name="data")
+        return te.create_prim_func([data, te.compute((size,), lambda i: data[i] * 2.0)])
+
+    target = parse_target("x86-64-v3").tvm_target()
+    failed, untried = doubled(8), doubled(16)
+    module = IRModule({"main": failed.with_attr("global_symbol", "failed")})
+    database = JSONDatabase(work_dir=str(tmp_path))
+    workload = database.commit_workload(module)
+    database.commit_tuning_record(TuningRecord(Schedule(module).trace, workload, [1e10], target))
+    assert best({"failed": failed}, target, tmp_path, 1)["failed"].same_as(failed)
+    with pytest.raises(RuntimeError, match="no record of kernel untried"):
+        best({"failed": failed, "untried": untried}, target, tmp_path, 1)
