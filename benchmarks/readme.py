@@ -30,7 +30,7 @@ START = "<!-- figures: python -m benchmarks.readme -->"
 END = "<!-- end of figures -->"
 _KINDS = ("operators", "models")
 _BUDGETS = {"trials": "{} trials each", "seconds": "{} s of tuning each"}
-_PEERS = ("onnxruntime", "openvino", "torch", "ansor", "metaschedule")
+_PEERS = ("onnxruntime", "openvino", "torch", "inductor", "ansor", "metaschedule")
 
 
 def figures(folder: Path = RESULTS) -> str:
