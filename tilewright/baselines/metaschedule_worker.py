@@ -147,7 +147,7 @@ def best(
             elif _was_tried(database, named):
                 found[name] = func
             else:
-                raise RuntimeError(f"no record of kernel {name} in the first {keep} of {folder}")
+                raise RuntimeError(f"no record of kernel {name} among the first {keep} trials")
     return found
 
 
