@@ -42,6 +42,14 @@ def test_database_of_metaschedule_is_a_curve(tmp_path):
     lines = ("[0, [[], [2e-3, 1e-3, 3e-3], {}, []]]", "[0, [[], [1e10], {}, []]]")
     (tmp_path / metaschedule.RECORDS).write_text("\n".join(lines))
     assert metaschedule.curve(tmp_path) == [(2e-3, 0.0), (None, 0.0)]
+    assert metaschedule.failed_kernels(tmp_path, 2) == 0
+
+
+def test_kernels_whose_candidates_all_failed_are_counted(tmp_path):
+    lines = ("[0, [[], [1e10], {}, []]]", "[1, [[], [1e10], {}, []]]", "[1, [[], [2e-3], {}, []]]")
+    (tmp_path / metaschedule.RECORDS).write_text("\n".join(lines))
+    assert metaschedule.failed_kernels(tmp_path, 2) == 2
+    assert metaschedule.failed_kernels(tmp_path, 3) == 1
 
 
 @pytest.mark.slow

@@ -62,7 +62,11 @@ def start(case: Case) -> Contender:
     if failure is not None:
         raise MeasureError(f"MetaSchedule failed on {name}: {failure}")
     found = curve(folder)
-    notes = {"trials": budget.within(found), "curves": {"": found}}
+    trials = budget.within(found)
+    notes = {
+        **{"trials": trials, "curves": {"": found}},
+        "kernels_left_as_they_are": failed_kernels(folder, trials),
+    }
     return local(Module(module, threads=case.threads).run, case.feed, notes)
 
 
@@ -95,10 +99,21 @@ def count(folder: Path) -> int:
 
 def curve(folder: Path) -> Curve:
     """Return seconds and cost of every trial of a database, as measured."""
-    log = folder / RECORDS
-    found: Curve = []
-    for line in log.read_text().splitlines():
-        _, (_, run_secs, *_) = json.loads(line)
+    return priced([(seconds, 0.0) for _, seconds in _trials(folder)], folder / RECORDS)
+
+
+def failed_kernels(folder: Path, trials: int) -> int:
+    """Return of how many kernels all candidates failed, of those among the first `trials`."""
+    first = _trials(folder)[:trials]
+    worked = {kernel for kernel, seconds in first if seconds is not None}
+    return len({kernel for kernel, _ in first} - worked)
+
+
+def _trials(folder: Path) -> list[tuple[int, float | None]]:
+    """Return of every trial the number of its kernel and its seconds, None where it failed."""
+    found = []
+    for line in (folder / RECORDS).read_text().splitlines():
+        kernel, (_, run_secs, *_) = json.loads(line)
         seconds = median(run_secs) if run_secs else _FAILED_S
-        found.append((seconds if seconds < _FAILED_S else None, 0.0))
-    return priced(found, log)
+        found.append((kernel, seconds if seconds < _FAILED_S else None))
+    return found
