@@ -12,6 +12,7 @@ from tilewright.baselines.alone import alone
 from tilewright.baselines.budget import (
     Budget,
     Meter,
+    best_sums,
     descendants,
     note_round,
     priced,
@@ -110,3 +111,9 @@ def test_alone_says_what_is_wrong(tmp_path):
         pass
     with alone(None, None):
         pass
+
+
+def test_time_of_a_model_is_the_sum_over_its_tasks_once_each_has_one():
+    trials = [("a", 4.0), ("a", 3.0), ("c", None), ("b", None), ("b", 2.0), ("a", 5.0), ("b", 1.0)]
+    assert best_sums(trials) == [None, None, None, None, 5.0, 5.0, 4.0]
+    assert best_sums([("a", None)]) == [None]

@@ -41,7 +41,7 @@ def test_metaschedule_that_fails_says_its_last_line(case, tmp_path):
 def test_database_of_metaschedule_is_a_curve(tmp_path):
     lines = ("[0, [[], [2e-3, 1e-3, 3e-3], {}, []]]", "[0, [[], [1e10], {}, []]]")
     (tmp_path / metaschedule.RECORDS).write_text("\n".join(lines))
-    assert metaschedule.curve(tmp_path) == [(2e-3, 0.0), (None, 0.0)]
+    assert metaschedule.curve(tmp_path) == [(2e-3, 0.0), (2e-3, 0.0)]
     assert metaschedule.failed_kernels(tmp_path, 2) == 0
 
 
@@ -72,12 +72,13 @@ def test_tuner_spends_its_trials_once(name, case, tmp_path):
     )
 
 
-def test_metaschedule_leaves_a_kernel_without_a_valid_candidate_as_it_stands(tmp_path):
+def test_metaschedule_leaves_a_kernel_without_a_valid_candidate_as_it_stands(tmp_path, monkeypatch):
     if reason := metaschedule.missing():
         pytest.skip(f"metaschedule {reason}")
     from tvm import te
     from tvm.ir import IRModule
     from tvm.s_tir import Schedule
+    from tvm.s_tir.meta_schedule import tir_integration
     from tvm.s_tir.meta_schedule.database import JSONDatabase, TuningRecord
 
     from tilewright.baselines.metaschedule_worker import best
@@ -85,14 +86,28 @@ def test_metaschedule_leaves_a_kernel_without_a_valid_candidate_as_it_stands(tmp
 
     def doubled(size):
         data = te.placeholder((size,), name="data")
-        return te.create_prim_func([data, te.compute((size,), lambda i: data[i] * 2.0)])
+        func = te.create_prim_func([data, te.compute((size,), lambda i: data[i] * 2.0)])
+        return func.with_attr("tirx.noalias", True)
 
     target = parse_target("x86-64-v3").tvm_target()
-    failed, untried = doubled(8), doubled(16)
-    module = IRModule({"main": failed.with_attr("global_symbol", "failed")})
+    kernels = {"good": doubled(4), "failed": doubled(8), "untried": doubled(16)}
     database = JSONDatabase(work_dir=str(tmp_path))
-    workload = database.commit_workload(module)
-    database.commit_tuning_record(TuningRecord(Schedule(module).trace, workload, [1e10], target))
-    assert best({"failed": failed}, target, tmp_path, 1)["failed"].same_as(failed)
+    for name, seconds in (("failed", 1e10), ("good", 1e-6)):
+        module = IRModule({"main": kernels[name].with_attr("global_symbol", name)})
+        workload = database.commit_workload(module)
+        trace = Schedule(module).trace
+        database.commit_tuning_record(TuningRecord(trace, workload, [seconds], target))
+    failed = {"failed": kernels["failed"]}
+    with pytest.raises(RuntimeError, match="all of the first 1 candidates failed"):
+        best(failed, target, tmp_path, 1)
+
+    def compile_tir(_database, func, _target):
+        is_good = func.attrs["global_symbol"] == "good"
+        return Schedule(IRModule({"main": func})) if is_good else None
+
+    monkeypatch.setattr(tir_integration, "compile_tir", compile_tir)
+    found = best({**failed, "good": kernels["good"]}, target, tmp_path, 2)
+    assert found["failed"].same_as(kernels["failed"])
+    assert not found["good"].same_as(kernels["good"])
     with pytest.raises(RuntimeError, match="no record of kernel untried"):
-        best({"failed": failed, "untried": untried}, target, tmp_path, 1)
+        best(kernels, target, tmp_path, 2)

@@ -6,7 +6,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from tilewright.errors import MeasureError
 
 Curve = list[tuple[float | None, float]]
-"""Seconds of a call (None: the trial failed) and processor seconds of each trial, as measured."""
+"""Seconds of a call that each trial led to (None: of no call yet) and its processor seconds."""
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -94,6 +94,23 @@ def priced(curve: Sequence[tuple[float | None, float]], log: Path) -> Curve:
         (seconds, costs[index] if index < len(costs) else own)
         for index, (seconds, own) in enumerate(curve)
     ]
+
+
+def best_sums(trials: Sequence[tuple[Hashable, float | None]]) -> list[float | None]:
+    """Return the best time of all tasks together after each trial, None until each has one.
+
+    Args:
+        trials: of each: what task it is of, and its seconds, None where it failed. Tasks all of
+            whose trials failed do not count.
+    """
+    tasks = {task for task, seconds in trials if seconds is not None}
+    best: dict[Hashable, float] = {}
+    sums: list[float | None] = []
+    for task, seconds in trials:
+        if seconds is not None:
+            best[task] = min(best.get(task, seconds), seconds)
+        sums.append(sum(best.values()) if best and len(best) == len(tasks) else None)
+    return sums
 
 
 class Meter:

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tilewright.baselines.budget import Curve, Meter, priced, trial_costs
+from tilewright.baselines.budget import Curve, Meter, best_sums, priced, trial_costs
 from tilewright.baselines.case import Case
 from tilewright.baselines.engine import Contender, Feed, local
 from tilewright.baselines.in_network import InNetwork, compile_in_network
@@ -98,23 +98,13 @@ def _tune(case: Case, shapes: Any, log: Path) -> None:
 
 
 def _read(log: Path) -> tuple[Sequence[Record], Curve]:
-    """Return the records of a log, and for each trial the best time that it led to.
-
-    Where a model has several tasks, a trial's time is the sum of the best of all of them, once each
-    has one.
-    """
+    """Return the records of a log, and for each trial the best time that it led to."""
     from tilewright.tuner import Log
 
     records = Log(log).read().records
     trials = [record for record in records if _is_trial(record)]
-    tasks = {record.task_key for record in trials}
-    best: dict[str, float] = {}
-    found: Curve = []
-    for record in trials:
-        if record.ok:
-            known = best.get(record.task_key, record.seconds)
-            best[record.task_key] = min(known, record.seconds)
-        found.append((sum(best.values()) if len(best) == len(tasks) else None, record.build_time_s))
+    sums = best_sums([(r.task_key, r.seconds if r.ok else None) for r in trials])
+    found = [(s, record.build_time_s) for s, record in zip(sums, trials, strict=True)]
     return records, priced(found, log)
 
 
