@@ -7,7 +7,6 @@ in. The right and left factors lie in shared memory in 16-byte chunks that `tw_s
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tilewright.compiler.cuda.gemm import INSTRUCTIONS
@@ -15,9 +14,9 @@ from tilewright.compiler.cuda.tile import VECTOR_BYTES
 from tilewright.compiler.program import item_bytes
 
 WARP_ROWS = 16
-_CODES = {"float16": "half", "bfloat16": "bfloat", "float32": "tf32"}
+_CODES = {"float16": "half", "bfloat16": "bfloat"}
 _UNITS = {"float16": "fp16", "bfloat16": "bf16", "float32": "tf32"}
-DTYPES = tuple(_CODES)
+DTYPES = tuple(_UNITS)
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class WarpProducts:
     row: str
     key: str
     column: str
-    with_keys: Callable[[], list[str]]
-    with_values: Callable[[], list[str]]
+    with_keys: list[str]
+    with_values: list[str]
 
 
 def on_matrix_units(dtype: str, keys: int, depth: int) -> WarpProducts:
@@ -58,15 +57,15 @@ def on_matrix_units(dtype: str, keys: int, depth: int) -> WarpProducts:
     """
     products = _MatrixUnits(dtype, keys, depth)
     return WarpProducts(
-        _UNITS[dtype],
-        2,
-        (1, 2),
-        "e / 2",
-        "lane / 4 + e / 2 * 8",
-        "j * 8 + lane % 4 * 2 + e % 2",
-        "j * 8 + lane % 4 * 2 + e % 2",
-        products.with_keys,
-        products.with_words if dtype == "float32" else products.with_values,
+        unit=_UNITS[dtype],
+        held=2,
+        shares=(1, 2),
+        slot="e / 2",
+        row="lane / 4 + e / 2 * 8",
+        key="j * 8 + lane % 4 * 2 + e % 2",
+        column="j * 8 + lane % 4 * 2 + e % 2",
+        with_keys=products.with_keys(),
+        with_values=products.with_words() if dtype == "float32" else products.with_values(),
     )
 
 
@@ -77,15 +76,15 @@ def on_threads(keys: int, depth: int) -> WarpProducts:
     """
     products = _Threads(keys, depth)
     return WarpProducts(
-        "fp32",
-        4,
-        (1, 2, 4),
-        "e",
-        "lane / 8 + 4 * e",
-        "j * 8 + lane % 8",
-        "j / 4 * 32 + lane % 8 * 4 + j % 4",
-        products.with_keys,
-        products.with_values,
+        unit="fp32",
+        held=4,
+        shares=(1, 2, 4),
+        slot="e",
+        row="lane / 8 + 4 * e",
+        key="j * 8 + lane % 8",
+        column="j / 4 * 32 + lane % 8 * 4 + j % 4",
+        with_keys=products.with_keys(),
+        with_values=products.with_values(),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from tilewright.errors import MeasureError
 
 Curve = list[tuple[float | None, float]]
-"""Seconds of a call that each trial led to (None: of no call yet) and its processor seconds."""
+"""Seconds of a call that each trial led to (None: there is none yet) and its processor seconds."""
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -133,7 +133,7 @@ def best(
     Raises:
         RuntimeError: there is no record of a kernel, or all candidates of all kernels failed.
     """
-    found, scheduled = {}, 0
+    found = {}
     with tempfile.TemporaryDirectory(prefix="tilewright-") as first:
         lines = (folder / RECORDS).read_text().splitlines(keepends=True)
         Path(first, RECORDS).write_text("".join(lines[:keep]))
@@ -144,12 +144,11 @@ def best(
             schedule = meta_schedule.tir_integration.compile_tir(database, named, target)
             if schedule is not None:
                 found[name] = schedule.mod["main"]
-                scheduled += 1
             elif _was_tried(database, named):
                 found[name] = func
             else:
                 raise RuntimeError(f"no record of kernel {name} among the first {keep} trials")
-    if not scheduled:
+    if all(found[name] is func for name, func in kernels.items()):
         raise RuntimeError(f"all of the first {keep} candidates failed")
     return found
 
