@@ -106,6 +106,15 @@ class Target:
         """Whether a multiply-add can take one element of memory for all lanes (EVEX encoding)."""
         return self.architecture == "x86_64" and self.vector_bits == 512
 
+    @property
+    def prefetches(self) -> bool:
+        """Whether kernels ask for weights ahead of time.
+
+        With AVX-512 a tile is done before memory has sent the next weights. Narrower vectors leave
+        too little room in a round of their loops.
+        """
+        return self.broadcasts_from_memory
+
     def lanes(self, dtype: str) -> int:
         """Return how many elements of `dtype` one vector register holds."""
         bits = tvm.DataType(dtype).bits

@@ -39,6 +39,10 @@ _ROUND = 24
 # where LLVM unrolls by itself, or two steps are written out, it spills accumulators of 4 x 3 (116
 # channels of 14 x 14 on Zen 3: 57% of the peak; four steps 97%).
 _POINTWISE_ROUND = 48
+# Steps in a round of products and pointwise convolutions on AVX-512, for tiles of up to so many
+# vectors: 4 read enough weights for eight tiles to ask for a line of the next task's each. Of tiles
+# of 14 x 2 LLVM then spills vectors, because it loads weights ahead.
+_STEPS_IN_ROUND = ((27, 4), (28, 2))
 # Steps of a clipped window that may be written out; more would make the code too long.
 _LONGEST_WINDOW = 7
 # Independent accumulators that hide the latency of multiply-add (4 cycles on 2 pipes).
@@ -117,7 +121,8 @@ def default_contraction(
     extents = [axis.extent for axis in anchor.stage.reduction]
     order = choose_order(anchor, target, clip)
     inner = extents[-1]
-    is_pointwise = len(extents) > 1 and max(extents) == prod(extents)
+    one_axis = max(extents) == prod(extents)
+    is_pointwise = len(extents) > 1 and one_axis
     if is_pointwise:  # a single step is no loop that could be written out
         order = tuple(sorted(order, key=lambda position: extents[position]))
         inner = extents[order[-1]]
@@ -127,6 +132,9 @@ def default_contraction(
     unroll = max(chains, _ROUND // tile // chains * chains, 1)
     if is_pointwise and broadcasts_by_register(target):
         unroll = max(unroll, _POINTWISE_ROUND // tile // chains * chains)
+    if one_axis and target.prefetches:
+        steps = next((count for most, count in _STEPS_IN_ROUND if tile <= most), 1)
+        unroll = max(unroll, steps if inner % steps == 0 else 1)
     if target.keeps_steps_apart:
         # LLVM itself writes out short loops, so the longest is the innermost.
         unroll = chains
@@ -199,6 +207,7 @@ def plan_contraction(anchor: Anchor, decisions: ContractionDecisions, target: Ta
         clip_pad=decisions.clip_pad,
         panel=decisions.panel,
         panel_axis=panel_axis(anchor) if decisions.panel else 0,
+        prefetch=target.prefetches,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from tvm import tirx
@@ -59,12 +60,32 @@ class ReductionLoop:
 
 
 @dataclass(frozen=True, eq=False)
+class Ahead:
+    """What a tile asks the second cache level for while it computes: a part of the next weights.
+
+    Attributes:
+        buffer: flat buffer.
+        firsts: address of the part in each stream, in elements.
+        width: elements of a stream that one step of the reduction reads.
+        shift: for each element that the tile reads itself, it asks for 1 / 2**shift of one.
+        line: elements in a line of the cache.
+    """
+
+    buffer: Any
+    firsts: tuple[Expr, ...]
+    width: int
+    shift: int
+    line: int
+
+
+@dataclass(frozen=True, eq=False)
 class RegisterTile:
     """Everything that `emit_reduction` needs to know.
 
     Attributes:
         term: expression that joins the accumulator, over the loads of `operands`.
         skip: tells for (row, reduction steps written out) that the term is neutral there.
+        ahead: what to prefetch meanwhile.
         chains: independent accumulators for each output, for tiles too small to hide latency.
         start: what the first chain starts from, row by row; empty: all start from `init`.
     """
@@ -81,6 +102,7 @@ class RegisterTile:
     chains: int = 1
     start: tuple[Expr, ...] = ()
     skip: Callable[[int, dict[int, int]], bool] = field(default=lambda row, steps: False)
+    ahead: Ahead | None = None
 
 
 def sequence(statements: Sequence[Any]) -> Any:
@@ -115,6 +137,18 @@ def splat(value: Expr, lanes: int) -> Expr:
     return value if lanes == 1 else tirx.Broadcast(value, lanes)
 
 
+def prefetch(buffer: Any, address: Expr) -> Any:
+    """Return a statement that asks the second cache level for the line of an element.
+
+    It may lie behind the end of the buffer: asking never faults.
+    """
+    place = tirx.address_of(tirx.BufferLoad(buffer, [address]))
+    to_read, second_level, data = 0, 2, 1
+    return tirx.Evaluate(
+        tirx.call_intrin("void", "tirx.prefetch", place, to_read, second_level, data)
+    )
+
+
 class Emitter:
     """Walks the reduction loops of one tile."""
 
@@ -122,6 +156,8 @@ class Emitter:
         self.tile = tile
         self.accumulators = accumulators
         self.index_dtype = index_dtype
+        # Steps of the reduction before the statement that is written next.
+        self.done: Any = 0
 
     def cell(self, chain: int, row: int, column: int) -> Expr:
         """Return the index of an accumulator vector."""
@@ -174,9 +210,12 @@ class Emitter:
         if not loop.written_out:
             return self.rolled(depth, loop, bases, fixed, steps, turn)
         body = []
+        done = self.done
         for step in range(loop.first, loop.end):
+            self.done = done + (step - loop.first) * self.steps_inside(depth)
             moved = self.moved(fixed, loop.position, step)
             body += self.walk(depth + 1, bases, moved, {**steps, loop.position: step}, turn)
+        self.done = done
         return body
 
     def rolled(
@@ -217,10 +256,44 @@ class Emitter:
     ) -> Any:
         """Return the rolled loop itself; each operand's address is bound once in a round."""
         body, inner = self.bound(loop, bases, var * loop.unroll)
+        loops = self.tile.loops
+        done, inside = self.done, loop.unroll * self.steps_inside(depth)
+        self.done = done + var * inside
+        if self.asks_in(depth) and not any(map(self.asks_in, range(depth + 1, len(loops)))):
+            body += self.prefetches(inside)
         for i in range(loop.unroll):
             moved = self.moved(fixed, loop.position, i)
             body += self.walk(depth + 1, inner, moved, steps, turn + i)
+        self.done = done
         return self.serial(var, rounds, body)
+
+    def steps_inside(self, depth: int) -> int:
+        """Return the steps of the reduction in one step of a loop; where bounds vary, a few."""
+        extents = [loop.end - loop.first for loop in self.tile.loops[depth + 1 :]]
+        return prod(extent for extent in extents if isinstance(extent, int))
+
+    def asks_in(self, depth: int) -> bool:
+        """Tell whether a round of a loop is long enough to ask for a whole line ahead."""
+        ahead, loop = self.tile.ahead, self.tile.loops[depth]
+        extent = loop.end - loop.first
+        is_short = isinstance(extent, int) and extent <= loop.unroll
+        if ahead is None or loop.written_out or is_short:
+            return False
+        elements = loop.unroll * self.steps_inside(depth) * ahead.width
+        return elements >= ahead.line << ahead.shift
+
+    def prefetches(self, steps: int) -> list[Any]:
+        """Return what is asked for ahead in a round of so many steps."""
+        ahead = self.tile.ahead
+        assert ahead is not None
+        shift = constant_like(ahead.shift, self.index_dtype)
+        at = tirx.shift_right(self.done * ahead.width, shift)
+        lines = -(-(steps * ahead.width) // (ahead.line << ahead.shift))
+        return [
+            prefetch(ahead.buffer, first + at + line * ahead.line)
+            for first in ahead.firsts
+            for line in range(lines)
+        ]
 
     def bound(
         self, loop: ReductionLoop, bases: list[Expr], step: Expr, name: str = "at"

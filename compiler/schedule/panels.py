@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
 
-from tilewright.compiler.schedule.analysis import Anchor
+from tilewright.compiler.schedule.analysis import Access, Anchor
 from tilewright.compiler.schedule.cost import (
     choose_tile,
     row_tiles,
@@ -35,7 +36,7 @@ from tilewright.compiler.schedule.micro_kernel import (
 )
 from tilewright.compiler.schedule.padding import read_clips
 from tilewright.compiler.schedule.tile_geometry import TileGeometry
-from tilewright.compiler.schedule.tile_loops import KernelBuilder, TaskGrid
+from tilewright.compiler.schedule.tile_loops import KernelBuilder, TaskGrid, next_columns
 from tilewright.compiler.schedule.tiling import tile_count
 from tilewright.compiler.targets import Target
 from tilewright.errors import InvalidScheduleError
@@ -179,7 +180,8 @@ class PanelKernelBuilder(KernelBuilder):
         extent = self.stage.reduction[self.plan.panel_axis].extent // self.plan.panel
         panels = constant_like(extent, self.index_dtype)
         serial = tirx.ForKind.SERIAL
-        sums = sequence(self.row_loop(task, grid, self._add_panel))
+        add = partial(self._add_panel, grid)
+        sums = sequence(self.row_loop(task, grid, add))
         return [
             tirx.AllocBuffer(self.partial),
             tirx.For(cell, zero, count, serial, start),
@@ -187,7 +189,7 @@ class PanelKernelBuilder(KernelBuilder):
             *self.row_loop(task, grid, self._finish),
         ]
 
-    def _add_panel(self, geometry: TileGeometry, number: Expr) -> Any:
+    def _add_panel(self, grid: TaskGrid, geometry: TileGeometry, number: Expr) -> Any:
         """Return the code of one tile and panel."""
         axis = self.stage.reduction[self.plan.panel_axis]
         statements: list[Any] = []
@@ -198,9 +200,22 @@ class PanelKernelBuilder(KernelBuilder):
             begin = geometry.base(access)
             statements.append(tirx.Bind(base, begin + self.panel * step if step else begin))
             bases.append(base)
-        tile = replace(self.register_tile(geometry), start=self._load(geometry, number))
+        depth = prod(axis.extent for axis in self.stage.reduction) // axis.extent * self.plan.panel
+        next_panel = partial(self._next_panel, grid)
+        ahead = self.ahead(bases, number, grid, depth, next_panel)
+        start = self._load(geometry, number)
+        tile = replace(self.register_tile(geometry), start=start, ahead=ahead)
         accumulators, body = self.emit(tile, bases)
         return sequence([*statements, *body, *self._store(accumulators, geometry, number)])
+
+    def _next_panel(self, grid: TaskGrid, access: Access) -> Expr:
+        """Return how far the next panel is: of these columns, after the last one of the next."""
+        axis = self.stage.reduction[self.plan.panel_axis]
+        step = access.offset.of(axis.var) * self.plan.panel
+        last = axis.extent // self.plan.panel - 1
+        begin = next_columns(self, grid, access) - last * step
+        first, others = (constant_like(value, self.index_dtype) for value in (begin, step))
+        return tirx.Select(self.panel < last, others, first)
 
     def reduction_loops(self, geometry: TileGeometry) -> tuple[ReductionLoop, ...]:
         """Return the loops of one panel."""

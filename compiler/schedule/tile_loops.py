@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any, TypeAlias
 
+import tvm
 from tvm import sym, tirx
 from tvm.ir import TensorLoad
 
@@ -26,6 +28,7 @@ from tilewright.compiler.schedule.expressions import (
     rebuild,
 )
 from tilewright.compiler.schedule.micro_kernel import (
+    Ahead,
     Operand,
     ReductionLoop,
     RegisterTile,
@@ -38,6 +41,15 @@ from tilewright.compiler.schedule.padding import Clip, read_clips, read_through
 from tilewright.compiler.schedule.tile_geometry import TileAxis, TileGeometry, column_axis
 from tilewright.compiler.schedule.tiling import Run, partition, refine, tile_count
 from tilewright.errors import InvalidScheduleError
+
+_LINE_BYTES = 64
+# Tiles that share the prefetching of a task, as a power of 2: with more of them each asks for less
+# than a line in a round.
+_MOST_PARTS = 3
+# How often a part may be asked for: where rounds are short, there are fewer parts than tiles.
+_MOST_REPEATS = 2
+# Where a task has more tiles, its weights are few beside what it computes.
+_MOST_TILES = 16
 
 Chosen: TypeAlias = tuple[TileAxis, Run, Expr]
 """An axis, a run of its tiles, and the first element of one of them."""
@@ -59,6 +71,7 @@ class TilePlan:
         clip_pad: skip the padding instead of copying the data into a padded buffer.
         roll_inside: tiles that no padding touches have loops for the axes written out elsewhere.
         panel: steps of reduction axis `panel_axis` in a panel; 0 if the reduction is not cut.
+        prefetch: ask the second cache level for the weights of the next task meanwhile.
     """
 
     row_tile: tuple[int, int]
@@ -73,6 +86,7 @@ class TilePlan:
     roll_inside: bool = True
     panel: int = 0
     panel_axis: int = 0
+    prefetch: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,7 +301,7 @@ class KernelBuilder:
 
     def task_loops(self, task: Any, grid: TaskGrid) -> list[Any]:
         """Return what a task does: each of its row tiles, once."""
-        return self.row_loop(task, grid, lambda geometry, _number: self._whole_tile(geometry))
+        return self.row_loop(task, grid, partial(self._whole_tile, grid))
 
     def row_loop(
         self, task: Any, grid: TaskGrid, leaf: Callable[[TileGeometry, Expr], Any]
@@ -374,16 +388,78 @@ class KernelBuilder:
             result = tirx.IfThenElse(number < run.end, branch, result) if joined else branch
         return result
 
-    def _whole_tile(self, geometry: TileGeometry) -> Any:
-        """Return the code of one tile: addresses, reduction, epilogue."""
+    def _whole_tile(self, grid: TaskGrid, geometry: TileGeometry, number: Expr) -> Any:
+        """Return the code of a task's tile with that number: addresses, reduction, epilogue."""
         statements: list[Any] = []
         bases = []
-        for number, access in enumerate(self.accesses):
-            base = tirx.Var(f"base{number}", self.index_dtype)
+        for position, access in enumerate(self.accesses):
+            base = tirx.Var(f"base{position}", self.index_dtype)
             statements.append(tirx.Bind(base, self.base(access, geometry)))
             bases.append(base)
-        accumulators, body = self.emit(self.register_tile(geometry), bases)
+        tile = self.register_tile(geometry)
+        depth = prod(axis.extent for axis in self.stage.reduction)
+        ahead = self.ahead(bases, number, grid, depth, partial(next_columns, self, grid))
+        accumulators, body = self.emit(replace(tile, ahead=ahead), bases)
         return sequence([*statements, *body, *self.epilogue.stores(accumulators, geometry)])
+
+    def ahead(
+        self,
+        bases: Sequence[Expr],
+        number: Expr,
+        grid: TaskGrid,
+        steps: int,
+        distance: Callable[[Access], Any],
+    ) -> Ahead | None:
+        """Return which part of the weights that follow a tile prefetches; None: of none.
+
+        Each tile of a task asks for its part, so that memory is read all the time, not only while
+        the first one waits for it. The hardware's own prefetching ends at each page.
+
+        Args:
+            bases: addresses of the tile's operands.
+            number: of the tile in its task.
+            grid: what the tasks are.
+            steps: of the reduction in the tile.
+            distance: returns how far the next weights are from those of the tile, in elements.
+        """
+        many_tasks = grid.column_tiles > 1 or self.plan.panel
+        if not (self.plan.prefetch and many_tasks and 1 < grid.block <= _MOST_TILES):
+            return None
+        for base, access in zip(bases, self.accesses, strict=True):
+            streams = self._streams(access)
+            if not streams:
+                continue
+            starts, width = streams
+            line = _LINE_BYTES * 8 // tvm.DataType(str(access.buffer.dtype)).bits
+            shift = min(grid.block.bit_length() - 1, _MOST_PARTS)
+            if self._is_one_loop():
+                shift = min(shift, (self.plan.unroll * width // line).bit_length() - 1)
+            if shift < 0 or grid.block >> shift > _MOST_REPEATS:
+                return None
+            part = number % (1 << shift) * (steps * width >> shift)
+            first = base + distance(access) + part
+            firsts = tuple(first + start for start in starts)
+            return Ahead(self.flat(access.buffer), firsts, width, shift, line)
+        return None
+
+    def _is_one_loop(self) -> bool:
+        """Say whether the reduction has one axis that is longer than a step."""
+        return sum(axis.extent > 1 for axis in self.stage.reduction) == 1
+
+    def _streams(self, access: Access) -> tuple[tuple[int, ...], int] | None:
+        """Return where the weights of a tile lie: starts of dense streams, elements in a step."""
+        if access.vector != 1:
+            return None
+        lanes, count = self.anchor.lanes, self.plan.column_vectors
+        position = self.anchor.columns[column_axis(self.anchor)]
+        step = access.offset.of(self.stage.spatial[position].var)
+        depth = prod(axis.extent for axis in self.stage.reduction)
+        reach = max(access.offset.of(axis.var) * axis.extent for axis in self.stage.reduction)
+        if step == lanes and reach == depth * count * lanes:
+            return (0,), count * lanes
+        if reach == depth * lanes:
+            return tuple(column * step for column in range(count)), lanes
+        return None
 
     def base(self, access: Access, geometry: TileGeometry) -> Expr:
         """Return the address of the first element that a tile reads through an access."""
@@ -467,3 +543,12 @@ class KernelBuilder:
             if not clip.contains(spatial, steps[clip.reduction]):
                 return True
         return False
+
+
+def next_columns(builder: KernelBuilder, grid: TaskGrid, access: Access) -> int:
+    """Return how far the columns of the next task are from those of a task, in elements."""
+    for axis in reversed(grid.columns):
+        if axis.tiles > 1:
+            step = access.offset.of(builder.stage.spatial[axis.members[-1]].var)
+            return step * axis.runs[0].size
+    return 0

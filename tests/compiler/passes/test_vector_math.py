@@ -108,6 +108,12 @@ def test_odd_function_keeps_the_sign_of_zero(name):
     assert np.signbit(found).tolist() == [True, False]
 
 
+def _divisions_per_store(assembly):
+    """Return how many divisions a vector takes, however often LLVM wrote the loop out."""
+    stores = len(re.findall(r"\bvmov[au]ps\s+%[yz]mm\d+, (?!\S*%rsp)\S*\(", assembly))
+    return len(re.findall(r"\bvdivps", assembly)) / stores
+
+
 @pytest.mark.parametrize("divisor", [2**0.5, -3.0, 1e-38, 1e30])
 @pytest.mark.parametrize("name", ["erf", "tanh"])
 def test_a_constant_divisor_costs_no_division(name, divisor):
@@ -117,10 +123,9 @@ def test_a_constant_divisor_costs_no_division(name, divisor):
     with np.errstate(all="ignore"):
         expected = reference(x.astype(np.float64) / np.float64(np.float32(divisor)))
     assert _ulp_error(found, expected).max() <= tolerance + 1.5
-    divisions = len(re.findall(r"\bvdivps", assembly))
     _, plain = _apply(getattr(tirx, name), x)
-    wanted = len(re.findall(r"\bvdivps", plain))
-    assert (divisions == wanted) == (divisor != 1e-38)
+    costs_none = _divisions_per_store(assembly) == _divisions_per_store(plain)
+    assert costs_none == (divisor != 1e-38)
 
 
 @pytest.mark.parametrize("name", ["tanh", "erf", "sin", "cos"])

@@ -201,7 +201,7 @@ def test_what_lies_pages_apart_is_copied_by_each_task(change, width):
 @pytest.mark.parametrize(("stride", "width"), [(5, 512), (2, 203)])
 def test_lanes_that_lie_apart_are_copied_by_each_task(stride, width, staged):
     """A first layer on sound: one channel, its pixels as vectors."""
-    workload = planar_conv1d(2, 40, width, 10, stride)
+    workload = planar_conv1d(2, 70, width, 10, stride)
     decisions = default_decisions(workload.func, NATIVE)
     assert decisions.staged
     arrays = workload.arrays()
@@ -321,6 +321,30 @@ def test_inner_loop_keeps_a_full_tile_in_registers(name, register):
     assert len(fused) >= 12
     assert all(register in line for line in fused)
     assert not spills
+
+
+def _prefetches(workload: Workload, target: Target, **change) -> int:
+    decisions = dataclasses.replace(default_decisions(workload.func, target), **change)
+    text = machine_code(schedule_contraction(workload.func, target, decisions), target)
+    return len(re.findall(r"\bprefetcht1\b", text))
+
+
+def test_tiles_ask_for_the_weights_of_the_next_task_where_they_compute_long_enough():
+    wide, narrow = parse_target("x86-64-v4"), parse_target("x86-64-v3")
+    product = matmul(104, 256, 96, lanes=16)
+    block = {"row_block": 8}
+    assert _prefetches(product, wide, **block) > 0
+    assert _prefetches(product, wide, row_block=1) == 0  # a task is as short as what it waits for
+    assert _prefetches(product, wide, **block, unroll=1) == 0  # less than a line for each tile
+    assert _prefetches(matmul(104, 256, 16, lanes=16), wide, **block) == 0  # there is no next task
+    assert _prefetches(matmul(104, 256, 96, lanes=8), narrow, **block) == 0
+
+
+def test_panels_ask_for_the_next_panel():
+    wide = parse_target("x86-64-v4")
+    workload = conv2d(1, 512, (7, 7), 96, 3, 1, (1, 1), lanes=16)
+    asked = _prefetches(workload, wide, row_tile=(1, 7), panel=4, row_block=7, column_vectors=3)
+    assert asked > 0
 
 
 def test_model_prefers_tiles_that_divide():
