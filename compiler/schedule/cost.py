@@ -227,16 +227,25 @@ def choose_tile(
     """
     outer, inner = row_extents(anchor, fused)
     vectors_total = column_vectors(anchor)
-    extents = [axis.extent for axis in anchor.stage.reduction]
-    depth = prod(extents)
-    is_product = max(extents) == depth and not broadcasts_by_register(target)
-    far = is_product and _data_elements(anchor) * _FLOAT_BYTES > _L2_SHARE * target.l2_bytes
+    depth = prod(axis.extent for axis in anchor.stage.reduction)
+    far = data_is_far(anchor, target)
+    slides = target.broadcasts_from_memory and bool(sliding_reductions(anchor))
+    differ = _columns_differ_in_data(anchor)
     best: tuple[float, tuple[int, int], int] | None = None
     for rows, vectors in tiles_that_fit(target, rows_as):
         shapes = [(1, rows)] if rows <= inner else []
         if whole_rows and outer > 1 and rows > inner and rows % inner == 0:
             shapes.append((min(rows // inner, outer), inner))
         if vectors > vectors_total:
+            continue
+        if (
+            slides
+            and (differ or vectors == 1)
+            and rows * vectors > target.vector_registers // 2 - 2
+        ):
+            # Each element is then used once in a step. LLVM keeps those that the steps of a window
+            # share in registers: of 14 x 2 vectors of two groups it spills them and takes twice as
+            # long as with 7 x 2 (3x3, 32 groups of 16 channels of 14 x 14, Cascade Lake).
             continue
         for shape in shapes:
             cycles = _cycles((outer, inner), shape, vectors_total, vectors, depth, target, far)
@@ -291,6 +300,20 @@ def _tile_cycles(rows: int, vectors: int, depth: int, target: Target, far: bool)
         # Every tile of rows reads its weights from the third level.
         step += _EXPOSED * (_L3_BYTE - _L2_BYTE) * vectors * vector_bytes
     return depth * step + _TILE_OVERHEAD + _STORE_CYCLES * cells
+
+
+def _columns_differ_in_data(anchor: Anchor) -> bool:
+    """Say whether each column vector of a tile reads data of its own, as several groups do."""
+    column = anchor.stage.spatial[anchor.columns[column_axis(anchor)]].var
+    return any(access.vector == 0 and access.offset.of(column) for access in anchor.accesses)
+
+
+def data_is_far(anchor: Anchor, target: Target) -> bool:
+    """Say whether each tile of columns of a product reads its data from beyond the second level."""
+    extents = [axis.extent for axis in anchor.stage.reduction]
+    if max(extents) != prod(extents) or not target.prefetches:
+        return False
+    return _data_elements(anchor) * _FLOAT_BYTES > _L2_SHARE * target.l2_bytes
 
 
 def weights_fit(depth: int, vectors: int, target: Target) -> bool:
