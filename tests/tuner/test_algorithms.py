@@ -28,7 +28,7 @@ from tilewright.tuner.records import target_data
 from tilewright.tuner.worker.process import WorkerDied, WorkerProcess
 
 TARGET = replace(parse_target("native"), cores=1)
-SMALL = Convolution((1, 16, 12, 10), (32, 16, 3, 3), (1, 32, 12, 10))
+SMALL = Convolution((1, 64, 12, 10), (64, 64, 3, 3), (1, 64, 12, 10))
 
 
 def _record(convolution: Convolution, name: str, seconds: float) -> Record:
