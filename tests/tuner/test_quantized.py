@@ -15,9 +15,9 @@ def _model() -> onnx.ModelProto:
     """Return two quantized convolutions in QDQ form: 1x1 with stride 2, and 1x1."""
     builder = Builder()
     data = builder.qdq("x", 0.05, 128)
-    inside = builder.qdq(builder.conv(data, 0.05, (32, 16, 1, 1), strides=[2, 2]), 0.1, 128)
-    result = builder.qdq(builder.conv(inside, 0.1, (16, 32, 1, 1)), 0.2, 128)
-    return builder.model({"x": ((1, 16, 16, 16), "float32")}, [result])
+    inside = builder.qdq(builder.conv(data, 0.05, (512, 64, 1, 1), strides=[2, 2]), 0.1, 128)
+    result = builder.qdq(builder.conv(inside, 0.1, (64, 512, 1, 1)), 0.2, 128)
+    return builder.model({"x": ((1, 64, 16, 16), "float32")}, [result])
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,6 @@ def test_a_compile_of_the_quantized_model_uses_them(tuned):
     without = tilewright.compile(_model(), logs=())
     rows = with_log.report["tuning"]["operators"]
     assert [row["origin"] for row in rows if "onv" in row["label"]] == ["tuned", "tuned"], rows
-    x = np.random.default_rng(1).standard_normal((1, 16, 16, 16)).astype(np.float32)
+    x = np.random.default_rng(1).standard_normal((1, 64, 16, 16)).astype(np.float32)
     (tuned_y,), (plain_y,) = (module.run({"x": x}).values() for module in (with_log, without))
     np.testing.assert_array_equal(tuned_y, plain_y)
