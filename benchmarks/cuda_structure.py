@@ -67,14 +67,17 @@ def describe(name: str, kernel: Kernel, use: CodeUse) -> dict[str, Any]:
     }
 
 
+_ON_HMMA = ("tf32", "fp16", "bf16")
+
+
 def faults(row: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with a kernel; empty where nothing is."""
     found = []
     schedule = str(row["schedule"])
     if row["local_instructions"] or row["stack_bytes"]:
         found.append(f"{row['local_instructions']} accesses of local memory")
-    half_or_tf32 = schedule.startswith(("gemm tf32", "gemm fp16", "gemm bf16", "attention"))
-    if half_or_tf32 and not row["HMMA"]:
+    kind, unit, *_ = [*schedule.split(), "", ""]
+    if kind in ("gemm", "attention") and unit in _ON_HMMA and not row["HMMA"]:
         found.append("no HMMA")
     if schedule.startswith("gemm int8") and not row["IMMA"]:
         found.append("no IMMA")

@@ -52,6 +52,12 @@ def test_faults_are_said():
     ]
 
 
+@pytest.mark.parametrize(("unit", "wanted"), [("fp32", []), ("tf32", ["no HMMA"])])
+def test_attention_needs_tensor_cores_where_it_is_for_them(unit, wanted):
+    kernel = Kernel("k", "", (1, 1, 1), 64, 0, f"attention {unit} 64x64x32")
+    assert faults(describe("k", kernel, CodeUse(255, 0, 0, {"FFMA": 100}))) == wanted
+
+
 def test_without_the_tools_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr("tilewright.compiler.cuda.structure.find_tool", lambda _name: None)
     with pytest.raises(TargetError, match=r"pip install 'tilewright\[cuda\]'"):
