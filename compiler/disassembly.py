@@ -50,8 +50,19 @@ def inner_loops(path: Path) -> dict[str, list[Instruction]] | None:
     """Return the inner loop of every kernel of a shared object, by the kernel's name.
 
     Returns:
-        None where there is no objdump, or where it does not know the object's processor. A kernel
-        without a loop has an empty list.
+        None where `kernel_bodies` is. A kernel without a loop has an empty list.
+    """
+    kernels = kernel_bodies(path)
+    if kernels is None:
+        return None
+    return {name: inner_loop(bodies) for name, bodies in kernels.items()}
+
+
+def kernel_bodies(path: Path) -> dict[str, list[list[Instruction]]] | None:
+    """Return the code of every kernel of a shared object, and that of its parallel loops, by name.
+
+    Returns:
+        None where there is no objdump, or where it does not know the object's processor.
     """
     tool = shutil.which("objdump") or shutil.which("llvm-objdump")
     if tool is None:
@@ -65,7 +76,7 @@ def inner_loops(path: Path) -> dict[str, list[Instruction]] | None:
     ends = dict(zip(starts, [*starts[1:], 1 << 62], strict=True))
     places = {instruction.address: i for i, instruction in enumerate(code)}
     return {
-        name.removeprefix(_PREFIX): _inner_loop(_bodies(code, places, start, ends))
+        name.removeprefix(_PREFIX): _bodies(code, places, start, ends)
         for start, name in symbols.items()
         if name.startswith(_PREFIX)
     }
@@ -113,7 +124,7 @@ def _bodies(
     return bodies
 
 
-def _inner_loop(bodies: list[list[Instruction]]) -> list[Instruction]:
+def inner_loop(bodies: list[list[Instruction]]) -> list[Instruction]:
     """Return the innermost loop with most vector arithmetic, the shortest among equals."""
     best: list[Instruction] = []
     for body in bodies:

@@ -25,9 +25,7 @@ def test_candidates_are_measured_and_agree() -> None:
         layouts = tuple(Layout.from_json(layout) for layout in choice["layouts"])
         found = measurer.measure(task, [Candidate(layouts, item.to_json()) for item in tried])
     assert choice["default"] == json.loads(default.to_json())
-    assert found[0].ok, found[0].error
-    # The other one's loops may be written out, and then what is left looks too narrow.
-    assert {record.status for record in found} <= {"ok", "rejected"}
+    assert [record.error for record in found if not record.ok] == []
 
 
 def test_loops_are_described_in_words_and_in_order() -> None:

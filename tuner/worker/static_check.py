@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tilewright.compiler.disassembly import Instruction, inner_loops
+from tilewright.compiler.disassembly import Instruction, inner_loop, kernel_bodies
 from tilewright.compiler.targets import Target
 
 _STACK = "(%rsp"
@@ -22,15 +22,14 @@ def rejection(path: Path, kernel: str, target: Target) -> str:
     """
     if target.architecture != "x86_64":
         return ""
-    loops = inner_loops(path)
-    if loops is None or not loops.get(kernel):
-        return ""
-    loop = loops[kernel]
+    bodies = (kernel_bodies(path) or {}).get(kernel, [])
+    loop = inner_loop(bodies)
     arithmetic = [i for i in loop if i.multiplies_and_adds]
-    if not arithmetic:
-        return ""  # all written out: the loop found is another one
-    width = _VECTOR[target.vector_bits]
-    if not any(width in instruction.operands for instruction in arithmetic):
+    wide = _VECTOR[target.vector_bits]
+    if not any(wide in instruction.operands for instruction in arithmetic):
+        everything = [i for body in bodies for i in body if i.multiplies_and_adds]
+        if not arithmetic or 2 * sum(wide in i.operands for i in everything) > len(everything):
+            return ""  # the tile is written out: the loop found is another one
         return f"its inner loop multiplies no {target.vector_bits}-bit vectors"
     spills = sum(1 for instruction in loop if _spills(instruction))
     if spills > _MOST_SPILLS * len(arithmetic):
