@@ -222,6 +222,16 @@ class Anchor:
         return self.stage.spatial[-1]
 
     @property
+    def depth(self) -> int:
+        """Steps of the whole reduction."""
+        return prod(axis.extent for axis in self.stage.reduction)
+
+    @property
+    def reduces_one_axis(self) -> bool:
+        """Whether no more than one axis of the reduction is longer than a step."""
+        return self.depth == max(axis.extent for axis in self.stage.reduction)
+
+    @property
     def dtype(self) -> str:
         """Dtype of the accumulators."""
         return str(self.stage.buffer.dtype)

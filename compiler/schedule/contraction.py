@@ -121,8 +121,7 @@ def default_contraction(
     extents = [axis.extent for axis in anchor.stage.reduction]
     order = choose_order(anchor, target, clip)
     inner = extents[-1]
-    one_axis = max(extents) == prod(extents)
-    is_pointwise = len(extents) > 1 and one_axis
+    is_pointwise = len(extents) > 1 and anchor.reduces_one_axis
     if is_pointwise:  # a single step is no loop that could be written out
         order = tuple(sorted(order, key=lambda position: extents[position]))
         inner = extents[order[-1]]
@@ -132,7 +131,7 @@ def default_contraction(
     unroll = max(chains, _ROUND // tile // chains * chains, 1)
     if is_pointwise and broadcasts_by_register(target):
         unroll = max(unroll, _POINTWISE_ROUND // tile // chains * chains)
-    if one_axis and target.prefetches:
+    if anchor.reduces_one_axis and target.prefetches:
         steps = next((count for most, count in _STEPS_IN_ROUND if tile <= most), 1)
         unroll = max(unroll, steps if inner % steps == 0 else 1)
     if target.keeps_steps_apart:

@@ -227,7 +227,7 @@ def choose_tile(
     """
     outer, inner = row_extents(anchor, fused)
     vectors_total = column_vectors(anchor)
-    depth = prod(axis.extent for axis in anchor.stage.reduction)
+    depth = anchor.depth
     far = data_is_far(anchor, target)
     slides = target.broadcasts_from_memory and bool(sliding_reductions(anchor))
     differ = _columns_differ_in_data(anchor)
@@ -310,8 +310,7 @@ def _columns_differ_in_data(anchor: Anchor) -> bool:
 
 def data_is_far(anchor: Anchor, target: Target) -> bool:
     """Say whether each tile of columns of a product reads its data from beyond the second level."""
-    extents = [axis.extent for axis in anchor.stage.reduction]
-    if max(extents) != prod(extents) or not target.prefetches:
+    if not (anchor.reduces_one_axis and target.prefetches):
         return False
     return _data_elements(anchor) * _FLOAT_BYTES > _L2_SHARE * target.l2_bytes
 

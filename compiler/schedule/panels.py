@@ -128,7 +128,7 @@ def with_panels(
         return decisions
     far = data_is_far(anchor, target)
     row_tile, vectors = decisions.row_tile, decisions.column_vectors
-    depth = prod(axis.extent for axis in anchor.stage.reduction)
+    depth = anchor.depth
     if not far:
         near = replace(target, l2_bytes=1 << 40)  # no tile reads its weights from far any more
         whole_rows = not decisions.clip_pad
@@ -206,7 +206,7 @@ class PanelKernelBuilder(KernelBuilder):
             begin = geometry.base(access)
             statements.append(tirx.Bind(base, begin + self.panel * step if step else begin))
             bases.append(base)
-        depth = prod(axis.extent for axis in self.stage.reduction) // axis.extent * self.plan.panel
+        depth = self.anchor.depth // axis.extent * self.plan.panel
         next_panel = partial(self._next_panel, grid)
         ahead = self.ahead(bases, number, grid, depth, next_panel)
         start = self._load(geometry, number)

@@ -125,7 +125,7 @@ def with_staging(
     """
     if decisions.clip_pad or decisions.panel or target.multiplies_by_lane or not reads_far(anchor):
         return decisions
-    depth = prod(axis.extent for axis in anchor.stage.reduction)
+    depth = anchor.depth
     _, inner = row_extents(anchor, decisions.fused_rows)
     rows = prod(anchor.stage.spatial[position].extent for position in anchor.rows)
     tile, vectors = decisions.row_tile, decisions.column_vectors

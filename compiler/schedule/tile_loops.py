@@ -397,7 +397,7 @@ class KernelBuilder:
             statements.append(tirx.Bind(base, self.base(access, geometry)))
             bases.append(base)
         tile = self.register_tile(geometry)
-        depth = prod(axis.extent for axis in self.stage.reduction)
+        depth = self.anchor.depth
         ahead = self.ahead(bases, number, grid, depth, partial(next_columns, self, grid))
         accumulators, body = self.emit(replace(tile, ahead=ahead), bases)
         return sequence([*statements, *body, *self.epilogue.stores(accumulators, geometry)])
@@ -432,7 +432,7 @@ class KernelBuilder:
             starts, width = streams
             line = _LINE_BYTES * 8 // tvm.DataType(str(access.buffer.dtype)).bits
             shift = min(grid.block.bit_length() - 1, _MOST_PARTS)
-            if self._is_one_loop():
+            if self.anchor.reduces_one_axis:
                 shift = min(shift, (self.plan.unroll * width // line).bit_length() - 1)
             if shift < 0 or grid.block >> shift > _MOST_REPEATS:
                 return None
@@ -442,10 +442,6 @@ class KernelBuilder:
             return Ahead(self.flat(access.buffer), firsts, width, shift, line)
         return None
 
-    def _is_one_loop(self) -> bool:
-        """Say whether the reduction has one axis that is longer than a step."""
-        return sum(axis.extent > 1 for axis in self.stage.reduction) == 1
-
     def _streams(self, access: Access) -> tuple[tuple[int, ...], int] | None:
         """Return where the weights of a tile lie: starts of dense streams, elements in a step."""
         if access.vector != 1:
@@ -453,7 +449,7 @@ class KernelBuilder:
         lanes, count = self.anchor.lanes, self.plan.column_vectors
         position = self.anchor.columns[column_axis(self.anchor)]
         step = access.offset.of(self.stage.spatial[position].var)
-        depth = prod(axis.extent for axis in self.stage.reduction)
+        depth = self.anchor.depth
         reach = max(access.offset.of(axis.var) * axis.extent for axis in self.stage.reduction)
         if step == lanes and reach == depth * count * lanes:
             return (0,), count * lanes
