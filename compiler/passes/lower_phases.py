@@ -90,7 +90,8 @@ class _Lower(relax.expr_functor.PyExprMutator):
         if len(axes) < len(found):
             return None
         steps = weight[0] * prod(axis.taps for axis in axes)
-        fits = most_vectors(weight[1], axes[-1].positions, self.target) > 0
+        rows = prod(axis.taps for axis in axes[:-1])
+        fits = most_vectors(weight[1], axes[-1].positions, rows, self.target) > 0
         return axes if fits and steps >= _FEWEST_STEPS else None
 
     def _lower(self, call: relax.Call, axes: list[PhaseAxis]) -> relax.Expr:

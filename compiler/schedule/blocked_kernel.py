@@ -22,6 +22,7 @@ from tvm import tirx
 from tilewright.compiler.schedule.expressions import Expr
 from tilewright.compiler.schedule.micro_kernel import (
     Emitter,
+    Point,
     ReductionLoop,
     RegisterTile,
     constant_like,
@@ -114,15 +115,13 @@ class BlockedEmitter(Emitter):
         """Return the statements that add the narrow sums to the wide ones."""
         raise NotImplementedError
 
-    def walk(
-        self, depth: int, bases: list[Expr], fixed: list[int], steps: dict[int, int], turn: int
-    ) -> list[Any]:
+    def walk(self, depth: int, at: Point) -> list[Any]:
         """Return the statements of loop `depth` and all inside it."""
         if depth == self.blocks.depth and not self.blocks.chunk:
-            return self._block(super().walk(depth, bases, fixed, steps, turn))
+            return self._block(super().walk(depth, at))
         if depth == self.blocks.depth - 1 and self.blocks.chunk:
-            return self._chunks(depth, bases, fixed, steps, turn)
-        return super().walk(depth, bases, fixed, steps, turn)
+            return self._chunks(depth, at)
+        return super().walk(depth, at)
 
     def _block(self, body: list[Any]) -> list[Any]:
         zero = tirx.Broadcast(tirx.const(0, self.narrow_dtype), self.narrow_lanes)
@@ -132,76 +131,43 @@ class BlockedEmitter(Emitter):
         ]
         return [*stores, *body, *self.widened()]
 
-    def _chunks(
-        self, depth: int, bases: list[Expr], fixed: list[int], steps: dict[int, int], turn: int
-    ) -> list[Any]:
+    def _chunks(self, depth: int, at: Point) -> list[Any]:
         """Return a loop over whole blocks of one loop, then the block that remains."""
         loop, chunk = self.tile.loops[depth], self.blocks.chunk
         if not (isinstance(loop.first, int) and isinstance(loop.end, int)):
             # How many steps there are is known at run time only: one block for each.
-            return self._single(depth, loop, bases, fixed, steps, turn)
+            return self._single(depth, loop, at)
         if loop.written_out:
             return [
                 statement
                 for first in range(loop.first, loop.end, chunk)
-                for statement in self._part(
-                    *(depth, loop, first, min(loop.end, first + chunk)),
-                    *(bases, fixed, steps, turn),
-                )
+                for statement in self._part(depth, loop, first, min(loop.end, first + chunk), at)
             ]
         full, rest = divmod(loop.end - loop.first, chunk)
         statements = []
         if full > 0:
-            statements += self._loop(depth, loop, full, bases, fixed, steps, turn)
+            statements += self._loop(depth, loop, full, at)
         if rest:
-            first = loop.end - rest
-            statements += self._part(depth, loop, first, loop.end, bases, fixed, steps, turn)
+            statements += self._part(depth, loop, loop.end - rest, loop.end, at)
         return statements
 
-    def _part(
-        self,
-        depth: int,
-        loop: ReductionLoop,
-        first: int,
-        end: int,
-        bases: list[Expr],
-        fixed: list[int],
-        steps: dict[int, int],
-        turn: int,
-    ) -> list[Any]:
+    def _part(self, depth: int, loop: ReductionLoop, first: int, end: int, at: Point) -> list[Any]:
         """Return the block of some steps of a loop."""
         part = replace(loop, first=first, end=end, unroll=min(loop.unroll, end - first))
-        return self._block(self.looped(depth, part, bases, fixed, steps, turn))
+        return self._block(self.looped(depth, part, at))
 
-    def _loop(
-        self,
-        depth: int,
-        loop: ReductionLoop,
-        full: int,
-        bases: list[Expr],
-        fixed: list[int],
-        steps: dict[int, int],
-        turn: int,
-    ) -> list[Any]:
+    def _loop(self, depth: int, loop: ReductionLoop, full: int, at: Point) -> list[Any]:
         if full == 1:
             end = loop.first + self.blocks.chunk
-            return self._part(depth, loop, loop.first, end, bases, fixed, steps, turn)
+            return self._part(depth, loop, loop.first, end, at)
         var = tirx.Var(f"block{loop.position}", self.index_dtype)
-        body, inner = self.bound(loop, bases, var * self.blocks.chunk, "from")
-        body += self._part(depth, loop, 0, self.blocks.chunk, inner, fixed, steps, turn)
+        body, inner = self.bound(loop, at, var * self.blocks.chunk, "from")
+        body += self._part(depth, loop, 0, self.blocks.chunk, inner)
         return [self.serial(var, full, body)]
 
-    def _single(
-        self,
-        depth: int,
-        loop: ReductionLoop,
-        bases: list[Expr],
-        fixed: list[int],
-        steps: dict[int, int],
-        turn: int,
-    ) -> list[Any]:
+    def _single(self, depth: int, loop: ReductionLoop, at: Point) -> list[Any]:
         before = self.blocks
         self.blocks = Blocks(depth + 1, 0)
-        found = self.rolled(depth, loop, bases, fixed, steps, turn)
+        found = self.rolled(depth, loop, at)
         self.blocks = before
         return found

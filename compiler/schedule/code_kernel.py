@@ -19,7 +19,7 @@ from tilewright.compiler.schedule.bit_packing import CODES, code_bits, code_valu
 from tilewright.compiler.schedule.dot_kernel import intrinsic
 from tilewright.compiler.schedule.expressions import Expr
 from tilewright.compiler.schedule.low_bit import LowBit
-from tilewright.compiler.schedule.micro_kernel import RegisterTile, constant_like, ramp
+from tilewright.compiler.schedule.micro_kernel import Point, RegisterTile, constant_like, ramp
 from tilewright.compiler.schedule.quad_kernel import QUAD, QuadEmitter, quad_steps
 from tilewright.compiler.schedule.table_kernel import SHUFFLE, constant_bytes
 
@@ -50,16 +50,14 @@ class CodesEmitter(QuadEmitter):
         lanes = QUAD * tile.lanes
         self.table = constant_bytes((values * _ENTRIES)[:_ENTRIES] * (lanes // _ENTRIES))
 
-    def updates(
-        self, bases: list[Expr], fixed: list[int], steps: dict[int, int], chain: int
-    ) -> list[Any]:
+    def updates(self, at: Point) -> list[Any]:
         """Return the products of one cell."""
         tile = self.tile
-        (data, d_base, d_offset), (weight, w_base, w_offset) = self.factors(bases, fixed)
+        (data, d_base, d_offset), (weight, w_base, w_offset) = self.factors(at)
         statements: list[Any] = []
         for column in range(tile.columns):
-            at = w_base + constant_like(w_offset + weight.columns[column], self.index_dtype)
-            binds, quads = self._decoded(weight.buffer, at, column)
+            lies = w_base + constant_like(w_offset + weight.columns[column], self.index_dtype)
+            binds, quads = self._decoded(weight.buffer, lies, column)
             statements += binds
             for row in range(tile.rows):
                 for number, quad in enumerate(quads):

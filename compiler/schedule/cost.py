@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum
 from math import prod
 
@@ -227,8 +228,7 @@ def choose_tile(
     """
     outer, inner = row_extents(anchor, fused)
     vectors_total = column_vectors(anchor)
-    depth = anchor.depth
-    far = data_is_far(anchor, target)
+    cost = _TileCost(target, anchor.depth, data_is_far(anchor, target))
     slides = target.broadcasts_from_memory and bool(sliding_reductions(anchor))
     differ = _columns_differ_in_data(anchor)
     best: tuple[float, tuple[int, int], int] | None = None
@@ -248,58 +248,64 @@ def choose_tile(
             # long as with 7 x 2 (3x3, 32 groups of 16 channels of 14 x 14, Cascade Lake).
             continue
         for shape in shapes:
-            cycles = _cycles((outer, inner), shape, vectors_total, vectors, depth, target, far)
+            cycles = cost.of_image((outer, inner), shape, vectors_total, vectors)
             if best is None or cycles < best[0] * 0.999:
                 best = (cycles, shape, vectors)
     assert best is not None, "a tile of one row and one vector always fits"
     return best[1], best[2]
 
 
-def _cycles(
-    extents: tuple[int, int],
-    tile: tuple[int, int],
-    vectors: int,
-    per_tile: int,
-    depth: int,
-    target: Target,
-    far: bool,
-) -> float:
-    """Return the modelled cycles of all tiles of one image; `far`: its data is not in L2."""
-    total = 0.0
-    codes = 0
-    for outer in partition(extents[0], tile[0]):
-        for inner in partition(extents[1], tile[1]):
-            for column in partition(vectors, per_tile):
-                rows = outer.size * inner.size
-                count = outer.count * inner.count * column.count
-                total += count * _tile_cycles(rows, column.size, depth, target, far)
-                codes += rows * column.size
-    # Every tile size is code of its own, which costs compile time and instruction cache.
-    return total * (1 + codes * 1e-4)
+@dataclass(frozen=True)
+class _TileCost:
+    """Modelled cycles of register tiles.
 
+    Attributes:
+        target: whose registers and caches.
+        depth: steps of the reduction.
+        far: the data is not in the second cache level.
+    """
 
-def _tile_cycles(rows: int, vectors: int, depth: int, target: Target, far: bool) -> float:
-    vector_bytes = target.vector_bits // 8
-    cells = rows * vectors
-    step = max(cells / _FMA_PER_CYCLE, (rows + vectors) / _LOADS_PER_CYCLE)
-    if broadcasts_by_register(target):
-        step = max(step + _ROW_CYCLES * rows, _SHORTEST_STEP)
-    else:
-        # A reduction may be split into chains, so latency counts only half.
-        step = max(step, _FMA_LATENCY / 2 if cells < _FMA_PER_CYCLE * _FMA_LATENCY else 0)
-        # Weights stream from the second cache level and are used once for each row.
-        step += _STREAM_CYCLES * vectors + _LOOP_CYCLES
-        if vectors == 1:
-            # Each multiply-add has a memory operand of its own: measured 4% slower.
-            step *= 1.04
-    if far:
-        # Every tile of columns reads the data from the third level: 128 x 3072 x 768 on Cascade
-        # Lake takes 0.84 of the time with tiles of 9 x 3 instead of 13 x 2.
-        step += _L3_BYTE * rows * _FLOAT_BYTES
-    if not weights_fit(depth, vectors, target):
-        # Every tile of rows reads its weights from the third level.
-        step += _EXPOSED * (_L3_BYTE - _L2_BYTE) * vectors * vector_bytes
-    return depth * step + _TILE_OVERHEAD + _STORE_CYCLES * cells
+    target: Target
+    depth: int
+    far: bool
+
+    def of_image(
+        self, extents: tuple[int, int], tile: tuple[int, int], vectors: int, per_tile: int
+    ) -> float:
+        """Return the cycles of all tiles of one image of so many rows and column vectors."""
+        total = 0.0
+        codes = 0
+        for outer in partition(extents[0], tile[0]):
+            for inner in partition(extents[1], tile[1]):
+                for column in partition(vectors, per_tile):
+                    rows = outer.size * inner.size
+                    count = outer.count * inner.count * column.count
+                    total += count * self._of_tile(rows, column.size)
+                    codes += rows * column.size
+        # Every tile size is code of its own, which costs compile time and instruction cache.
+        return total * (1 + codes * 1e-4)
+
+    def _of_tile(self, rows: int, vectors: int) -> float:
+        target, cells = self.target, rows * vectors
+        step = max(cells / _FMA_PER_CYCLE, (rows + vectors) / _LOADS_PER_CYCLE)
+        if broadcasts_by_register(target):
+            step = max(step + _ROW_CYCLES * rows, _SHORTEST_STEP)
+        else:
+            # A reduction may be split into chains, so latency counts only half.
+            step = max(step, _FMA_LATENCY / 2 if cells < _FMA_PER_CYCLE * _FMA_LATENCY else 0)
+            # Weights stream from the second cache level and are used once for each row.
+            step += _STREAM_CYCLES * vectors + _LOOP_CYCLES
+            if vectors == 1:
+                # Each multiply-add has a memory operand of its own: measured 4% slower.
+                step *= 1.04
+        if self.far:
+            # Every tile of columns reads the data from the third level: 128 x 3072 x 768 on Cascade
+            # Lake takes 0.84 of the time with tiles of 9 x 3 instead of 13 x 2.
+            step += _L3_BYTE * rows * _FLOAT_BYTES
+        if not weights_fit(self.depth, vectors, target):
+            # Every tile of rows reads its weights from the third level.
+            step += _EXPOSED * (_L3_BYTE - _L2_BYTE) * vectors * (target.vector_bits // 8)
+        return self.depth * step + _TILE_OVERHEAD + _STORE_CYCLES * cells
 
 
 def _columns_differ_in_data(anchor: Anchor) -> bool:

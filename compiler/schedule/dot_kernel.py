@@ -8,7 +8,7 @@ vmlal                       1 product of s16 and s16 (armv7), see `long_kernel`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from tvm import tirx
@@ -18,6 +18,7 @@ from tilewright.compiler.schedule.expressions import Expr, dtype_of
 from tilewright.compiler.schedule.lane_kernel import LANE_STEPS, LaneEmitter
 from tilewright.compiler.schedule.micro_kernel import (
     Operand,
+    Point,
     RegisterTile,
     constant_like,
     ramp,
@@ -137,33 +138,22 @@ class DotEmitter(LaneEmitter):
             return super().lane(vector, step)
         return tirx.Shuffle([vector], [tirx.const(step, "int32")] * DOT_LANES)
 
-    def combined(
-        self, old: Expr, row: int, column: int, bases: Sequence[Expr], fixed: Sequence[int]
-    ) -> Expr:
+    def combined(self, old: Expr, row: int, column: int, at: Point) -> Expr:
         """Return the accumulator after one step."""
-        return self.accumulate(old, *self.loaded(row, column, bases, fixed))
+        return self.accumulate(old, *self.loaded(row, column, at))
 
-    def loaded(
-        self, row: int, column: int, bases: Sequence[Expr], fixed: Sequence[int]
-    ) -> tuple[Any, Expr]:
+    def loaded(self, row: int, column: int, at: Point) -> tuple[Any, Expr]:
         """Return the data and the weights of one step."""
-        operand, base, offset = next(
-            found
-            for found in zip(self.tile.operands, bases, fixed, strict=True)
-            if found[0].vector == 0
-        )
+        (operand, base, offset), _ = self.factors(at)
         data = self.lanes_of_rows.get((operand, row))
         if data is None:
             data = self.cell_of(operand, row, 0, base, offset)
-        return data, self.weights(column, bases, fixed)
+        return data, self.weights(column, at)
 
-    def weights(self, column: int, bases: Sequence[Expr], fixed: Sequence[int]) -> Expr:
+    def weights(self, column: int, at: Point) -> Expr:
         """Return the weights of one step."""
-        return next(
-            self.cell_of(operand, 0, column, base, offset)
-            for operand, base, offset in zip(self.tile.operands, bases, fixed, strict=True)
-            if operand.vector != 0
-        )
+        _, (operand, base, offset) = self.factors(at)
+        return self.cell_of(operand, 0, column, base, offset)
 
     def cell_of(self, operand: Operand, row: int, column: int, base: Expr, offset: int) -> Expr:
         """Return the bytes of one cell of data, or of a vector of cells of weights."""

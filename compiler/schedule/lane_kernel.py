@@ -8,6 +8,7 @@ two multiply-adds in a cycle, and leaves LLVM nothing to pair and spill.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tvm import tirx
@@ -16,6 +17,7 @@ from tilewright.compiler.schedule.expressions import Expr, dtype_of
 from tilewright.compiler.schedule.micro_kernel import (
     Emitter,
     Operand,
+    Point,
     ReductionLoop,
     constant_like,
     emit_reduction,
@@ -42,32 +44,21 @@ class LaneEmitter(Emitter):
         super().__init__(tile, accumulators, index_dtype)
         self.lanes_of_rows: dict[tuple[Operand, int], Expr] = {}
 
-    def rolled(
-        self,
-        depth: int,
-        loop: ReductionLoop,
-        bases: list[Expr],
-        fixed: list[int],
-        steps: dict[int, int],
-        turn: int,
-    ) -> list[Any]:
+    def rolled(self, depth: int, loop: ReductionLoop, at: Point) -> list[Any]:
         """Return a loop of rounds of `LANE_STEPS` steps, then the steps that remain."""
         if depth + 1 < len(self.tile.loops) or not self._lies_together(loop):
-            return super().rolled(depth, loop, bases, fixed, steps, turn)
+            return super().rolled(depth, loop, at)
         rounds, rest = divmod(loop.end - loop.first, LANE_STEPS)
         statements = []
         if rounds == 1:
-            moved = self.moved(fixed, loop.position, loop.first)
-            statements += self._grouped(loop.position, bases, moved, steps, turn)
+            moved = self.moved(at, loop.position, loop.first)
+            statements += self._grouped(loop.position, moved)
         elif rounds > 1:
             var = tirx.Var(f"k{loop.position}", self.index_dtype)
-            body, inner = self.bound(loop, bases, var * LANE_STEPS)
-            body += self._grouped(loop.position, inner, fixed, steps, turn)
+            body, inner = self.bound(loop, at, var * LANE_STEPS)
+            body += self._grouped(loop.position, inner)
             statements.append(self.serial(var, rounds, body))
-        for i in range(rest):
-            moved = self.moved(fixed, loop.position, loop.end - rest + i)
-            statements += self.walk(depth + 1, bases, moved, steps, turn + i)
-        return statements
+        return statements + self.rest(depth, loop, rest, at)
 
     def _lies_together(self, loop: ReductionLoop) -> bool:
         """Tell whether the steps of a loop read neighbouring elements of the data."""
@@ -101,22 +92,15 @@ class LaneEmitter(Emitter):
         """Return the data of one step out of those of a group."""
         return tirx.Shuffle([vector], [tirx.const(step, "int32")])
 
-    def _grouped(
-        self,
-        position: int,
-        bases: list[Expr],
-        fixed: list[int],
-        steps: dict[int, int],
-        turn: int,
-    ) -> list[Any]:
+    def _grouped(self, position: int, at: Point) -> list[Any]:
         """Return `LANE_STEPS` steps: the loads of all rows, then the multiply-adds by lanes."""
         statements: list[Any] = []
         vectors: dict[tuple[Operand, int], Any] = {}
-        for operand, base, offset in zip(self.tile.operands, bases, fixed, strict=True):
+        for operand, base, offset in zip(self.tile.operands, at.bases, at.fixed, strict=True):
             if operand.vector != 0:
                 continue
             for row in range(self.tile.rows):
-                if self.tile.skip(row, steps):
+                if self.tile.skip(row, at.steps):
                     continue
                 offset_of_row = offset + operand.rows[row] + operand.columns[0]
                 address = base + constant_like(offset_of_row, self.index_dtype)
@@ -124,8 +108,8 @@ class LaneEmitter(Emitter):
                 statements += binds
         for step in range(LANE_STEPS):
             self.lanes_of_rows = {key: self.lane(vector, step) for key, vector in vectors.items()}
-            moved = self.moved(fixed, position, step)
-            statements += self.updates(bases, moved, steps, (turn + step) % self.tile.chains)
+            moved = self.moved(at, position, step)
+            statements += self.updates(replace(moved, turn=at.turn + step))
         self.lanes_of_rows = {}
         return statements
 

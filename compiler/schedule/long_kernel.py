@@ -6,7 +6,6 @@ until it is added, and LLVM makes all before it adds the first: with 16 register
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
@@ -14,7 +13,7 @@ from tvm import tirx
 from tilewright.compiler.schedule.dot_kernel import DOT_LANES, DotEmitter, intrinsic
 from tilewright.compiler.schedule.expressions import Expr
 from tilewright.compiler.schedule.lane_kernel import LANE_STEPS
-from tilewright.compiler.schedule.micro_kernel import Operand, ramp
+from tilewright.compiler.schedule.micro_kernel import Operand, Point, ramp
 
 _WORDS, _UNSIGNED = "int16x4", "uint16x4"
 
@@ -41,11 +40,9 @@ class LongDotEmitter(DotEmitter):
         places = [tirx.const(step, "int32")] * DOT_LANES
         return tuple(tirx.Shuffle([vector], places) for vector in loaded)
 
-    def loaded(
-        self, row: int, column: int, bases: Sequence[Expr], fixed: Sequence[int]
-    ) -> tuple[Any, Expr]:
+    def loaded(self, row: int, column: int, at: Point) -> tuple[Any, Expr]:
         """Return both bytes of the data of one step, and its weights."""
-        data, weight = super().loaded(row, column, bases, fixed)
+        data, weight = super().loaded(row, column, at)
         if not isinstance(data, tuple):
             data = _unsigned(tirx.Broadcast(tirx.reinterpret("uint16", data), DOT_LANES))
         return data, weight

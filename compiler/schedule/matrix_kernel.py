@@ -26,6 +26,7 @@ from tilewright.compiler.schedule.dot_kernel import (
 from tilewright.compiler.schedule.expressions import Expr
 from tilewright.compiler.schedule.micro_kernel import (
     Operand,
+    Point,
     RegisterTile,
     constant_like,
     local_buffer,
@@ -71,14 +72,12 @@ class MatrixDotEmitter(DotEmitter):
         ]
         return [*super().initial(), tirx.AllocBuffer(self.beside), *stores]
 
-    def updates(
-        self, bases: list[Expr], fixed: list[int], steps: dict[int, int], chain: int
-    ) -> list[Any]:
+    def updates(self, at: Point) -> list[Any]:
         """Return the products of one step of 8 bytes."""
         statements: list[Any] = []
-        data, weights = self.factors(bases, fixed)
+        data, weights = self.factors(at)
         for row in range(0, self.tile.rows, 2):
-            read = [r < self.tile.rows and not self.tile.skip(r, steps) for r in (row, row + 1)]
+            read = [r < self.tile.rows and not self.tile.skip(r, at.steps) for r in (row, row + 1)]
             if not any(read):
                 continue
             # A row that is not there, or is behind the padding, has bytes of zero.
@@ -91,7 +90,7 @@ class MatrixDotEmitter(DotEmitter):
             statements.append(tirx.Bind(pair, _shuffled(halves, range(_HALF_BYTES))))
             for column in range(self.tile.columns):
                 for half in range(2):
-                    place = self._place(chain, row + half, column)
+                    place = self._place(self.chain(at), row + half, column)
                     weight = self._weights(*weights, column, half)
                     new = matrix_dot(tirx.BufferLoad(place[0], [place[1]]), pair, weight)
                     statements.append(tirx.BufferStore(*self._replaced(place, new)))

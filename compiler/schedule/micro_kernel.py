@@ -6,8 +6,8 @@ accumulators in registers only where every index into them is a constant.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -79,6 +79,25 @@ class Ahead:
 
 
 @dataclass(frozen=True, eq=False)
+class Point:
+    """Where the walk over the reduction of a tile is.
+
+    Attributes:
+        bases: address of each operand, without `fixed`.
+        fixed: constant part of each address.
+        steps: reduction position -> step, for axes written out so far.
+        turn: how many steps were unrolled before this one; picks the chain.
+        done: steps of the whole reduction before this one.
+    """
+
+    bases: tuple[Expr, ...]
+    fixed: tuple[int, ...]
+    steps: Mapping[int, int] = field(default_factory=dict)
+    turn: int = 0
+    done: Any = 0
+
+
+@dataclass(frozen=True, eq=False)
 class RegisterTile:
     """Everything that `emit_reduction` needs to know.
 
@@ -101,7 +120,7 @@ class RegisterTile:
     loops: tuple[ReductionLoop, ...]
     chains: int = 1
     start: tuple[Expr, ...] = ()
-    skip: Callable[[int, dict[int, int]], bool] = field(default=lambda row, steps: False)
+    skip: Callable[[int, Mapping[int, int]], bool] = field(default=lambda row, steps: False)
     ahead: Ahead | None = None
 
 
@@ -156,8 +175,6 @@ class Emitter:
         self.tile = tile
         self.accumulators = accumulators
         self.index_dtype = index_dtype
-        # Steps of the reduction before the statement that is written next.
-        self.done: Any = 0
 
     def cell(self, chain: int, row: int, column: int) -> Expr:
         """Return the index of an accumulator vector."""
@@ -181,52 +198,25 @@ class Emitter:
             for cell, first in zip(cells, values, strict=True)
         ]
 
-    def walk(
-        self, depth: int, bases: list[Expr], fixed: list[int], steps: dict[int, int], turn: int
-    ):
-        """Return the statements of loop `depth` and all inside it.
-
-        Args:
-            depth: index into the tile's loops.
-            bases: address of each operand so far, without `fixed`.
-            fixed: constant part of each address.
-            steps: reduction position -> step, for axes written out so far.
-            turn: how many steps were unrolled before this one; picks the chain.
-        """
+    def walk(self, depth: int, at: Point) -> list[Any]:
+        """Return the statements of loop `depth`, an index into the tile's, and all inside it."""
         if depth == len(self.tile.loops):
-            return self.updates(bases, fixed, steps, turn % self.tile.chains)
-        return self.looped(depth, self.tile.loops[depth], bases, fixed, steps, turn)
+            return self.updates(at)
+        return self.looped(depth, self.tile.loops[depth], at)
 
-    def looped(
-        self,
-        depth: int,
-        loop: ReductionLoop,
-        bases: list[Expr],
-        fixed: list[int],
-        steps: dict[int, int],
-        turn: int,
-    ) -> list[Any]:
+    def looped(self, depth: int, loop: ReductionLoop, at: Point) -> list[Any]:
         """Return all steps of a loop, written out or rolled."""
         if not loop.written_out:
-            return self.rolled(depth, loop, bases, fixed, steps, turn)
+            return self.rolled(depth, loop, at)
         body = []
-        done = self.done
         for step in range(loop.first, loop.end):
-            self.done = done + (step - loop.first) * self.steps_inside(depth)
-            moved = self.moved(fixed, loop.position, step)
-            body += self.walk(depth + 1, bases, moved, {**steps, loop.position: step}, turn)
-        self.done = done
+            done = at.done + (step - loop.first) * self.steps_inside(depth)
+            steps = {**at.steps, loop.position: step}
+            moved = self.moved(at, loop.position, step)
+            body += self.walk(depth + 1, replace(moved, steps=steps, done=done))
         return body
 
-    def rolled(
-        self,
-        depth: int,
-        loop: ReductionLoop,
-        bases: list[Expr],
-        fixed: list[int],
-        steps: dict[int, int],
-        turn: int,
-    ) -> list[Any]:
+    def rolled(self, depth: int, loop: ReductionLoop, at: Point) -> list[Any]:
         """Return a loop of rounds of `unroll` steps, then the steps that remain."""
         extent = loop.end - loop.first
         if isinstance(extent, int):
@@ -237,35 +227,29 @@ class Emitter:
         statements = []
         if not isinstance(rounds, int) or rounds > 0:
             var = tirx.Var(f"k{loop.position}", self.index_dtype)
-            statements.append(self.round(depth, loop, var, rounds, bases, fixed, steps, turn))
-        for i in range(rest):
-            moved = self.moved(fixed, loop.position, loop.end - rest + i)
-            statements += self.walk(depth + 1, bases, moved, steps, turn + i)
-        return statements
+            statements.append(self.round(depth, loop, var, rounds, at))
+        return statements + self.rest(depth, loop, rest, at)
 
-    def round(
-        self,
-        depth: int,
-        loop: ReductionLoop,
-        var: Any,
-        rounds: Any,
-        bases: list[Expr],
-        fixed: list[int],
-        steps: dict[int, int],
-        turn: int,
-    ) -> Any:
+    def round(self, depth: int, loop: ReductionLoop, var: Any, rounds: Any, at: Point) -> Any:
         """Return the rolled loop itself; each operand's address is bound once in a round."""
-        body, inner = self.bound(loop, bases, var * loop.unroll)
+        body, inner = self.bound(loop, at, var * loop.unroll)
+        inside = loop.unroll * self.steps_inside(depth)
+        inner = replace(inner, done=at.done + var * inside)
         loops = self.tile.loops
-        done, inside = self.done, loop.unroll * self.steps_inside(depth)
-        self.done = done + var * inside
         if self.asks_in(depth) and not any(map(self.asks_in, range(depth + 1, len(loops)))):
-            body += self.prefetches(inside)
+            body += self.prefetches(inside, inner.done)
         for i in range(loop.unroll):
-            moved = self.moved(fixed, loop.position, i)
-            body += self.walk(depth + 1, inner, moved, steps, turn + i)
-        self.done = done
+            moved = self.moved(inner, loop.position, i)
+            body += self.walk(depth + 1, replace(moved, turn=at.turn + i))
         return self.serial(var, rounds, body)
+
+    def rest(self, depth: int, loop: ReductionLoop, count: int, at: Point) -> list[Any]:
+        """Return the last steps of a loop, which no round has."""
+        statements = []
+        for i in range(count):
+            moved = self.moved(at, loop.position, loop.end - count + i)
+            statements += self.walk(depth + 1, replace(moved, turn=at.turn + i))
+        return statements
 
     def steps_inside(self, depth: int) -> int:
         """Return the steps of the reduction in one step of a loop; where bounds vary, a few."""
@@ -282,12 +266,12 @@ class Emitter:
         elements = loop.unroll * self.steps_inside(depth) * ahead.width
         return elements >= ahead.line << ahead.shift
 
-    def prefetches(self, steps: int) -> list[Any]:
-        """Return what is asked for ahead in a round of so many steps."""
+    def prefetches(self, steps: int, done: Any) -> list[Any]:
+        """Return what is asked for ahead in a round of so many steps, after so many others."""
         ahead = self.tile.ahead
         assert ahead is not None
         shift = constant_like(ahead.shift, self.index_dtype)
-        at = tirx.shift_right(self.done * ahead.width, shift)
+        at = tirx.shift_right(done * ahead.width, shift)
         lines = -(-(steps * ahead.width) // (ahead.line << ahead.shift))
         return [
             prefetch(ahead.buffer, first + at + line * ahead.line)
@@ -296,27 +280,27 @@ class Emitter:
         ]
 
     def bound(
-        self, loop: ReductionLoop, bases: list[Expr], step: Expr, name: str = "at"
-    ) -> tuple[list[Any], list[Expr]]:
-        """Return the statements that bind each operand's address at a step, and the addresses.
+        self, loop: ReductionLoop, at: Point, step: Expr, name: str = "at"
+    ) -> tuple[list[Any], Point]:
+        """Return the statements that bind each operand's address at a step, and the point there.
 
         Args:
             loop: which axis is walked.
-            bases: addresses before it.
+            at: before it.
             step: of the axis, from the first one of the loop on.
             name: how the names of the addresses begin.
         """
         binds: list[Any] = []
         inner: list[Expr] = []
-        for operand, base in zip(self.tile.operands, bases, strict=True):
+        for operand, base in zip(self.tile.operands, at.bases, strict=True):
             distance = operand.steps[loop.position]
             if distance == 0:
                 inner.append(base)
                 continue
-            at = tirx.Var(f"{name}{len(inner)}", self.index_dtype)
-            binds.append(tirx.Bind(at, base + (step + loop.first) * distance))
-            inner.append(at)
-        return binds, inner
+            address = tirx.Var(f"{name}{len(inner)}", self.index_dtype)
+            binds.append(tirx.Bind(address, base + (step + loop.first) * distance))
+            inner.append(address)
+        return binds, replace(at, bases=tuple(inner))
 
     def serial(self, var: Any, rounds: Any, body: list[Any]) -> Any:
         """Return a loop of a number of rounds, an int or an expression."""
@@ -324,24 +308,25 @@ class Emitter:
         extent = constant_like(rounds, self.index_dtype) if isinstance(rounds, int) else rounds
         return tirx.For(var, zero, extent, tirx.ForKind.SERIAL, sequence(body))
 
-    def factors(
-        self, bases: Sequence[Expr], fixed: Sequence[int]
-    ) -> tuple[tuple[Operand, Expr, int], tuple[Operand, Expr, int]]:
+    def factors(self, at: Point) -> tuple[tuple[Operand, Expr, int], tuple[Operand, Expr, int]]:
         """Return the data and the weights of a product, each with its address in two parts."""
-        given = list(zip(self.tile.operands, bases, fixed, strict=True))
+        given = list(zip(self.tile.operands, at.bases, at.fixed, strict=True))
         data = next(found for found in given if found[0].vector == 0)
         return data, next(found for found in given if found[0].vector != 0)
 
-    def moved(self, fixed: list[int], position: int, step: int) -> list[int]:
-        """Return the constant parts of the addresses, `step` steps further on one axis."""
-        return [
+    def moved(self, at: Point, position: int, step: int) -> Point:
+        """Return a point with its addresses `step` steps further on one axis."""
+        fixed = tuple(
             offset + operand.steps[position] * step
-            for operand, offset in zip(self.tile.operands, fixed, strict=True)
-        ]
+            for operand, offset in zip(self.tile.operands, at.fixed, strict=True)
+        )
+        return replace(at, fixed=fixed)
 
-    def updates(
-        self, bases: list[Expr], fixed: list[int], steps: dict[int, int], chain: int
-    ) -> list[Any]:
+    def chain(self, at: Point) -> int:
+        """Return which of the independent sums a step is added to."""
+        return at.turn % self.tile.chains
+
+    def updates(self, at: Point) -> list[Any]:
         """Return one multiply-add for each row and column vector.
 
         Rows are the outer loop: a broadcast element then serves its columns at once and is dead
@@ -350,24 +335,22 @@ class Emitter:
         tile = self.tile
         statements = []
         for row in range(tile.rows):
-            if tile.skip(row, steps):
+            if tile.skip(row, at.steps):
                 continue
             for column in range(tile.columns):
-                cell = self.cell(chain, row, column)
+                cell = self.cell(self.chain(at), row, column)
                 old = tirx.BufferLoad(self.accumulators, [cell])
-                new = self.combined(old, row, column, bases, fixed)
+                new = self.combined(old, row, column, at)
                 statements.append(tirx.BufferStore(self.accumulators, new, [cell]))
         return statements
 
-    def combined(
-        self, old: Expr, row: int, column: int, bases: Sequence[Expr], fixed: Sequence[int]
-    ) -> Expr:
+    def combined(self, old: Expr, row: int, column: int, at: Point) -> Expr:
         """Return an accumulator vector after one step."""
-        return _COMBINE[self.tile.combine](old, self.term(row, column, bases, fixed))
+        return _COMBINE[self.tile.combine](old, self.term(row, column, at))
 
-    def term(self, row: int, column: int, bases: Sequence[Expr], fixed: Sequence[int]) -> Expr:
+    def term(self, row: int, column: int, at: Point) -> Expr:
         """Return the term of one output vector."""
-        operands = iter(zip(self.tile.operands, bases, fixed, strict=True))
+        operands = iter(zip(self.tile.operands, at.bases, at.fixed, strict=True))
         lanes = self.tile.lanes
 
         def leaf(node: Expr) -> Expr | None:
@@ -427,5 +410,5 @@ def emit_reduction(
     accumulators = local_buffer("accumulators", size, tile.dtype)
     emitter = emitter_class(tile, accumulators, index_dtype)
     statements = [tirx.AllocBuffer(accumulators), *emitter.initial()]
-    statements += emitter.walk(0, list(bases), [0] * len(tile.operands), {}, 0)
+    statements += emitter.walk(0, Point(tuple(bases), (0,) * len(tile.operands)))
     return accumulators, statements + emitter.joined()

@@ -37,8 +37,9 @@ from tilewright.compiler.schedule.micro_kernel import (
 )
 from tilewright.compiler.schedule.padding import read_clips
 from tilewright.compiler.schedule.tile_geometry import TileGeometry
-from tilewright.compiler.schedule.tile_loops import KernelBuilder, TaskGrid, next_columns
+from tilewright.compiler.schedule.tile_loops import KernelBuilder, TaskGrid
 from tilewright.compiler.schedule.tiling import tile_count
+from tilewright.compiler.schedule.weights_ahead import next_columns, weights_ahead
 from tilewright.compiler.targets import Target
 from tilewright.errors import InvalidScheduleError
 
@@ -208,7 +209,7 @@ class PanelKernelBuilder(KernelBuilder):
             bases.append(base)
         depth = self.anchor.depth // axis.extent * self.plan.panel
         next_panel = partial(self._next_panel, grid)
-        ahead = self.ahead(bases, number, grid, depth, next_panel)
+        ahead = weights_ahead(self, bases, number, grid, depth, next_panel)
         start = self._load(geometry, number)
         tile = replace(self.register_tile(geometry), start=start, ahead=ahead)
         accumulators, body = self.emit(tile, bases)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -128,6 +129,7 @@ class PhaseKernel:
         shape: of the operator.
         plan: decisions that fit it.
         lanes: floats of a vector.
+        chains: parts that each sum is kept in; rows of taps are dealt out to them.
     """
 
     def __init__(
@@ -137,8 +139,10 @@ class PhaseKernel:
         shape: PhaseShape,
         plan: PhaseDecisions,
         lanes: int,
+        chains: int,
     ) -> None:
         self.func, self.shape, self.plan, self.lanes = func, shape, plan, lanes
+        self.chains = chains
         self.parallel = is_parallel_worth(stage.work)
         self.dtype = dtype_of(stage.spatial[0].var)
         self.copy = RowCopy.plan(shape, plan.rows, plan.channels, lanes)
@@ -331,18 +335,30 @@ class PhaseKernel:
     def _summed(self, tile: _Tile, first: Any, count: Any, is_first: Expr | None) -> list[Any]:
         """Return what adds the channels of a piece to the sums of a tile."""
         shape, numbers = self.shape, range(len(self.cells))
-        registers = local_buffer("registers", len(self.cells) * self.lanes, _NUMBER)
+        kept = range(len(self.cells) * self.chains)
+        registers = local_buffer("registers", len(kept) * self.lanes, _NUMBER)
         zero = splat(tirx.const(0, _NUMBER), self.lanes)
 
         def start(value_of: Callable[[int], Expr]) -> Any:
             return sequence(
-                [tirx.BufferStore(registers, value_of(n), [self._at(None, n)]) for n in numbers]
+                [tirx.BufferStore(registers, value_of(n), [self._at(None, n)]) for n in kept]
             )
+
+        def so_far(number: int) -> Expr:
+            if number in numbers:
+                return tirx.BufferLoad(self.sums, [self._at(tile.sums, number)])
+            return zero
+
+        def total(number: int) -> Expr:
+            parts = [
+                tirx.BufferLoad(registers, [self._at(None, part)])
+                for part in kept[number :: len(numbers)]
+            ]
+            return reduce(lambda left, right: left + right, parts)
 
         begin = start(lambda _: zero)
         if is_first is not None:
-            so_far = start(lambda n: tirx.BufferLoad(self.sums, [self._at(tile.sums, n)]))
-            begin = tirx.IfThenElse(is_first, begin, so_far)
+            begin = tirx.IfThenElse(is_first, begin, start(so_far))
         per_channel = prod(shape.taps) * STRIDE * shape.outputs
 
         def channel(number: Any) -> list[Any]:
@@ -352,14 +368,7 @@ class PhaseKernel:
             weights = self._bind("weights_at", weights, statements)
             return [*statements, *self._steps(registers, near, weights)]
 
-        ends = [
-            tirx.BufferStore(
-                self.sums,
-                tirx.BufferLoad(registers, [self._at(None, n)]),
-                [self._at(tile.sums, n)],
-            )
-            for n in numbers
-        ]
+        ends = [tirx.BufferStore(self.sums, total(n), [self._at(tile.sums, n)]) for n in numbers]
         return [tirx.AllocBuffer(registers), begin, self._loop("channel", count, channel), *ends]
 
     def _steps(self, registers: Any, near: Expr, weights: Expr) -> list[Any]:
@@ -378,7 +387,7 @@ class PhaseKernel:
                     )
                     at = ramp(near + (row + place + vector * lanes), 1, lanes)
                     term = tirx.BufferLoad(self.near, [at]) * splat(factor, lanes)
-                    register = self._at(None, cell)
+                    register = self._at(None, number % self.chains * len(self.cells) + cell)
                     old = tirx.BufferLoad(registers, [register])
                     statements.append(tirx.BufferStore(registers, old + term, [register]))
         return statements

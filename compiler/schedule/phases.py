@@ -120,25 +120,38 @@ def find_phases(stages: Sequence[Stage]) -> Stage | None:
     return next((stage for stage in stages if stage.name.startswith(PHASE_BLOCK)), None)
 
 
-def most_vectors(outputs: int, positions: int, target: Target) -> int:
+def most_vectors(outputs: int, positions: int, rows_read: int, target: Target) -> int:
     """Return how many vectors of a row a tile has at most; 0 where a tile does not pay.
 
     Args:
         outputs: channels.
         positions: of a phase along a row.
+        rows_read: rows of inputs that a row of outputs reads of a channel.
         target: whose registers are filled.
     """
     lanes = target.lanes("float32")
     # A vector of each, and one weight in all lanes.
     fit = (target.vector_registers - 1) // (STRIDE * outputs + 1)
     vectors = min(fit, positions // lanes)
-    return vectors if STRIDE * outputs * vectors >= _FEWEST_CELLS else 0
+    cells = STRIDE * outputs * vectors
+    return vectors if cells * chains(cells, rows_read) >= _FEWEST_CELLS else 0
+
+
+def chains(cells: int, rows_read: int) -> int:
+    """Return in how many parts each sum of a tile is kept: a tile of few waits for its adds.
+
+    Args:
+        cells: vectors of sums of a tile.
+        rows_read: as above; each is added to one of the parts.
+    """
+    return min(rows_read, tile_count(_FEWEST_CELLS, max(1, cells)))
 
 
 def default_phases(stage: Stage, target: Target) -> PhaseDecisions:
     """Return the tile that wastes least, channels that stay near, and rows that share most."""
     shape, lanes = PhaseShape.read(stage), target.lanes("float32")
-    most = max(1, most_vectors(shape.outputs, shape.positions[-1], target))
+    most = most_vectors(shape.outputs, shape.positions[-1], prod(shape.taps[:-1]), target)
+    most = max(1, most)
     row = tile_count(shape.positions[-1], lanes)
     # The last tile overlaps its neighbour: what both compute is lost.
     full = [n for n in range(1, most + 1) if STRIDE * shape.outputs * n >= _FEWEST_CELLS]
@@ -194,4 +207,5 @@ def schedule_phases(
             f"tasks of {list(plan.rows)} rows and {plan.channels} channels do not fit "
             f"{len(shape.sizes)} axes"
         )
-    return PhaseKernel(func, stage, shape, plan, lanes).build()
+    parts = chains(STRIDE * shape.outputs * plan.vectors, prod(shape.taps[:-1]))
+    return PhaseKernel(func, stage, shape, plan, lanes, parts).build()

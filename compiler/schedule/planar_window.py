@@ -23,6 +23,7 @@ from tilewright.compiler.schedule.expressions import (
 )
 from tilewright.compiler.schedule.micro_kernel import (
     Emitter,
+    Point,
     RegisterTile,
     constant_like,
     emit_reduction,
@@ -95,16 +96,16 @@ class PlanarEmitter(Emitter):
             range(len(tile.operands)), key=lambda index: abs(tile.operands[index].vector)
         )
 
-    def moved(self, fixed: list[int], position: int, step: int) -> list[int]:
-        """Return the constant parts of the addresses, `step` steps further on one axis."""
-        moved = super().moved(fixed, position, step)
-        if self.places and position == self.planar.columns.window:
-            moved[self.image] = fixed[self.image] + self.places[step]
-        return moved
+    def moved(self, at: Point, position: int, step: int) -> Point:
+        """Return a point with its addresses `step` steps further on one axis."""
+        moved = super().moved(at, position, step)
+        if not self.places or position != self.planar.columns.window:
+            return moved
+        fixed = list(moved.fixed)
+        fixed[self.image] = at.fixed[self.image] + self.places[step]
+        return replace(moved, fixed=tuple(fixed))
 
-    def walk(
-        self, depth: int, bases: list[Expr], fixed: list[int], steps: dict[int, int], turn: int
-    ) -> list[Any]:
+    def walk(self, depth: int, at: Point) -> list[Any]:
         """Return the multiply-adds of the tile, by columns of the window, then by image row."""
         tile, image = self.tile, self.tile.operands[self.image]
         loops = {loop.position: loop for loop in tile.loops}
@@ -112,19 +113,19 @@ class PlanarEmitter(Emitter):
         rows, columns = (loops[w.window] for w in (self.planar.rows, self.planar.columns))
         found = []
         for x in range(columns.first, columns.end):
-            beside = self.moved(fixed, columns.position, x)
+            beside = self.moved(at, columns.position, x)
             for y in range(rows.first, rows.end):
-                at = self.moved(beside, rows.position, y)
+                here = self.moved(beside, rows.position, y)
                 for row in range(tile.rows):
                     for column in range(tile.columns):
-                        place = at[self.image] + image.rows[row]
-                        found.append((x, place, column, row, at))
+                        place = here.fixed[self.image] + image.rows[row]
+                        found.append((x, place, column, row, here))
         found.sort(key=lambda term: term[:4])
         statements = []
-        for _, _, column, row, at in found:
+        for _, _, column, row, here in found:
             cell = self.cell(0, row, column)
             old = tirx.BufferLoad(self.accumulators, [cell])
-            new = self.combined(old, row, column, bases, at)
+            new = self.combined(old, row, column, here)
             statements.append(tirx.BufferStore(self.accumulators, new, [cell]))
         return statements
 

@@ -15,6 +15,7 @@ Counts are summed in bytes, at most 31 of them, by NEON's cnt, by vpshufb on hal
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tvm import tirx
@@ -25,6 +26,7 @@ from tilewright.compiler.schedule.dot_kernel import SUM_DTYPE, intrinsic
 from tilewright.compiler.schedule.expressions import Expr
 from tilewright.compiler.schedule.low_bit import LowBit
 from tilewright.compiler.schedule.micro_kernel import (
+    Point,
     RegisterTile,
     constant_like,
     ramp,
@@ -52,12 +54,10 @@ class PlanesEmitter(BlockedEmitter):
         self.planes = data_planes(low_bit.mask)
         self.factor: Expr | None = None
 
-    def walk(
-        self, depth: int, bases: list[Expr], fixed: list[int], steps: dict[int, int], turn: int
-    ) -> list[Any]:
+    def walk(self, depth: int, at: Point) -> list[Any]:
         """Return the statements of loop `depth` and all inside it, for each pair of bits."""
         if self.factor is not None:
-            return super().walk(depth, bases, fixed, steps, turn)
+            return super().walk(depth, at)
         counts = {"weight_bit": self.low_bit.weight_bits, "data_bit": len(self.planes)}
         zero = constant_like(0, self.index_dtype)
         bits: dict[str, Expr] = {
@@ -68,11 +68,11 @@ class PlanesEmitter(BlockedEmitter):
         self.factor = self._factor(i, j)
         moved: list[Expr] = []
         binds = []
-        for operand, base in zip(self.tile.operands, bases, strict=True):
-            at = tirx.Var(f"plane{len(moved)}", self.index_dtype)
-            binds.append(tirx.Bind(at, base + (i * self.tile.lanes if operand.vector else j)))
-            moved.append(at)
-        body = sequence([*binds, *super().walk(depth, moved, fixed, steps, turn)])
+        for operand, base in zip(self.tile.operands, at.bases, strict=True):
+            plane = tirx.Var(f"plane{len(moved)}", self.index_dtype)
+            binds.append(tirx.Bind(plane, base + (i * self.tile.lanes if operand.vector else j)))
+            moved.append(plane)
+        body = sequence([*binds, *super().walk(depth, replace(at, bases=tuple(moved)))])
         self.factor = None
         for name, var in reversed(bits.items()):
             if counts[name] > 1:
@@ -91,19 +91,17 @@ class PlanesEmitter(BlockedEmitter):
             value = one << ((i + j).astype(SUM_DTYPE) + first)
         return tirx.Broadcast(value, self.tile.lanes)
 
-    def updates(
-        self, bases: list[Expr], fixed: list[int], steps: dict[int, int], chain: int
-    ) -> list[Any]:
+    def updates(self, at: Point) -> list[Any]:
         """Return the counts of one word for each row and column vector."""
         tile = self.tile
-        (data, d_base, d_offset), (weight, w_base, w_offset) = self.factors(bases, fixed)
+        (data, d_base, d_offset), (weight, w_base, w_offset) = self.factors(at)
         statements = []
         for row in range(tile.rows):
-            at = d_base + constant_like(d_offset + data.rows[row], self.index_dtype)
-            word = tirx.Broadcast(tirx.BufferLoad(data.buffer, [at]), tile.lanes)
+            place = d_base + constant_like(d_offset + data.rows[row], self.index_dtype)
+            word = tirx.Broadcast(tirx.BufferLoad(data.buffer, [place]), tile.lanes)
             for column in range(tile.columns):
-                at = w_base + constant_like(w_offset + weight.columns[column], self.index_dtype)
-                words = tirx.BufferLoad(weight.buffer, [ramp(at, 1, tile.lanes)])
+                place = w_base + constant_like(w_offset + weight.columns[column], self.index_dtype)
+                words = tirx.BufferLoad(weight.buffer, [ramp(place, 1, tile.lanes)])
                 both = word ^ words if self.low_bit.is_sign else word & words
                 bytes_ = tirx.reinterpret(f"uint8x{self.narrow_lanes}", both)
                 counts = intrinsic("llvm.ctpop", f"uint8x{self.narrow_lanes}", bytes_)

@@ -19,7 +19,7 @@ from tilewright.compiler.schedule.blocked_kernel import BlockedEmitter
 from tilewright.compiler.schedule.dot_kernel import MADDWD, cell_of, intrinsic
 from tilewright.compiler.schedule.expressions import Expr
 from tilewright.compiler.schedule.low_bit import LowBit
-from tilewright.compiler.schedule.micro_kernel import RegisterTile
+from tilewright.compiler.schedule.micro_kernel import Point, RegisterTile
 from tilewright.compiler.targets import Target
 
 QUAD = 4
@@ -58,15 +58,13 @@ class QuadEmitter(BlockedEmitter):
         super().__init__(tile, accumulators, index_dtype, extents, most, "int16", lanes)
         self.bits = 32 * tile.lanes
 
-    def updates(
-        self, bases: list[Expr], fixed: list[int], steps: dict[int, int], chain: int
-    ) -> list[Any]:
+    def updates(self, at: Point) -> list[Any]:
         """Return the products of one step."""
         tile = self.tile
-        data, weights = self.factors(bases, fixed)
+        data, weights = self.factors(at)
         statements = []
         for row in range(tile.rows):
-            if tile.skip(row, steps):
+            if tile.skip(row, at.steps):
                 continue
             cell = cell_of(data[0], row, 0, *data[1:], group=QUAD, lanes=1)
             for column in range(tile.columns):

@@ -24,6 +24,7 @@ from tilewright.compiler.schedule.expressions import Expr
 from tilewright.compiler.schedule.low_bit import LowBit
 from tilewright.compiler.schedule.micro_kernel import (
     Operand,
+    Point,
     RegisterTile,
     constant_like,
     local_buffer,
@@ -108,18 +109,16 @@ class TablesEmitter(BlockedEmitter):
         ]
         return [*super().initial(), tirx.AllocBuffer(self.words), *stores]
 
-    def updates(
-        self, bases: list[Expr], fixed: list[int], steps: dict[int, int], chain: int
-    ) -> list[Any]:
+    def updates(self, at: Point) -> list[Any]:
         """Return the lookups of one cell."""
-        (data, d_base, d_offset), (weight, w_base, w_offset) = self.factors(bases, fixed)
+        (data, d_base, d_offset), (weight, w_base, w_offset) = self.factors(at)
         statements: list[Any] = []
         halves = {}
         for column in range(self.byte_columns):
             for plane in range(self.planes):
                 offset = weight.columns[TABLE_VECTORS * column] + plane * self.narrow_lanes
-                at = w_base + constant_like(w_offset + offset, self.index_dtype)
-                loaded = tirx.BufferLoad(weight.buffer, [ramp(at, 1, self.narrow_lanes)])
+                lies = w_base + constant_like(w_offset + offset, self.index_dtype)
+                loaded = tirx.BufferLoad(weight.buffer, [ramp(lies, 1, self.narrow_lanes)])
                 binds, halves[column, plane] = self._indices(loaded, f"{column}_{plane}")
                 statements += binds
         # Rows outside: a table is read once, and dead when its indices have been looked up.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any, TypeAlias
 
-import tvm
 from tvm import sym, tirx
 from tvm.ir import TensorLoad
 
@@ -28,7 +27,6 @@ from tilewright.compiler.schedule.expressions import (
     rebuild,
 )
 from tilewright.compiler.schedule.micro_kernel import (
-    Ahead,
     Operand,
     ReductionLoop,
     RegisterTile,
@@ -40,16 +38,8 @@ from tilewright.compiler.schedule.nests import emit_stage, is_parallel_worth
 from tilewright.compiler.schedule.padding import Clip, read_clips, read_through
 from tilewright.compiler.schedule.tile_geometry import TileAxis, TileGeometry, column_axis
 from tilewright.compiler.schedule.tiling import Run, partition, refine, tile_count
+from tilewright.compiler.schedule.weights_ahead import next_columns, weights_ahead
 from tilewright.errors import InvalidScheduleError
-
-_LINE_BYTES = 64
-# Tiles that share the prefetching of a task, as a power of 2: with more of them each asks for less
-# than a line in a round.
-_MOST_PARTS = 3
-# How often a part may be asked for: where rounds are short, there are fewer parts than tiles.
-_MOST_REPEATS = 2
-# Where a task has more tiles, its weights are few beside what it computes.
-_MOST_TILES = 16
 
 Chosen: TypeAlias = tuple[TileAxis, Run, Expr]
 """An axis, a run of its tiles, and the first element of one of them."""
@@ -397,65 +387,10 @@ class KernelBuilder:
             statements.append(tirx.Bind(base, self.base(access, geometry)))
             bases.append(base)
         tile = self.register_tile(geometry)
-        depth = self.anchor.depth
-        ahead = self.ahead(bases, number, grid, depth, partial(next_columns, self, grid))
+        following = partial(next_columns, self, grid)
+        ahead = weights_ahead(self, bases, number, grid, self.anchor.depth, following)
         accumulators, body = self.emit(replace(tile, ahead=ahead), bases)
         return sequence([*statements, *body, *self.epilogue.stores(accumulators, geometry)])
-
-    def ahead(
-        self,
-        bases: Sequence[Expr],
-        number: Expr,
-        grid: TaskGrid,
-        steps: int,
-        distance: Callable[[Access], Any],
-    ) -> Ahead | None:
-        """Return which part of the weights that follow a tile prefetches; None: of none.
-
-        Each tile of a task asks for its part, so that memory is read all the time, not only while
-        the first one waits for it. The hardware's own prefetching ends at each page.
-
-        Args:
-            bases: addresses of the tile's operands.
-            number: of the tile in its task.
-            grid: what the tasks are.
-            steps: of the reduction in the tile.
-            distance: returns how far the next weights are from those of the tile, in elements.
-        """
-        many_tasks = grid.column_tiles > 1 or self.plan.panel
-        if not (self.plan.prefetch and many_tasks and 1 < grid.block <= _MOST_TILES):
-            return None
-        for base, access in zip(bases, self.accesses, strict=True):
-            streams = self._streams(access)
-            if not streams:
-                continue
-            starts, width = streams
-            line = _LINE_BYTES * 8 // tvm.DataType(str(access.buffer.dtype)).bits
-            shift = min(grid.block.bit_length() - 1, _MOST_PARTS)
-            if self.anchor.reduces_one_axis:
-                shift = min(shift, (self.plan.unroll * width // line).bit_length() - 1)
-            if shift < 0 or grid.block >> shift > _MOST_REPEATS:
-                return None
-            part = number % (1 << shift) * (steps * width >> shift)
-            first = base + distance(access) + part
-            firsts = tuple(first + start for start in starts)
-            return Ahead(self.flat(access.buffer), firsts, width, shift, line)
-        return None
-
-    def _streams(self, access: Access) -> tuple[tuple[int, ...], int] | None:
-        """Return where the weights of a tile lie: starts of dense streams, elements in a step."""
-        if access.vector != 1:
-            return None
-        lanes, count = self.anchor.lanes, self.plan.column_vectors
-        position = self.anchor.columns[column_axis(self.anchor)]
-        step = access.offset.of(self.stage.spatial[position].var)
-        depth = self.anchor.depth
-        reach = max(access.offset.of(axis.var) * axis.extent for axis in self.stage.reduction)
-        if step == lanes and reach == depth * count * lanes:
-            return (0,), count * lanes
-        if reach == depth * lanes:
-            return tuple(column * step for column in range(count)), lanes
-        return None
 
     def base(self, access: Access, geometry: TileGeometry) -> Expr:
         """Return the address of the first element that a tile reads through an access."""
@@ -530,7 +465,7 @@ class KernelBuilder:
             for row in range(len(geometry.row_offsets))
         )
 
-    def _skips(self, geometry: TileGeometry, row: int, steps: dict[int, int]) -> bool:
+    def _skips(self, geometry: TileGeometry, row: int, steps: Mapping[int, int]) -> bool:
         """Tell whether a step written out falls into the padding of a row."""
         for clip in self.clips:
             if clip.reduction not in steps or not self.is_static(clip):
@@ -539,12 +474,3 @@ class KernelBuilder:
             if not clip.contains(spatial, steps[clip.reduction]):
                 return True
         return False
-
-
-def next_columns(builder: KernelBuilder, grid: TaskGrid, access: Access) -> int:
-    """Return how far the columns of the next task are from those of a task, in elements."""
-    for axis in reversed(grid.columns):
-        if axis.tiles > 1:
-            step = access.offset.of(builder.stage.spatial[axis.members[-1]].var)
-            return step * axis.runs[0].size
-    return 0

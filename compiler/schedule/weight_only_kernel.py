@@ -10,6 +10,7 @@ from tvm import tirx
 from tilewright.compiler.schedule.expressions import Expr
 from tilewright.compiler.schedule.micro_kernel import (
     Emitter,
+    Point,
     RegisterTile,
     constant_like,
     local_buffer,
@@ -46,48 +47,46 @@ class GroupEmitter(Emitter):
         """Return the stores that set all accumulators."""
         return [tirx.AllocBuffer(self.sums), *super().initial()]
 
-    def walk(
-        self, depth: int, bases: list[Expr], fixed: list[int], steps: dict[int, int], turn: int
-    ) -> list[Any]:
+    def walk(self, depth: int, at: Point) -> list[Any]:
         """Return the statements of loop `depth` and all inside it."""
-        inside = super().walk(depth, bases, fixed, steps, turn)
+        inside = super().walk(depth, at)
         if depth != 1:
             return inside
-        return [*self._start(bases, fixed), *inside, *self._finish(bases, fixed)]
+        return [*self._start(at), *inside, *self._finish(at)]
 
     def _cells(self) -> list[tuple[int, int]]:
         tile = self.tile
         return [(row, column) for row in range(tile.rows) for column in range(tile.columns)]
 
-    def _head(self, place: int, column: int, bases: list[Expr], fixed: list[int]) -> Expr:
+    def _head(self, place: int, column: int, at: Point) -> Expr:
         """Return a row of words in front of a group as floats: 0 is the scale, 1 the zero point."""
         lanes = self.tile.lanes
         operand = self.tile.operands[1]
-        offset = fixed[1] + operand.columns[column] + (place - self.words.head) * lanes
-        at = ramp(bases[1] + constant_like(offset, self.index_dtype), 1, lanes)
-        return tirx.reinterpret(_vector("float32", lanes), tirx.BufferLoad(operand.buffer, [at]))
+        offset = at.fixed[1] + operand.columns[column] + (place - self.words.head) * lanes
+        lies = ramp(at.bases[1] + constant_like(offset, self.index_dtype), 1, lanes)
+        return tirx.reinterpret(_vector("float32", lanes), tirx.BufferLoad(operand.buffer, [lies]))
 
-    def _data_sum(self, place: int, row: int, bases: list[Expr], fixed: list[int]) -> Expr:
+    def _data_sum(self, place: int, row: int, at: Point) -> Expr:
         operand = self.tile.operands[2]
-        offset = constant_like(fixed[2] + operand.rows[row] + place, self.index_dtype)
-        return splat(tirx.BufferLoad(operand.buffer, [bases[2] + offset]), self.tile.lanes)
+        offset = constant_like(at.fixed[2] + operand.rows[row] + place, self.index_dtype)
+        return splat(tirx.BufferLoad(operand.buffer, [at.bases[2] + offset]), self.tile.lanes)
 
-    def _start(self, bases: list[Expr], fixed: list[int]) -> list[Any]:
+    def _start(self, at: Point) -> list[Any]:
         """Return the stores that set the sums of a group to what zero points take off."""
         zero = splat(tirx.const(0, self.tile.dtype), self.tile.lanes)
         statements = []
         for row, column in self._cells():
-            first = self._data_sum(0, row, bases, fixed)
+            first = self._data_sum(0, row, at)
             if not self.words.symmetric:
-                point = self._head(1, column, bases, fixed)
-                first = first + self._data_sum(1, row, bases, fixed) * point
+                point = self._head(1, column, at)
+                first = first + self._data_sum(1, row, at) * point
             for chain in range(self.chains):
                 value = zero if chain else first
                 cell = self.cell(chain, row, column)
                 statements.append(tirx.BufferStore(self.sums, value, [cell]))
         return statements
 
-    def _finish(self, bases: list[Expr], fixed: list[int]) -> list[Any]:
+    def _finish(self, at: Point) -> list[Any]:
         """Return the stores that add the sums of a group, times its scale."""
         statements = []
         for row, column in self._cells():
@@ -96,27 +95,25 @@ class GroupEmitter(Emitter):
                 total = total + tirx.BufferLoad(self.sums, [self.cell(chain, row, column)])
             cell = self.cell(0, row, column)
             old = tirx.BufferLoad(self.accumulators, [cell])
-            new = old + self._head(0, column, bases, fixed) * total
+            new = old + self._head(0, column, at) * total
             statements.append(tirx.BufferStore(self.accumulators, new, [cell]))
         return statements
 
-    def updates(
-        self, bases: list[Expr], fixed: list[int], steps: dict[int, int], chain: int
-    ) -> list[Any]:
+    def updates(self, at: Point) -> list[Any]:
         """Return the multiply-adds of one word for each row and column."""
         tile, words = self.tile, self.words
         data, packed = tile.operands[:2]
         statements: list[Any] = []
         loaded = []
         for column in range(tile.columns):
-            offset = constant_like(fixed[1] + packed.columns[column], self.index_dtype)
-            at = ramp(bases[1] + offset, 1, tile.lanes)
-            loaded.append(self._bind("word", tirx.BufferLoad(packed.buffer, [at]), statements))
+            offset = constant_like(at.fixed[1] + packed.columns[column], self.index_dtype)
+            lies = ramp(at.bases[1] + offset, 1, tile.lanes)
+            loaded.append(self._bind("word", tirx.BufferLoad(packed.buffer, [lies]), statements))
         for place in range(words.in_word):
             wholes = [self._bind("whole", self._whole(word, place), statements) for word in loaded]
             for row in range(tile.rows):
-                offset = constant_like(fixed[0] + data.rows[row] + place, self.index_dtype)
-                element = splat(tirx.BufferLoad(data.buffer, [bases[0] + offset]), tile.lanes)
+                offset = constant_like(at.fixed[0] + data.rows[row] + place, self.index_dtype)
+                element = splat(tirx.BufferLoad(data.buffer, [at.bases[0] + offset]), tile.lanes)
                 for column, whole in enumerate(wholes):
                     cell = self.cell(place % self.chains, row, column)
                     old = tirx.BufferLoad(self.sums, [cell])

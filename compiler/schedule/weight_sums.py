@@ -10,7 +10,6 @@ of such an axis.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -28,6 +27,7 @@ from tilewright.compiler.schedule.dot_kernel import (
 from tilewright.compiler.schedule.expressions import Expr, dtype_of
 from tilewright.compiler.schedule.micro_kernel import (
     Operand,
+    Point,
     constant_like,
     local_buffer,
     ramp,
@@ -177,26 +177,22 @@ class SignedDotEmitter(DotEmitter):
         same = dtype_of(flips) == dtype_of(cells)
         return cells ^ (flips if same else tirx.Broadcast(flips, DOT_LANES))
 
-    def loaded(
-        self, row: int, column: int, bases: Sequence[Expr], fixed: Sequence[int]
-    ) -> tuple[Expr, Expr]:
+    def loaded(self, row: int, column: int, at: Point) -> tuple[Expr, Expr]:
         """Return the data, moved down, and the weights of one step."""
-        data, weight = super().loaded(row, column, bases, fixed)
+        data, weight = super().loaded(row, column, at)
         if not self.lanes_of_rows:
             data = whole_cell(data, self.group) ^ repeated_byte(_HIGHEST_BIT, self.group)
         return data, weight
 
-    def updates(
-        self, bases: list[Expr], fixed: list[int], steps: dict[int, int], chain: int
-    ) -> list[Any]:
+    def updates(self, at: Point) -> list[Any]:
         """Return one dot product for each row and column vector."""
-        statements = super().updates(bases, fixed, steps, chain)
+        statements = super().updates(at)
         rows = range(self.tile.rows)
-        skipped = [row for row in rows if self.tile.skip(row, steps)]
+        skipped = [row for row in rows if self.tile.skip(row, at.steps)]
         for column in range(self.tile.columns):
             for row in skipped:
-                weight = self.weights(column, bases, fixed)
-                cell = self.cell(chain, row, column)
+                weight = self.weights(column, at)
+                cell = self.cell(self.chain(at), row, column)
                 old = tirx.BufferLoad(self.accumulators, [cell])
                 new = self.accumulate(old, repeated_byte(-_OFFSET, self.group), weight)
                 statements.append(tirx.BufferStore(self.accumulators, new, [cell]))

@@ -13,7 +13,7 @@ from tilewright.compiler.passes.lower_phases import LowerPhases
 from tilewright.compiler.phase_convolution import PHASE_BLOCK
 from tilewright.compiler.pipeline import lower
 from tilewright.compiler.schedule import default_decisions
-from tilewright.compiler.schedule.phases import PhaseDecisions, most_vectors
+from tilewright.compiler.schedule.phases import PhaseDecisions, chains, most_vectors
 from tilewright.compiler.targets import parse_target
 from tilewright.errors import InvalidScheduleError
 from tilewright.frontends.onnx import import_onnx
@@ -62,6 +62,10 @@ FITS = [
     ((1, 16, 3, 33), 1, (4, 4), [2, 2, 1, 1], [1, 1]),
     ((1, 8, 3, 5, 32), 1, (4, 4, 4), [1] * 6, [0, 0, 0]),
     ((2, 16, 2, 3, 33), 2, (4, 2, 4), [1, 0, 1, 1, 0, 1], [0, 0, 0]),
+    # Few sums in a tile: each is kept in parts, of more than one piece of the channels, too.
+    ((1, 32, 5, 17), 1, (4, 4), [1, 1, 1, 1], [0, 0]),
+    ((1, 96, 3, 3, 17), 1, (4, 4, 4), [1] * 6, [0, 0, 0]),
+    ((2, 16, 2, 3, 33), 1, (2, 6, 4), [0, 2, 1, 0, 2, 1], [0, 0, 0]),
 ]
 
 
@@ -117,11 +121,15 @@ def test_expression_equals_definition(taps, cut, after, outputs):
 
 @pytest.mark.parametrize("name", ["x86-64-v3", "x86-64-v4", "aarch64"])
 @pytest.mark.parametrize("outputs", [1, 2, 3, 4, 6])
-def test_tile_fits_the_registers(name, outputs):
+@pytest.mark.parametrize("positions", [16, 24, 32, 48, 256])
+@pytest.mark.parametrize("rows_read", [1, 2, 3, 4])
+def test_tile_fits_the_registers(name, outputs, positions, rows_read):
     target = parse_target(name)
-    vectors = most_vectors(outputs, 256, target)
-    assert vectors > 0
-    assert 2 * outputs * vectors + vectors + 1 <= target.vector_registers
+    most = most_vectors(outputs, positions, rows_read, target)
+    assert most > 0 or positions < 256
+    for vectors in range(1, most + 1):
+        cells = 2 * outputs * vectors
+        assert cells * chains(cells, rows_read) + vectors + 1 <= target.vector_registers
 
 
 def test_tile_divides_long_rows():
