@@ -27,7 +27,7 @@ from tilewright.compiler.layout.choices import operator_choices
 from tilewright.compiler.layout.primitives import Layout
 from tilewright.compiler.layout.rewrite import rewrite
 from tilewright.compiler.schedule import default_decisions
-from tilewright.compiler.targets import parse_target
+from tilewright.compiler.targets import Target, parse_target
 from tilewright.compiler.tasks import Task
 from tilewright.frontends.onnx import import_onnx
 from tilewright.tuner import Log, Lookup, MeasureOptions, Record, TuneOptions, tune_tasks
@@ -98,13 +98,14 @@ def _winner_and_default(group: list[Record]) -> list[Record]:
     return [winner] if default.candidate == winner.candidate else [winner, default]
 
 
-def tune_model(name: str, log: Path, per_task: int, measure: MeasureOptions) -> bool:
+def tune_model(
+    name: str, target: Target, log: Path, per_task: int, measure: MeasureOptions
+) -> bool:
     """Give every task `per_task` trials that the log lacks or that the compiler has outgrown.
 
     Returns:
         Whether to go on: not where it was interrupted.
     """
-    target = replace(parse_target("native"), cores=1)
     choose = Lookup([log], target).algorithm
     tasks = model_tasks(zoo.load(name), target, winograd=choose)
     known: dict[str, set[Candidate]] = {task.key: set() for task, _ in tasks}
@@ -137,9 +138,8 @@ def _is_due(task: Task, known: set[Candidate]) -> bool:
     return Candidate(choice.layouts, canonical_json(json.loads(decisions))) not in known
 
 
-def tune_algorithms(name: str, log: Path, measure: MeasureOptions) -> None:
+def tune_algorithms(name: str, target: Target, log: Path, measure: MeasureOptions) -> None:
     """Measure the algorithms of a model's convolutions that the log does not know."""
-    target = replace(parse_target("native"), cores=1)
     lookup = Lookup([log], target)
     unknown = [
         convolution
@@ -158,6 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--name", default="zen3_avx2", help="of the log that ships")
+    parser.add_argument("--target", default="native", help="whose code this machine can run")
     parser.add_argument("--per-task", type=int, default=12, help="trials of each new task")
     parser.add_argument("--measure-cpu", type=int)
     parser.add_argument("--lock", type=Path, help="as for 'tilewright tune'")
@@ -168,22 +169,22 @@ def main() -> None:
     )
     parser.add_argument("--fresh", action="store_true", help="do not start from committed records")
     arguments = parser.parse_args()
+    target = replace(parse_target(arguments.target), cores=1)
     work, packed = WORK / f"{arguments.name}.jsonl", LOGS / "raw" / f"{arguments.name}.jsonl.gz"
     WORK.mkdir(parents=True, exist_ok=True)
     if not work.exists() and packed.exists() and not arguments.fresh:
-        with gzip.open(packed) as source, work.open("wb") as target:
-            shutil.copyfileobj(source, target)
+        with gzip.open(packed) as source, work.open("wb") as unpacked:
+            shutil.copyfileobj(source, unpacked)
     if not arguments.select:
         measure = MeasureOptions(cpu=arguments.measure_cpu, lock=arguments.lock)
         for name in arguments.models:
-            tune_algorithms(name, work, measure)
+            tune_algorithms(name, target, work, measure)
             if arguments.algorithms:
                 continue
-            if not tune_model(name, work, arguments.per_task, measure):
+            if not tune_model(name, target, work, arguments.per_task, measure):
                 break
         return
     contents = Log(work).read()
-    target = replace(parse_target("native"), cores=1)
     left_out = {
         task.key for name in arguments.without for task, _ in model_tasks(zoo.load(name), target)
     }

@@ -5,8 +5,8 @@ and the median of the rounds' ratios with its 95% interval. By default "tuned" i
 logs that ship. `--tune 10m` first tunes one model for that long into an empty log in build/tuning/
 and stops there; `--tuned 10m` then compares a compile with that log. Two bounds are given: what the
 multiply-adds of the model take at the peak if every convolution is direct, and what those take that
-the tuned module executes, Winograd's products among them.
-Writes benchmarks/results/tuner_models_<vectors>.json and .md.
+the tuned module executes, Winograd's products among them. The peak is this machine's, whatever the
+target. Writes benchmarks/results/tuner_models_<vectors or target>.json and .md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from benchmarks.report import (
     write_text,
 )
 from tilewright.baselines.machine import instruction_set
-from tilewright.compiler.targets import parse_target
+from tilewright.compiler.targets import Target, parse_target
 from tilewright.runtime.benchmark import compare as compare_samples
 from tilewright.runtime.benchmark import interleave
 from tilewright.tuner import Lookup, MeasureOptions, TuneOptions, tune
@@ -59,27 +59,28 @@ def _log(name: str, duration: str) -> Path:
     return WORK / f"{name}_{duration}.jsonl"
 
 
-def multiply_adds(name: str, lookup: Lookup | None) -> int:
+def multiply_adds(name: str, target: Target, lookup: Lookup | None) -> int:
     """Return the multiply-adds that a model executes: direct without a log, else as it says."""
-    target = replace(parse_target("native"), cores=1)
     winograd = False if lookup is None else lookup.algorithm
     tasks = model_tasks(zoo.load(name), target, winograd=winograd)
     return sum(calls * describe_task(task)["macs"] for task, calls in tasks)
 
 
-def compare(name: str, logs: list[Path] | None, rounds: int, probes: Probes) -> dict:
+def compare(
+    name: str, target_name: str, logs: list[Path] | None, rounds: int, probes: Probes
+) -> dict:
     """Return the times of one model, untuned and tuned."""
     import tilewright
     from tilewright.tuner import default_logs
 
     model = zoo.load(name)
     start = time.monotonic()
-    untuned = tilewright.compile(model, logs=())
+    untuned = tilewright.compile(model, target=target_name, logs=())
     middle = time.monotonic()
-    tuned = tilewright.compile(model, logs=logs)
+    tuned = tilewright.compile(model, target=target_name, logs=logs)
     compile_s = (middle - start, time.monotonic() - middle)
     inputs = zoo.inputs(name, 0)
-    target = replace(parse_target("native"), cores=1)
+    target = replace(parse_target(target_name), cores=1)
     lookup = Lookup(default_logs() if logs is None else logs, target)
     with tempfile.TemporaryDirectory() as folder:
         modules = {
@@ -109,8 +110,8 @@ def compare(name: str, logs: list[Path] | None, rounds: int, probes: Probes) -> 
         "transferred_share": tuning["transferred_share"],
         "largest_difference_std": error,
         "peak_gflops": peak / 1e9,
-        "direct_bound_ms": 2e3 * multiply_adds(name, None) / peak,
-        "executed_bound_ms": 2e3 * multiply_adds(name, lookup) / peak,
+        "direct_bound_ms": 2e3 * multiply_adds(name, target, None) / peak,
+        "executed_bound_ms": 2e3 * multiply_adds(name, target, lookup) / peak,
         "compile_s": compile_s,
     }
 
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--tune", metavar="10m", help="tune for that long and stop")
     parser.add_argument("--tuned", metavar="10m", default=_SHIPPED, help="which log; see above")
+    parser.add_argument("--target", default="native", help="whose code this machine can run")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--measure-cpu", type=int)
     parser.add_argument("--lock", type=Path)
@@ -131,10 +133,14 @@ def main() -> None:
             tune_for(name, arguments.tune, measure)
         return
     probes = Probes()
-    stem = RESULTS / f"tuner_models_{instruction_set()}"
+    here = arguments.target == "native"
+    stem = RESULTS / f"tuner_models_{instruction_set() if here else arguments.target}"
     for name in arguments.models:
         logs = None if arguments.tuned == _SHIPPED else [_log(name, arguments.tuned)]
-        row = {"log": arguments.tuned, **compare(name, logs, arguments.rounds, probes)}
+        row = {
+            "log": arguments.tuned,
+            **compare(name, arguments.target, logs, arguments.rounds, probes),
+        }
         print(row, file=sys.stderr)
         rows = merge_rows(stem.with_suffix(".json"), [row], ("model", "log"))
         write_json(stem.with_suffix(".json"), {"machine": describe(), "rows": rows})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -46,8 +47,9 @@ _FARTHEST = 3.0
 _NEAREST_RECORDS = 3
 # Of the times of two records that were not measured in turns.
 _NOISE = 0.02
-# Older kernels may have become faster by that much: then today's own decisions are as good.
-_OUTGROWN = 0.1
+# Older kernels may have become faster by that much, and another processor may differ by it: then
+# the compiler's own decisions are as good.
+_CLEAR = 0.1
 # Below this, waking another thread wins little.
 _WORTH_THREADS_S = 50e-6
 # Each costs a rewrite and a schedule while compiling.
@@ -160,10 +162,9 @@ class Lookup:
         As with loops, what was measured with another number of threads is better than nothing.
         """
         records = self._algorithms.get(convolution.key, [])
-        here = [record for record in records if same_target(record.target, self.target)]
         times: dict[str, float] = {
             name: record.seconds
-            for record in here or records
+            for record in self._nearest(records)
             if (name := json.loads(record.candidate.schedule or "{}").get("name"))
             in convolution.variants
         }
@@ -171,19 +172,28 @@ class Lookup:
             return choose_by_estimate(convolution, target)
         return choose_by_time(convolution, times)
 
+    def _nearest(self, records: Sequence[Record]) -> list[Record]:
+        """Return the records of this target, else of this processor, else of one other.
+
+        Times of two processors are not compared.
+        """
+        here = [record for record in records if same_target(record.target, self.target)]
+        if here or not records:
+            return here
+        counts = Counter(record.target["mcpu"] for record in records)
+        known = counts.most_common(1)[0][0]
+        name = self.target.mcpu if self.target.mcpu in counts else known
+        return [record for record in records if record.target["mcpu"] == name]
+
     def _find(self, task: Task) -> tuple[TunedDecision, ...]:
-        exact = self._by_key.get(task.key, [])
-        here = [record for record in exact if same_target(record.target, self.target)]
+        exact = self._nearest(self._by_key.get(task.key, []))
         reason = ""
         if exact:
-            chosen = _best_of_layouts(here or exact)
+            chosen = self._best_of_layouts(exact)
             decisions = tuple(_decision(task, record) for record in chosen)
             valid = tuple(d for d in decisions if _fits(task, d))
             if valid:
-                reason = "" if here else "measured on a similar target"
-                if any(record.candidate.schedule is None for record in chosen):
-                    reason = "loops of today: measured with older kernels; tune it again"
-                self._cover(task, "tuned", reason, valid)
+                self._cover(task, "tuned", self._origin(chosen), valid)
                 return valid
             reason = "its records no longer fit the operator"
         elif task.key in self._foreign:
@@ -195,11 +205,45 @@ class Lookup:
             self._cover(task, "default", reason or why, ())
         return found
 
+    def _origin(self, chosen: Sequence[Record]) -> str:
+        """Return what is to be known of records of a task that a compile takes; mostly nothing."""
+        target = chosen[0].target
+        if target["mcpu"] != self.target.mcpu:
+            return f"measured on {target['mcpu']}"
+        if any(record.candidate.schedule is None for record in chosen):
+            return "loops of today: measured with older kernels; tune it again"
+        return "" if same_target(target, self.target) else "measured on a similar target"
+
     def _cover(
         self, task: Task, origin: Origin, reason: str, found: Sequence[TunedDecision]
     ) -> None:
         seconds = min((decision.seconds for decision in found), default=None)
         self.coverage[task.key] = Coverage(task.name, origin, reason, seconds)
+
+    def _best_of_layouts(self, records: Sequence[Record]) -> list[Record]:
+        """Return the best record of each layouts; one that won a race before others.
+
+        The compiler's own decisions stand where others win by no more than noise. Where all records
+        are of older kernels or of another processor, their layouts stay, and their loops only where
+        these won clearly.
+        """
+        groups: dict[tuple[Layout, ...], list[Record]] = {}
+        timed = [record for record in records if "measure" not in record.hardware]
+        for record in timed or records:  # what ran on a device comes before a model's cycles
+            groups.setdefault(record.candidate.layouts, []).append(record)
+        chosen = []
+        for group in groups.values():
+            best = min(group, key=merit)
+            defaults = [record for record in group if record.hardware.get("default")]
+            defaults = [r for r in defaults if is_outgrown(r) == is_outgrown(best)]
+            default = min(defaults, key=lambda record: record.seconds, default=best)
+            is_far = is_outgrown(best) or best.target["mcpu"] != self.target.mcpu
+            near = default.seconds <= best.seconds * (1 + (_CLEAR if is_far else _NOISE))
+            found = default if near else best
+            if is_far and near:
+                found = replace(found, candidate=replace(found.candidate, schedule=None))
+            chosen.append(found)
+        return chosen
 
     def _transfer(self, task: Task) -> tuple[tuple[TunedDecision, ...], str]:
         """Return decisions of the nearest shape with the same blocks, fitted to this one."""
@@ -216,7 +260,7 @@ class Lookup:
             return (), "no record of a similar shape"
         keys = dict.fromkeys(same[index].task_key for _, index in near)
         for key in list(keys)[:_NEAREST_RECORDS]:
-            records = [record for record in same if record.task_key == key]
+            records = self._nearest([record for record in same if record.task_key == key])
             found = self._fit(task, mine, records)
             if found:
                 return found, f"from {records[0].task['axes']}"
@@ -228,7 +272,7 @@ class Lookup:
         scale = mine["macs"] / max(1, records[0].task["macs"])
         choices = layout_choices(task.operator, self.target)
         found = []
-        best = sorted(_best_of_layouts(records), key=lambda record: record.seconds)
+        best = sorted(self._best_of_layouts(records), key=lambda record: record.seconds)
         for record in best[:_MOST_LAYOUTS]:
             schedule_data = record.candidate.to_json()["schedule"]
             names = [_steps(layout) for layout in record.candidate.layouts]
@@ -285,33 +329,6 @@ def _rewritten(task: Task, layouts: tuple[Layout, ...]) -> tvm.tirx.PrimFunc:
 def _decision(task: Task, record: Record) -> TunedDecision:
     candidate = record.candidate
     return TunedDecision(task.key, candidate.layouts, candidate.schedule, record.seconds)
-
-
-def _best_of_layouts(records: Iterable[Record]) -> list[Record]:
-    """Return the best record of each layouts; one that won a race before others.
-
-    The compiler's own decisions stand where others win by no more than noise. Where all records are
-    of older kernels, their layouts stay, and their loops only where these won clearly.
-    """
-
-    groups: dict[tuple[Layout, ...], list[Record]] = {}
-    everything = list(records)
-    timed = [record for record in everything if "measure" not in record.hardware]
-    for record in timed or everything:  # what ran on a device comes before a model's cycles
-        groups.setdefault(record.candidate.layouts, []).append(record)
-    chosen = []
-    for group in groups.values():
-        best = min(group, key=merit)
-        defaults = [record for record in group if record.hardware.get("default")]
-        defaults = [r for r in defaults if is_outgrown(r) == is_outgrown(best)]
-        default = min(defaults, key=lambda record: record.seconds, default=best)
-        outgrown = is_outgrown(best)
-        near = default.seconds <= best.seconds * (1 + (_OUTGROWN if outgrown else _NOISE))
-        found = default if near else best
-        if outgrown and near:
-            found = replace(found, candidate=replace(found.candidate, schedule=None))
-        chosen.append(found)
-    return chosen
 
 
 def _distance(mine: dict[str, Any], other: Any) -> float:
