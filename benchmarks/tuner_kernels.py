@@ -2,6 +2,10 @@
 
 Reported is the winner's arithmetic rate as a share of the multiply-add peak, which a probe measures
 in the same process before each round of the final race (median of the rounds' ratios, one thread).
+There are several such races, seconds apart, and the table has the best and the worst: a stranger on
+the other hardware thread of a rented core takes issue slots for a while, which the probe with its 2
+instructions a cycle does not feel but a kernel with 3.3 does (the same code of 256 x 14 x 14 to 256
+on Cascade Lake: 185 or 310 us, the probe the same).
 The product with one row is bound by memory: its buffers are rotated beyond the last-level cache and
 its rate is compared with the read bandwidth (of one stream of loads: several streams read up to 1.3
 times faster, so that a kernel may be above 100%). Where Winograd's algorithm may be used, modules
@@ -15,6 +19,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -47,6 +52,9 @@ OPERATORS = {
     "GMM 1x2048x1000": ("matmul", (1, 2048), (2048, 1000), 0),
 }
 MEMORY_BOUND = ("GMM 1x2048x1000",)
+# Of the last race, and what lies between two of them.
+_RACES = 6
+_PAUSE_S = 5
 
 
 def tune_one(name: str, trials: int, seed: int, measure: MeasureOptions) -> dict:
@@ -70,10 +78,14 @@ def tune_one(name: str, trials: int, seed: int, measure: MeasureOptions) -> dict
         assert winner is not None
         algorithms = _algorithms(OPERATORS[name], target, log, measure)
         with Measurer(target, options.measure) as measurer:
-            times = measurer.race(task, [winner.candidate, state.tuner.incumbent], rounds=25)
-            peaks = measurer.round_peaks
-    share = [state.flops / t / p for t, p in zip(times[0], peaks, strict=False)]
-    before = [state.flops / t / p for t, p in zip(times[1], peaks, strict=False)]
+            races = []
+            for number in range(_RACES):
+                time.sleep(_PAUSE_S if number else 0)
+                times = measurer.race(task, [winner.candidate, state.tuner.incumbent], rounds=25)
+                peaks = measurer.round_peaks
+                shares = [_peak_share(state.flops, mine, peaks) for mine in times]
+                races.append((shares, times))
+    (share, before), times = max(races, key=lambda race: race[0][0])
     choice = state.tuner.space.choice_of(winner.candidate)
     return {
         "operator": name,
@@ -83,14 +95,19 @@ def tune_one(name: str, trials: int, seed: int, measure: MeasureOptions) -> dict
         "best_us": median(times[0]) * 1e6,
         "incumbent_us": median(times[1]) * 1e6,
         "gflops": state.flops / median(times[0]) / 1e9,
-        "peak_share": median(share),
-        "incumbent_share": median(before),
+        "peak_share": share,
+        "incumbent_share": before,
+        "worst_share": min(shares[0] for shares, _ in races),
         "trials_per_s": state.trials / elapsed,
         "choice": "" if choice is None else choice.name,
         "schedule": winner.candidate.schedule,
         "seed": seed,
         "algorithms_us": algorithms,
     }
+
+
+def _peak_share(flops: float, times: Sequence[float], peaks: Sequence[float]) -> float:
+    return median(flops / t / peak for t, peak in zip(times, peaks, strict=False))
 
 
 def _algorithms(
@@ -157,7 +174,8 @@ def _winograd(times: dict[str, float]) -> str:
 
 def _markdown(rows: list[dict]) -> str:
     header = ("operator", "trials", "default us", "tuned us", "GFLOP/s")
-    header = (*header, "default / peak", "tuned / peak", "trials/s", "winner", "Winograd")
+    header = (*header, "default / peak", "tuned / peak", "worst race", "trials/s")
+    header = (*header, "winner", "Winograd")
     lines = [
         [
             *(row["operator"], str(row["trials"])),
@@ -166,6 +184,7 @@ def _markdown(rows: list[dict]) -> str:
             f"{row['bandwidth_share']:.0%} of bandwidth"
             if "bandwidth_share" in row
             else f"{row['peak_share']:.0%}",
+            f"{row['worst_share']:.0%}" if "worst_share" in row else "",
             f"{row['trials_per_s']:.1f}",
             row["choice"],
             _winograd(row.get("algorithms_us", {})),
