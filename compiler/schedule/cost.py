@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from math import prod
+from math import gcd, inf, prod
 
 from tilewright.compiler.schedule.analysis import Anchor
 from tilewright.compiler.schedule.padding import read_clips
@@ -67,6 +67,14 @@ _L3_SHARE = 0.2
 # Cascade Lake (1 MiB): panels take 0.88 of the time of 7 x 3 vectors without, tuned ones 0.69.
 _WEIGHTS_SHARE = 0.65
 _FLOAT_BYTES = 4
+# Lines that lie a multiple of this apart share a set of the first level, which has room for so many
+# of them: 64 sets of 64 bytes in 8 ways, on x86 as long as a page is the index. Rows of 1024 floats
+# that are more drive each other out before all of a line is read: 128 x 1024 x 1024 on Cascade Lake
+# 13 x 2 vectors 2.49 ms, 8 x 3 2.08 ms; of 1088 floats 2.09 and 2.16 ms.
+_SET_DISTANCE = 4096
+_WAYS = 8
+# What an element of such a line costs more.
+_CONFLICT_CYCLES = 0.2
 
 
 def row_extents(anchor: Anchor, fused: int) -> tuple[int, int]:
@@ -228,7 +236,8 @@ def choose_tile(
     """
     outer, inner = row_extents(anchor, fused)
     vectors_total = column_vectors(anchor)
-    cost = _TileCost(target, anchor.depth, data_is_far(anchor, target))
+    far, in_sets = data_is_far(anchor, target), _rows_without_conflict(anchor, target)
+    cost = _TileCost(target, anchor.depth, far, in_sets)
     slides = target.broadcasts_from_memory and bool(sliding_reductions(anchor))
     differ = _columns_differ_in_data(anchor)
     best: tuple[float, tuple[int, int], int] | None = None
@@ -263,11 +272,13 @@ class _TileCost:
         target: whose registers and caches.
         depth: steps of the reduction.
         far: the data is not in the second cache level.
+        most_rows: whose data stays in the first one together.
     """
 
     target: Target
     depth: int
     far: bool
+    most_rows: float
 
     def of_image(
         self, extents: tuple[int, int], tile: tuple[int, int], vectors: int, per_tile: int
@@ -302,6 +313,8 @@ class _TileCost:
             # Every tile of columns reads the data from the third level: 128 x 3072 x 768 on Cascade
             # Lake takes 0.84 of the time with tiles of 9 x 3 instead of 13 x 2.
             step += _L3_BYTE * rows * _FLOAT_BYTES
+        if rows > self.most_rows:
+            step += _CONFLICT_CYCLES * rows
         if not weights_fit(self.depth, vectors, target):
             # Every tile of rows reads its weights from the third level.
             step += _EXPOSED * (_L3_BYTE - _L2_BYTE) * vectors * (target.vector_bits // 8)
@@ -312,6 +325,18 @@ def _columns_differ_in_data(anchor: Anchor) -> bool:
     """Say whether each column vector of a tile reads data of its own, as several groups do."""
     column = anchor.stage.spatial[anchor.columns[column_axis(anchor)]].var
     return any(access.vector == 0 and access.offset.of(column) for access in anchor.accesses)
+
+
+def _rows_without_conflict(anchor: Anchor, target: Target) -> float:
+    """Return how many rows of a product's data fit the sets of the first level they lie in."""
+    if not (anchor.reduces_one_axis and anchor.rows and target.architecture == "x86_64"):
+        return inf
+    row = anchor.stage.spatial[anchor.rows[-1]].var
+    access = next((access for access in anchor.accesses if not access.vector), None)
+    if access is None:
+        return inf
+    step_bytes = access.offset.of(row) * _FLOAT_BYTES
+    return _WAYS * _SET_DISTANCE // gcd(step_bytes, _SET_DISTANCE)
 
 
 def data_is_far(anchor: Anchor, target: Target) -> bool:

@@ -355,6 +355,20 @@ def test_model_prefers_tiles_that_divide():
     assert 10 <= rows[1] <= 28
 
 
+@pytest.mark.parametrize(("inner", "is_apart"), [(1024, False), (1088, True), (3072, False)])
+def test_rows_that_share_a_set_of_the_first_cache_level_are_few(inner, is_apart):
+    wide = parse_target("x86-64-v4")
+    rows = default_decisions(matmul(128, inner, 1024, lanes=16).func, wide).row_tile[1]
+    assert (rows > 8) == is_apart
+
+
+@pytest.mark.parametrize(("inner", "is_cut"), [(512, False), (768, False), (3072, True)])
+def test_short_reductions_are_not_cut_into_panels(inner, is_cut):
+    wide = parse_target("x86-64-v4")
+    decisions = default_decisions(matmul(512, inner, 512, lanes=16).func, wide)
+    assert (decisions.panel > 0) == is_cut
+
+
 @pytest.mark.parametrize("outputs", [24, 56, 96])
 def test_odd_numbers_of_vectors_do_not_fall_back_to_tiles_of_one_vector(outputs):
     workload = matmul(784, 144, outputs, lanes=8)
