@@ -129,8 +129,9 @@ def samples(task: Task, records: list[Record]) -> Samples:
             space = LoopSpace(loops, decisions, task.target)
             choices[candidate.layouts] = LayoutChoice("", candidate.layouts, 0.0, space)
         choice = choices[candidate.layouts]
-        if choice.loops.loops["kind"] not in ("contraction", "window"):
-            continue
+        kind = choice.loops.loops["kind"]
+        if kind not in ("contraction", "window") or json.loads(candidate.schedule)["kind"] != kind:
+            continue  # of kernels that the compiler has others for by now
         rows.append(explorer.features(choice, [candidate])[0])
         seconds.append(record.seconds)
         estimates.append(float(explorer.scores(choice, [candidate])[0]))
