@@ -1,18 +1,23 @@
 """llvm-mca's cycles in place of times: judged, logged and shown as what they are."""
 
+import json
 import re
 
 import pytest
 from typer.testing import CliRunner
 
-from tests.tuner.helpers import make_record
+from tests.tuner.helpers import make_record, matmul_task, native
 from tilewright.cli import app
+from tilewright.compiler.layout.primitives import Layout
+from tilewright.compiler.schedule import default_decisions
 from tilewright.compiler.targets import parse_target
 from tilewright.errors import TargetError
-from tilewright.tuner import Log
+from tilewright.tuner import Log, Lookup
+from tilewright.tuner.candidate import Candidate, canonical_json
 from tilewright.tuner.device.mca import find_mca, hottest_loop
 from tilewright.tuner.device.mca_timer import ModelTimer
-from tilewright.tuner.lookup import _best_of_layouts
+from tilewright.tuner.records import target_data
+from tilewright.tuner.workload import describe
 
 _LOOP = """\
 .outer:
@@ -59,10 +64,22 @@ def test_tuning_by_a_model_shows_cycles_and_logs_what_they_are(mca, tmp_path):
 
 
 def test_times_of_a_device_come_before_cycles_of_a_model():
-    model = make_record(1e-6, hardware={"measure": "mca"})
-    device = make_record(1e-3)
-    assert _best_of_layouts([model, device]) == [device]
-    assert _best_of_layouts([model]) == [model]
+    task, target = matmul_task(), native()
+    layouts = tuple(Layout(shape) for shape in task.operator.shapes)
+    decisions = default_decisions(task.operator.func, target).to_json()
+    candidate = Candidate(layouts, canonical_json(json.loads(decisions)))
+    alike = {"task": describe(task), "candidate": candidate, "target": target_data(target)}
+    model = make_record(1e-6, task.key, hardware={"measure": "mca"}, **alike)
+    device = make_record(1e-3, task.key, **alike)
+
+    def found(*records):
+        lookup = Lookup([], target)
+        lookup.add(records)
+        (decision,) = lookup(task)
+        return decision.seconds
+
+    assert found(model, device) == device.seconds
+    assert found(model) == model.seconds
 
 
 def test_processors_without_a_model_are_refused(mca):
