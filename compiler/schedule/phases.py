@@ -134,7 +134,10 @@ def most_vectors(outputs: int, positions: int, rows_read: int, target: Target) -
     fit = (target.vector_registers - 1) // (STRIDE * outputs + 1)
     vectors = min(fit, positions // lanes)
     cells = STRIDE * outputs * vectors
-    return vectors if cells * chains(cells, rows_read) >= _FEWEST_CELLS else 0
+    # With few cells each weight serves few, which pays where it needs no register: 64 channels of
+    # 8 x 8 x 16 to one take 0.85 of the time on AVX-512, 1.28 on AVX2.
+    parts = chains(cells, rows_read) if target.broadcasts_from_memory else 1
+    return vectors if cells * parts >= _FEWEST_CELLS else 0
 
 
 def chains(cells: int, rows_read: int) -> int:

@@ -39,9 +39,9 @@ def _model(shape, outputs, kernel, **attributes):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def _kernels(model):
+def _kernels(model, target=TARGET):
     imported = import_onnx(model)
-    found = lower(imported.module, imported.inputs, imported.outputs, TARGET)
+    found = lower(imported.module, imported.inputs, imported.outputs, target)
     return list(found.program.kernels)
 
 
@@ -62,10 +62,12 @@ FITS = [
     ((1, 16, 3, 33), 1, (4, 4), [2, 2, 1, 1], [1, 1]),
     ((1, 8, 3, 5, 32), 1, (4, 4, 4), [1] * 6, [0, 0, 0]),
     ((2, 16, 2, 3, 33), 2, (4, 2, 4), [1, 0, 1, 1, 0, 1], [0, 0, 0]),
-    # Few sums in a tile: each is kept in parts, of more than one piece of the channels, too.
-    ((1, 32, 5, 17), 1, (4, 4), [1, 1, 1, 1], [0, 0]),
-    ((1, 96, 3, 3, 17), 1, (4, 4, 4), [1] * 6, [0, 0, 0]),
-    ((2, 16, 2, 3, 33), 1, (2, 6, 4), [0, 2, 1, 0, 2, 1], [0, 0, 0]),
+]
+# With few sums in a tile, which AVX-512 keeps in parts; of two pieces of the channels, too.
+FEW_SUMS = [
+    ((1, 32, 5, 33), 1, (4, 4), [1, 1, 1, 1]),
+    ((1, 96, 3, 3, 17), 1, (4, 4, 4), [1] * 6),
+    ((2, 16, 2, 3, 33), 1, (2, 6, 4), [0, 2, 1, 0, 2, 1]),
 ]
 
 
@@ -73,6 +75,14 @@ FITS = [
 def test_all_phases_are_one_kernel(shape, outputs, kernel, pads, extra):
     model = _model(shape, outputs, kernel, pads=pads, output_padding=extra)
     assert any(name.startswith(PHASE_BLOCK) for name in _kernels(model))
+    _agrees(model, shape)
+
+
+@pytest.mark.parametrize(("shape", "outputs", "kernel", "pads"), FEW_SUMS, ids=str)
+def test_sums_are_kept_in_parts_where_a_tile_has_few(shape, outputs, kernel, pads):
+    model = _model(shape, outputs, kernel, pads=pads)
+    wide = _kernels(model, parse_target("x86-64-v4"))
+    assert any(name.startswith(PHASE_BLOCK) for name in wide)
     _agrees(model, shape)
 
 
