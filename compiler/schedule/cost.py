@@ -418,7 +418,7 @@ def choose_row_block(
     tile reads its data once and all weights again. Tasks should also divide over the cores.
     """
     stage = anchor.stage
-    depth = prod(axis.extent for axis in stage.reduction)
+    depth = anchor.depth
     tiles = row_tiles(anchor, fused, row_tile)
     rows = prod(stage.spatial[position].extent for position in anchor.rows)
     columns = prod(stage.spatial[position].extent for position in anchor.columns)
