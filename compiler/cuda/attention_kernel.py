@@ -168,7 +168,7 @@ class _Writer:
         nothing, zeros = ", ".join(["-tw_infinity()"] * held), ", ".join(["0.0f"] * held)
         threads = tile.warps * WARP
         lines = [
-            f"{signature(self.name, threads, self.own, self.buffers)} {{",
+            f"{signature(self.name, threads, self.own)} {{",
             "TW_SHARED;",
             f"const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * {WARP_ROWS};",
             f"const int q_first = blockIdx.x * {tile.rows};",

@@ -13,6 +13,7 @@ from tvm import tirx
 from tilewright.compiler.codegen import KERNEL_PREFIX
 from tilewright.compiler.cuda.elementwise import elementwise_kernel
 from tilewright.compiler.cuda.estimate import choose_tile
+from tilewright.compiler.cuda.fallback import fallback_kernels
 from tilewright.compiler.cuda.gemm import gemm_kernel, operand_buffers, split_depth
 from tilewright.compiler.cuda.kernel import Kernel
 from tilewright.compiler.cuda.nvcc import compile_cuda
@@ -20,7 +21,7 @@ from tilewright.compiler.cuda.parts import Part, check_sizes, split
 from tilewright.compiler.cuda.product import Product, read_product
 from tilewright.compiler.cuda.reduction import default_shape, reduction_kernel
 from tilewright.compiler.cuda.rows import rows_kernel
-from tilewright.compiler.cuda.storage import restore
+from tilewright.compiler.cuda.storage import in_memory, restore
 from tilewright.compiler.cuda.targets import CudaTarget
 from tilewright.compiler.cuda.tile import GemmTile
 from tilewright.errors import CompileError
@@ -78,11 +79,14 @@ def build_launches(
         InvalidScheduleError: the tile does not fit.
     """
     check_sizes(func)
-    parts, params = restore(split(func), func, storage or {})
+    try:
+        own = split(func)
+    except CompileError:
+        return _by_fallback(func, name, target, storage or {})
+    parts, params = restore(own, func, storage or {})
     launches: list[Launch] = []
     found: Product | None = None
     chosen: GemmTile | None = None
-    temporaries: list[Any] = []
     for number, part in enumerate(parts):
         # With the prefix no name is a keyword of C++ or a function of CUDA.
         prefix = f"{KERNEL_PREFIX}{name}" + ("" if len(parts) == 1 else f"_{number}")
@@ -99,15 +103,31 @@ def build_launches(
         partial, sums = split_depth(part, product, wanted)
         used = [*operand_buffers(product, part), partial]
         launches.append(Launch(kernel, tuple(used), 1))
-        temporaries.append(partial)
         shape = default_shape(sums, target)
         launches.append(_launch(sums, reduction_kernel(sums, f"{prefix}_sum", shape)))
-    for launch in launches:
-        for buffer in launch.buffers:
-            known = [*params, *temporaries]
-            if not any(buffer.same_as(other) for other in known):
-                temporaries.append(buffer)
-    return Launches(tuple(launches), tuple(params), tuple(temporaries), found, chosen)
+    return Launches(tuple(launches), tuple(params), _temporaries(launches, params), found, chosen)
+
+
+def _by_fallback(
+    func: tirx.PrimFunc, name: str, target: CudaTarget, storage: Mapping[int, str]
+) -> Launches:
+    """Return the launches of a function that none of our schedules covers."""
+    prefix = f"{KERNEL_PREFIX}{name}"
+    params, stored_as = in_memory(func, storage)
+    launches = [
+        Launch(kernel, (*reads, *writes), len(writes))
+        for kernel, reads, writes in fallback_kernels(func, prefix, target, stored_as)
+    ]
+    return Launches(tuple(launches), tuple(params), _temporaries(launches, params))
+
+
+def _temporaries(launches: Sequence[Launch], params: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the buffers of launches that are no parameters, each once."""
+    found: list[Any] = []
+    for buffer in (buffer for launch in launches for buffer in launch.buffers):
+        if not any(buffer.same_as(known) for known in (*params, *found)):
+            found.append(buffer)
+    return tuple(found)
 
 
 def _plain_kernel(part: Part, name: str, target: CudaTarget) -> Kernel:

@@ -31,7 +31,7 @@ def elementwise_kernel(part: Part, name: str) -> Kernel:
     buffers = buffer_names(part)
     total = prod(axis.extent for axis in store.spatial)
     lanes = _lanes(store)
-    lines = [f"{signature(name, THREADS, part, buffers)} {{"]
+    lines = [f"{signature(name, THREADS, part)} {{"]
     lines.append(f"const int vector = blockIdx.x * {THREADS} + threadIdx.x;")
     lines.append(f"if (vector >= {total // lanes}) return;")
     lines.append(f"const int flat = vector * {lanes};")

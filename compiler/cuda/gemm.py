@@ -126,7 +126,7 @@ class _Writer:
         row_blocks, column_blocks = -(-rows // tile.rows), -(-columns // tile.columns)
         steps = -(-depth // tile.depth)
         slice_depth = -(-steps // tile.split) * tile.depth
-        lines = [f"{signature(self.name, tile.threads, self.own, self.buffers)} {{", "TW_SHARED;"]
+        lines = [f"{signature(self.name, tile.threads, self.own)} {{", "TW_SHARED;"]
         lines += [
             "const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;",
             f"const int warp_row = warp / {tile.warp_columns} * {tile.warp_tile[0]};",

@@ -34,14 +34,22 @@ class Kernel:
     schedule: str
 
 
-def signature(name: str, threads: int, part: Part, buffers: dict[Any, str]) -> str:
-    """Return the head of a kernel: pointers to what it reads, then to what it writes."""
-    parameters = [
-        f"const {STORED[str(buffer.dtype)]} *__restrict__ {buffers[buffer]}"
-        for buffer in part.reads
+def head(name: str, threads: int, reads: Sequence[Any], writes: Sequence[Any]) -> str:
+    """Return the head of a kernel: pointers in0, in1, .. to what it reads, out0, .. to the rest."""
+    pointers = [
+        f"const {STORED[str(buffer.dtype)]} *__restrict__ in{index}"
+        for index, buffer in enumerate(reads)
     ]
-    parameters += [f"{STORED[str(b.dtype)]} *__restrict__ {buffers[b]}" for b in part.writes]
-    return f"TW_GLOBAL({threads}) {name}({', '.join(parameters)})"
+    pointers += [
+        f"{STORED[str(buffer.dtype)]} *__restrict__ out{index}"
+        for index, buffer in enumerate(writes)
+    ]
+    return f"TW_GLOBAL({threads}) {name}({', '.join(pointers)})"
+
+
+def signature(name: str, threads: int, part: Part) -> str:
+    """Return the head of a part's kernel; `buffer_names` has the names of its pointers."""
+    return head(name, threads, part.reads, part.writes)
 
 
 def buffer_names(part: Part) -> dict[Any, str]:

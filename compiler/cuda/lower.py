@@ -25,7 +25,7 @@ from tilewright.compiler.cuda.attention_kernel import (
 from tilewright.compiler.cuda.build import Launches, build_launches
 from tilewright.compiler.cuda.kernel import Kernel
 from tilewright.compiler.cuda.layouts import cuda_choices
-from tilewright.compiler.cuda.parts import split
+from tilewright.compiler.cuda.parts import is_split, split
 from tilewright.compiler.cuda.storage import STORED_AS, restore, store_in_16_bits
 from tilewright.compiler.cuda.targets import CudaTarget, check_precision
 from tilewright.compiler.cuda.tile import GemmTile
@@ -149,7 +149,8 @@ class _Builder:
         self.source, self.target, self.precision = program, target, precision
         tensors = program.tensors
         if precision in STORED_AS:
-            tensors = store_in_16_bits(program, STORED_AS[precision])
+            others = {name for name, func in program.kernels.items() if not is_split(func)}
+            tensors = store_in_16_bits(program, STORED_AS[precision], others)
         self.tensors = list(tensors)
         self.calls: list[Call] = []
         self.kernels: dict[str, Kernel] = {}

@@ -18,7 +18,8 @@ from typing import Any, Literal
 from tvm import tirx
 from tvm.ir import TensorLoad
 
-from tilewright.compiler.schedule.analysis import Axis, Stage, inline_loads, read_stages
+from tilewright.compiler.cuda.index_reduction import read_gpu_stages
+from tilewright.compiler.schedule.analysis import Axis, Stage, inline_loads
 from tilewright.compiler.schedule.expressions import (
     Expr,
     children,
@@ -80,15 +81,24 @@ def split(func: tirx.PrimFunc) -> tuple[Part, ...]:
 
     Raises:
         CompileError: the function has blocks of another form (a sort, a scan, several results of
-            one reduction), for which there is no schedule on GPUs.
+            one reduction), which `fallback` is for.
     """
-    stages = read_stages(func)
+    stages = read_gpu_stages(func)
     if stages is None:
         raise CompileError(
             "it is not a sequence of blocks that each compute one tensor (a sort, a scan or a "
-            "reduction with several results); CUDA targets have no schedule for it"
+            "reduction with several results)"
         )
     return _Splitter(func, stages).parts()
+
+
+def is_split(func: tirx.PrimFunc) -> bool:
+    """Tell whether `split` knows what a function computes."""
+    try:
+        split(func)
+    except CompileError:
+        return False
+    return True
 
 
 class _Splitter:

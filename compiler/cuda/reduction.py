@@ -110,7 +110,7 @@ def reduction_kernel(part: Part, name: str, shape: ReductionShape) -> Kernel:
     inner = shape.shares if shape.along_terms else shape.outputs
     kind = accumulator_type(reduction)
     needs_shared = shape.shares > 1 and not (shape.along_terms and shape.shares <= WARP)
-    lines = [f"{signature(name, shape.threads, part, buffers)} {{"]
+    lines = [f"{signature(name, shape.threads, part)} {{"]
     if needs_shared:
         lines.append("TW_SHARED;")
     lines += [

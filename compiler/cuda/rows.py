@@ -41,7 +41,7 @@ def rows_kernel(part: Part, name: str) -> Kernel:
             team *= 2
     threads = max(team, _THREADS)
     buffers = buffer_names(part)
-    lines = [f"{signature(name, threads, part, buffers)} {{"]
+    lines = [f"{signature(name, threads, part)} {{"]
     if team > WARP:
         lines.append("TW_SHARED;")
     lines += [

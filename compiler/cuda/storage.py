@@ -6,7 +6,7 @@ With the precision fp16 or bf16, intermediate tensors and large constants of flo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,15 +25,21 @@ _LARGEST_HALF = 65504.0
 _SMALL_ELEMENTS = 4096
 
 
-def restore(
-    parts: Sequence[Part], func: tirx.PrimFunc, storage: Mapping[int, str]
-) -> tuple[tuple[Part, ...], list[Any]]:
-    """Return parts that read and write some parameters in another dtype, and the parameters."""
+def in_memory(func: tirx.PrimFunc, storage: Mapping[int, str]) -> tuple[list[Any], dict[Any, Any]]:
+    """Return the parameters as they are stored, and those of another dtype by what they replace."""
     params = list(func.params)
     replaced: dict[Any, Any] = {}
     for position, dtype in storage.items():
         old = params[position]
         params[position] = replaced[old] = tirx.decl_buffer(shape_of(old), dtype, old.name)
+    return params, replaced
+
+
+def restore(
+    parts: Sequence[Part], func: tirx.PrimFunc, storage: Mapping[int, str]
+) -> tuple[tuple[Part, ...], list[Any]]:
+    """Return parts that read and write some parameters in another dtype, and the parameters."""
+    params, replaced = in_memory(func, storage)
     if not replaced:
         return tuple(parts), params
 
@@ -64,9 +70,20 @@ def restore(
     return tuple(part(old) for old in parts), params
 
 
-def store_in_16_bits(program: Program, dtype: str) -> tuple[Tensor, ...]:
-    """Return the program's tensors with float32 intermediates and large constants in `dtype`."""
-    fixed = {program.storage_of(index) for index in (*program.inputs, *program.outputs)}
+def store_in_16_bits(
+    program: Program, dtype: str, whole: Container[str] = ()
+) -> tuple[Tensor, ...]:
+    """Return the program's tensors with float32 intermediates and large constants in `dtype`.
+
+    Args:
+        program: what to run.
+        dtype: "float16" or "bfloat16".
+        whole: kernels that go on with what they wrote before (scans, scatters): in 16 bits, errors
+            of rounding would add up.
+    """
+    written = [index for call in program.calls if call.kernel in whole for index in call.writes]
+    ends = (*program.inputs, *program.outputs, *written)
+    fixed = {program.storage_of(index) for index in ends}
     tensors = []
     for index, tensor in enumerate(program.tensors):
         owner = program.storage_of(index)

@@ -76,23 +76,32 @@ def read_stages(func: tirx.PrimFunc) -> tuple[Stage, ...] | None:
         None where the function is not a sequence of blocks that each store one element of one
         buffer (an argmax with two results, an opaque block).
     """
+    blocks = read_blocks(func)
+    if blocks is None:
+        return None
+    stages = [stage for stage in map(read_block, blocks) if stage is not None]
+    return tuple(stages) if len(stages) == len(blocks) else None
+
+
+def read_blocks(func: tirx.PrimFunc) -> tuple[Any, ...] | None:
+    """Return the innermost blocks of an unscheduled function, or None where it has other parts."""
     body = func.body
     if not hasattr(body, "block"):
         return None
     root = body.block.body
-    stages = []
+    blocks = []
     for nest in root.seq if isinstance(root, tirx.SeqStmt) else (root,):
         inner = nest
         while isinstance(inner, tirx.For):
             inner = inner.body
-        stage = _read_block(inner.block) if hasattr(inner, "block") else None
-        if stage is None:
+        if not hasattr(inner, "block"):
             return None
-        stages.append(stage)
-    return tuple(stages)
+        blocks.append(inner.block)
+    return tuple(blocks)
 
 
-def _read_block(block: Any) -> Stage | None:
+def read_block(block: Any) -> Stage | None:
+    """Return a block that stores one element of one buffer as a stage, else None."""
     if not isinstance(block.body, tirx.BufferStore):
         return None
     spatial, reduction = [], []

@@ -1,0 +1,88 @@
+"""Operators without a schedule of ours: dlight's, by name, on all threads that may run at once."""
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from tests.cuda.programs import lower, model_of, run
+from tests.cuda.test_operators import check, normal
+from tilewright.compiler.cuda.build import compile_kernels
+from tilewright.compiler.cuda.nvcc import find_tool
+from tilewright.compiler.cuda.structure import read_code
+from tilewright.compiler.cuda.targets import parse_cuda_target
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+BOTH = (False, True)
+
+
+def scatter(reduction, rows=6, width=40):
+    """Update rows of a matrix, one of them twice where the updates are combined."""
+    indices = np.array([[2], [5], [0], [2 if reduction != "none" else 3]], np.int64)
+    node = helper.make_node("ScatterND", ["x", "i", "u"], ["y"], reduction=reduction)
+    x, updates = normal(rows, width), normal(4, width, seed=1)
+    feeds = {"x": x, "i": indices, "u": updates}
+    return model_of([node], feeds, {}, 18), feeds
+
+
+def at_once(schedules):
+    """Return how many threads each launch of dlight's has work for."""
+    names = [name for name in schedules if name.startswith("dlight fallback")]
+    return [int(name.split()[2]) for name in names]
+
+
+def test_updates_that_are_combined_run_by_columns():
+    model, feeds = scatter("add")
+    assert at_once(check(model, feeds, backwards=BOTH)) == [6 * 40, 40]
+
+
+def test_updates_that_may_come_in_any_order_run_at_once():
+    model, feeds = scatter("none")
+    assert 4 * 40 in at_once(check(model, feeds, backwards=BOTH))
+
+
+def test_what_depends_on_the_step_before_is_one_thread():
+    x = (normal(5, 9) > 0.3).astype(np.float32)
+    model = model_of([helper.make_node("NonZero", ["x"], ["y"])], {"x": x}, {})
+    lowered = lower(model)
+    schedules = [name for names in lowered.schedules.values() for name in names]
+    assert 1 in at_once(schedules)
+    results = run(lowered, {"x": x})
+    count = int(results["y.extents"][1])
+    np.testing.assert_array_equal(results["y"][:, :count], np.array(np.nonzero(x)))
+
+
+def test_rows_of_a_selection_are_threads():
+    x = normal(70, 33)
+    nodes = [helper.make_node("TopK", ["x", "k"], ["v", "y"], axis=1)]
+    model = model_of(nodes, {"x": x}, {"k": np.array([5], np.int64)})
+    assert at_once(check(model, {"x": x}, backwards=BOTH)) == [70]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_tensors_in_16_bits_are_read_and_written(precision):
+    x = normal(12, 32)
+    weights = {"w": normal(32, 48, seed=1), "axis": np.array(1, np.int64)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"]),
+        helper.make_node("CumSum", ["p", "axis"], ["s"]),
+        helper.make_node("Tanh", ["s"], ["y"]),
+    ]
+    # Rounding adds up along a row, where the tolerance is of one element.
+    model = model_of(nodes, {"x": x * 0.05}, weights)
+    assert at_once(check(model, {"x": x * 0.05}, precision)) == [12]
+
+
+@pytest.mark.parametrize("values", [-np.inf, np.nan])
+def test_the_index_of_a_row_without_a_best_element_is_in_the_row(values):
+    x = np.full((3, 40), values, np.float32)
+    model = model_of([helper.make_node("ArgMax", ["x"], ["y"], axis=1)], {"x": x}, {})
+    assert set(run(lower(model), {"x": x})["y"].reshape(-1)) == {0}
+
+
+@pytest.mark.skipif(find_tool("nvcc") is None, reason="needs nvcc")
+def test_the_machine_code_keeps_its_values_in_registers():
+    target = parse_cuda_target("cuda:sm_90")
+    kernels = dict(lower(scatter("add")[0]).kernels)
+    found = read_code(compile_kernels(kernels, target))
+    assert set(found) == set(kernels)
+    assert all(use.spills == 0 and use.stack_bytes == 0 for use in found.values())
