@@ -53,7 +53,7 @@ def inspect_kernels(kernels: Mapping[str, Kernel], target: CudaTarget) -> dict[s
 
 def describe(name: str, kernel: Kernel, use: CodeUse) -> dict[str, Any]:
     """Return one kernel as a row."""
-    wanted = ("HMMA", "IMMA", "FFMA", "LDSM", "LDGSTS")
+    wanted = ("HMMA", "HGMMA", "IMMA", "IGMMA", "FFMA", "LDSM", "LDGSTS")
     return {
         "kernel": name,
         "schedule": kernel.schedule,
@@ -67,6 +67,11 @@ def describe(name: str, kernel: Kernel, use: CodeUse) -> dict[str, Any]:
     }
 
 
+def on_tensor_cores(row: Mapping[str, Any]) -> bool:
+    """Tell whether a kernel has matrix instructions."""
+    return any(row.get(name) for name in ("HMMA", "HGMMA", "IMMA", "IGMMA"))
+
+
 _ON_HMMA = ("tf32", "fp16", "bf16")
 
 
@@ -77,10 +82,11 @@ def faults(row: Mapping[str, Any]) -> list[str]:
     if row["local_instructions"] or row["stack_bytes"]:
         found.append(f"{row['local_instructions']} accesses of local memory")
     kind, unit, *_ = [*schedule.split(), "", ""]
-    if kind in ("gemm", "attention") and unit in _ON_HMMA and not row["HMMA"]:
-        found.append("no HMMA")
-    if schedule.startswith("gemm int8") and not row["IMMA"]:
-        found.append("no IMMA")
+    letter = "G" if "by warpgroups" in schedule else ""
+    if kind in ("gemm", "attention") and unit in _ON_HMMA and not row[f"H{letter}MMA"]:
+        found.append(f"no H{letter}MMA")
+    if schedule.startswith("gemm int8") and not row[f"I{letter}MMA"]:
+        found.append(f"no I{letter}MMA")
     if "copy" in schedule and not row["LDGSTS"]:
         found.append("no background copy")
     if row["threads"] < 32:
@@ -126,7 +132,7 @@ def check_models(
                     "model": name,
                     "precision": precision,
                     "kernels": len(kernels),
-                    "on_tensor_cores": sum(bool(row["HMMA"] or row["IMMA"]) for row in described),
+                    "on_tensor_cores": sum(map(on_tensor_cores, described)),
                     "most_registers": max(row["registers"] for row in described),
                     "faults": wrong,
                     "seconds": round(seconds, 1),
@@ -155,7 +161,7 @@ def write(results: Mapping[str, Any], path: Path) -> None:
             rows = [row for row in operators if row["precision"] == precision]
             lines.append(
                 f"| {precision} | {len({row['operator'] for row in rows})} | {len(rows)} | "
-                f"{sum(bool(row['HMMA'] or row['IMMA']) for row in rows)} | "
+                f"{sum(map(on_tensor_cores, rows))} | "
                 f"{max(row['registers'] for row in rows)} | "
                 f"{sum(bool(row['local_instructions']) for row in rows)} |"
             )

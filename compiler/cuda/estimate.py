@@ -36,6 +36,11 @@ _READ_CLOCKS, _SHARED_READ_CLOCKS = 4.0, 1.0
 _READS_SEEN = 0.5
 # Multiply-adds of one clock on tensor cores, of the instructions used here (mma.sync).
 _INSTRUCTION_MACS = 1024
+# What these reach of the rate where four warps can issue a product together (Luo et al.,
+# "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture via Microbenchmarking", 2024).
+_INSTRUCTION_SHARE = 0.62
+# Shared memory that a multiprocessor reads in a clock.
+_SHARED_BYTES_PER_CLOCK = 128
 # Fewer warps than this on a multiprocessor leave its pipelines waiting.
 _FULL_WARPS = 8
 # Steps that pass before the first arithmetic, and after the last.
@@ -53,6 +58,8 @@ def estimate_seconds(tile: GemmTile, product: Product, precision: str, target: C
     elif product.half is not None:
         rate_name = "fp16"
     rate = target.macs_per_second(rate_name) / target.sms * _REACHED
+    if on_tensor_cores and target.has_warpgroups and not tile.by_warpgroups:
+        rate *= _INSTRUCTION_SHARE
     blocks = ceil(rows / tile.rows) * ceil(columns / tile.columns) * batch * tile.split
     resident = max(1, resident_blocks(tile, product, precision, target))
     together = min(resident, ceil(blocks / target.sms))
@@ -77,6 +84,10 @@ def estimate_seconds(tile: GemmTile, product: Product, precision: str, target: C
 def register_reuse(tile: GemmTile, on_tensor_cores: bool, element_bytes: int) -> float:
     """Return the share of time that a warp computes, and does not read shared memory: 0 to 1."""
     rows, columns = tile.warp_tile
+    if tile.by_warpgroups:
+        # 32 bytes of depth of 64 rows and the columns are read for each instruction.
+        compute, read = columns / 2, (64 + columns) * 32 / _SHARED_BYTES_PER_CLOCK
+        return min(1.0, compute / read)
     if on_tensor_cores:
         high, wide = rows / 16, columns / 8
         # An instruction takes 32 bytes of depth, for 16 rows and 8 columns.
@@ -93,7 +104,7 @@ def tiles(product: Product, precision: str, target: CudaTarget) -> Iterator[Gemm
     """Yield the tiles that are allowed for a product."""
     on_tensor_cores = uses_matrix_units(product, precision)
     element = item_bytes(tile_dtypes(product, precision)[0])
-    for rows, columns, warps in _SHAPES:
+    for rows, columns, warps, by_warpgroups in _SHAPES:
         for depth_bytes in (64, 128):
             for stages in (2, 3, 4):
                 for split in (1, 2, 3, 4, 6, 8, 12, 16):
@@ -108,6 +119,7 @@ def tiles(product: Product, precision: str, target: CudaTarget) -> Iterator[Gemm
                         warp_columns,
                         stages,
                         split,
+                        by_warpgroups,
                     )
                     try:
                         check_tile(tile, product, precision, target)
@@ -116,25 +128,34 @@ def tiles(product: Product, precision: str, target: CudaTarget) -> Iterator[Gemm
                     yield tile
 
 
-# Rows, columns, warps along both.
+# Rows, columns, warps along both, whether four of them work together.
 _SHAPES = (
-    (16, 64, (1, 2)),
-    (16, 128, (1, 4)),
-    (32, 32, (1, 2)),
-    (32, 64, (2, 2)),
-    (32, 128, (1, 4)),
-    (64, 32, (2, 2)),
-    (64, 64, (2, 2)),
-    (64, 128, (2, 2)),
-    (64, 128, (2, 4)),
-    (128, 32, (4, 1)),
-    (128, 64, (2, 2)),
-    (128, 64, (4, 2)),
-    (128, 128, (2, 2)),
-    (128, 128, (2, 4)),
-    (128, 128, (4, 2)),
-    (256, 64, (4, 2)),
-    (256, 128, (4, 2)),
+    (16, 64, (1, 2), False),
+    (16, 128, (1, 4), False),
+    (32, 32, (1, 2), False),
+    (32, 64, (2, 2), False),
+    (32, 128, (1, 4), False),
+    (64, 32, (2, 2), False),
+    (64, 64, (2, 2), False),
+    (64, 128, (2, 2), False),
+    (64, 128, (2, 4), False),
+    (128, 32, (4, 1), False),
+    (128, 64, (2, 2), False),
+    (128, 64, (4, 2), False),
+    (128, 128, (2, 2), False),
+    (128, 128, (2, 4), False),
+    (128, 128, (4, 2), False),
+    (256, 64, (4, 2), False),
+    (256, 128, (4, 2), False),
+    (64, 64, (4, 1), True),
+    (64, 128, (4, 1), True),
+    (64, 128, (4, 2), True),
+    (64, 256, (4, 2), True),
+    (128, 64, (8, 1), True),
+    (128, 128, (4, 1), True),
+    (128, 128, (8, 1), True),
+    (128, 256, (8, 1), True),
+    (256, 128, (8, 1), True),
 )
 
 

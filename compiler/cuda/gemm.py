@@ -14,6 +14,7 @@ from typing import Any
 
 from tvm import tirx
 
+from tilewright.compiler.cuda import warpgroup
 from tilewright.compiler.cuda.ctext import STORED, Printer, computed_type, stored
 from tilewright.compiler.cuda.kernel import Kernel, block, buffer_names, decompose, signature
 from tilewright.compiler.cuda.operand import Loader
@@ -128,9 +129,8 @@ class _Writer:
         slice_depth = -(-steps // tile.split) * tile.depth
         lines = [f"{signature(self.name, tile.threads, self.own)} {{", "TW_SHARED;"]
         lines += [
-            "const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;",
-            f"const int warp_row = warp / {tile.warp_columns} * {tile.warp_tile[0]};",
-            f"const int warp_column = warp % {tile.warp_columns} * {tile.warp_tile[1]};",
+            "const int lane = threadIdx.x % 32;",
+            *self._warp_places(),
             f"const int a_first = blockIdx.x % {row_blocks} * {tile.rows};",
             f"const int b_first = blockIdx.x / {row_blocks} * {tile.columns};",
             f"const int k_first = blockIdx.z * {slice_depth};",
@@ -154,12 +154,43 @@ class _Writer:
         elif self.product.dtype == "int32":
             unit = "int32"
         modes = "/".join(loader.mode for loader in self.loaders)
+        unit += " by warpgroups" if tile.by_warpgroups else ""
         label = f"gemm {unit} {tile.rows}x{tile.columns}x{tile.depth} {tile.stages} stages"
         label += f" {modes}" + (f" split {tile.split}" if tile.split > 1 else "")
-        return Kernel(self.name, block(lines), grid, tile.threads, shared, label)
+        text = block(lines)
+        if tile.by_warpgroups:
+            text = warpgroup.define(self.dtypes, tile.warp_tile[1]) + text
+        return Kernel(self.name, text, grid, tile.threads, shared, label)
+
+    def _warp_places(self) -> list[str]:
+        """Where the warp's part of the block's tile begins; its rows are `row_step` apart."""
+        tile, (rows, columns) = self.tile, self.tile.warp_tile
+        if not tile.by_warpgroups:
+            return [
+                "const int warp = threadIdx.x / 32;",
+                f"const int warp_row = warp / {tile.warp_columns} * {rows};",
+                f"const int warp_column = warp % {tile.warp_columns} * {columns};",
+            ]
+        warps = warpgroup.WARPS
+        return [
+            # From one lane, so that the compiler knows it to be the same in all.
+            "const int warp = TW_SHUFFLE((int)threadIdx.x / 32, 0);",
+            f"const int group_row = warp / {warps} / {tile.warp_columns} * {rows * warps};",
+            f"const int warp_row = group_row + warp % {warps} * 16;",
+            f"const int warp_column = warp / {warps} % {tile.warp_columns} * {columns};",
+        ]
+
+    @property
+    def _row_step(self) -> int:
+        """Distance of the rows of one instruction from those of the next."""
+        return warpgroup.ROWS if self.tile.by_warpgroups else 16
 
     def _pipeline(self) -> list[str]:
-        stages = self.tile.stages
+        stages, by_warpgroups = self.tile.stages, self.tile.by_warpgroups
+        compute = f"compute(step % {stages});"
+        # Products of warpgroups go on while the next tile is asked for.
+        before = [compute] if by_warpgroups else []
+        after = ["tw_wgmma_wait();"] if by_warpgroups else [compute]
         return [
             "#pragma unroll",
             f"for (int step = 0; step < {stages - 1}; ++step) {{",
@@ -172,20 +203,52 @@ class _Writer:
             "#pragma unroll 1",
             "for (int step = 0; step < steps; ++step) {",
             f"tw_copy_wait<{stages - 2}>();",
+            *(["tw_wgmma_publish();"] if by_warpgroups else []),
             # Everyone sees the tile, and has left the one that is filled next.
             "TW_BARRIER();",
+            *before,
             f"const int next = step + {stages - 1};",
             "if (next < steps) {",
             f"load_a(next, next % {stages});",
             f"load_b(next, next % {stages});",
             "}",
             "tw_copy_commit();",
-            f"compute(step % {stages});",
+            *after,
             "}",
         ]
 
     def _compute(self) -> list[str]:
-        return self._matrix_units() if self.on_tensor_cores else self._threads()
+        if not self.on_tensor_cores:
+            return self._threads()
+        rows, columns = self.tile.warp_tile
+        kind = "int" if self.product.is_integer else "float"
+        lines = [f"{kind} sums[{rows // 16}][{columns // 8}][4] = {{}};"]
+        lines += ["auto compute = [&](int slot) {", *self._tiles()]
+        if self.tile.by_warpgroups:
+            lines += ["#if defined(TW_WARPGROUPS)", *self._warpgroups(), "#else"]
+        lines += self._matrix_units()
+        if self.tile.by_warpgroups:
+            lines.append("#endif")
+        return [*lines, "};"]
+
+    def _warpgroups(self) -> list[str]:
+        """Issue the products of a step; the descriptors move along the depth within a row."""
+        rows, _ = self.tile.warp_tile
+        chunks = self.loaders[0].chunks
+        row_bytes = 16 * chunks
+        bits = f"{warpgroup.descriptor_bits(chunks):#x}ull"
+        name = f"tw_wgmma_{warpgroup.instruction(self.dtypes)}"
+        return [
+            "tw_wgmma_begin();",
+            "#pragma unroll",
+            f"for (int s = 0; s < {chunks // 2}; ++s) {{",
+            f"const auto right = tw_matrix({bits}, b_tile + warp_column * {row_bytes} + 32 * s);",
+            "#pragma unroll",
+            f"for (int i = 0; i < {rows // 16}; ++i) {name}(sums[i], tw_matrix({bits}, a_tile + "
+            f"(group_row + i * {warpgroup.ROWS}) * {row_bytes} + 32 * s), right);",
+            "}",
+            "tw_wgmma_commit();",
+        ]
 
     def _tiles(self) -> list[str]:
         return [
@@ -197,20 +260,16 @@ class _Writer:
         """Fragments are described in the PTX ISA, "Matrix fragments for mma.m16n8k..."."""
         rows, columns = self.tile.warp_tile
         high, wide, chunks = rows // 16, columns // 16, self.loaders[0].chunks
-        kind = "int" if self.product.is_integer else "float"
         instruction = INSTRUCTIONS.get(self.dtypes[0]) or "tw_mma_{}{}".format(
             *("u8" if dtype == "uint8" else "s8" for dtype in self.dtypes)
         )
         lines = [
-            f"{kind} sums[{high}][{2 * wide}][4] = {{}};",
-            "auto compute = [&](int slot) {",
-            *self._tiles(),
             "#pragma unroll",
             f"for (int s = 0; s < {chunks // 2}; ++s) {{",
             f"unsigned a[{high}][4], b[{wide}][4];",
             "#pragma unroll",
             f"for (int i = 0; i < {high}; ++i) tw_load_matrix4(a[i], a_tile + tw_swizzle<{chunks}>("
-            "warp_row + i * 16 + lane % 16, 2 * s + lane / 16) * 16);",
+            f"warp_row + i * {self._row_step} + lane % 16, 2 * s + lane / 16) * 16);",
             "#pragma unroll",
             f"for (int j = 0; j < {wide}; ++j) tw_load_matrix4(b[j], b_tile + tw_swizzle<{chunks}>("
             "warp_column + j * 16 + lane % 8 + lane / 16 * 8, 2 * s + lane / 8 % 2) * 16);",
@@ -230,7 +289,6 @@ class _Writer:
             "b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);",
             "}",
             "}",
-            "};",
         ]
         return lines
 
@@ -275,7 +333,7 @@ class _Writer:
         lines = self._finish()
         if self.on_tensor_cores:
             loops = (rows // 16, columns // 8, 4)
-            row = "warp_row + i * 16 + lane / 4 + e / 2 * 8"
+            row = f"warp_row + i * {self._row_step} + lane / 4 + e / 2 * 8"
             column = "warp_column + j * 8 + lane % 4 * 2 + e % 2"
             value = "sums[i][j][e]"
         else:

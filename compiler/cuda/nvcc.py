@@ -9,6 +9,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from tilewright.compiler.cuda import warpgroup
 from tilewright.compiler.cuda.targets import CudaTarget
 from tilewright.errors import CompileError, TargetError
 
@@ -56,13 +57,26 @@ def compile_cuda(source: str, target: CudaTarget) -> bytes:
         CompileError: it failed; the message holds what it printed.
     """
     nvcc = find_nvcc()
-    virtual = target.arch.replace("sm_", "compute_")
-    code = f"-gencode=arch={virtual},code=[{target.arch},{virtual}]"
     with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
         work = Path(folder)
         (work / "kernels.cu").write_text(source)
-        _run([nvcc, *_FLAGS, "-fatbin", code, "kernels.cu", "-o", "kernels.fatbin"], work)
+        options = [*_FLAGS, *_code(source, target)]
+        _run([nvcc, *options, "-fatbin", "kernels.cu", "-o", "kernels.fatbin"], work)
         return (work / "kernels.fatbin").read_bytes()
+
+
+def _code(source: str, target: CudaTarget) -> list[str]:
+    """Return the options that say for which chips to compile.
+
+    Instructions of warpgroups are only in what is made for this very chip ("sm_90a").
+    """
+    virtual = target.arch.replace("sm_", "compute_")
+    if warpgroup.MARK not in source:
+        return [f"-gencode=arch={virtual},code=[{target.arch},{virtual}]"]
+    return [
+        f"-gencode=arch={virtual}a,code={target.arch}a",
+        f"-gencode=arch={virtual},code={virtual}",
+    ]
 
 
 def _run(command: list[str | Path], folder: Path) -> None:

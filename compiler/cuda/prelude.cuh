@@ -1,8 +1,11 @@
 /* What generated kernels use. With TW_EMULATE the instructions of the GPU come from an emulation. */
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || (defined(TW_EMULATE) && !defined(TW_NO_WARPGROUPS))
+#define TW_WARPGROUPS /* else kernels with wgmma take mma.sync: PTX for later chips */
+#endif
 #if defined(TW_EMULATE)
 #include "tw_emulate.h"
 #else
-#define TW_SHARED extern __shared__ __align__(128) unsigned char tw_shared[]
+#define TW_SHARED extern __shared__ __align__(1024) unsigned char tw_shared[]
 #define TW_GLOBAL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
 #define TW_BARRIER() __syncthreads()
 #define TW_SHUFFLE_XOR(value, mask) __shfl_xor_sync(0xffffffffu, value, mask)
@@ -64,6 +67,24 @@ TW_MMA(tw_mma_s8s8, "m16n8k32.row.col.s32.s8.s8.s32", int, "+r")
 TW_MMA(tw_mma_u8s8, "m16n8k32.row.col.s32.u8.s8.s32", int, "+r")
 TW_MMA(tw_mma_s8u8, "m16n8k32.row.col.s32.s8.u8.s32", int, "+r")
 TW_MMA(tw_mma_u8u8, "m16n8k32.row.col.s32.u8.u8.s32", int, "+r")
+#if defined(TW_WARPGROUPS)
+static __device__ __forceinline__ unsigned tw_shared_address(const void *place) {
+  return (unsigned)__cvta_generic_to_shared(place);
+}
+/* What this thread wrote to shared memory, wgmma shall see after the next barrier. */
+static __device__ __forceinline__ void tw_wgmma_publish() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+static __device__ __forceinline__ void tw_wgmma_begin() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+static __device__ __forceinline__ void tw_wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+static __device__ __forceinline__ void tw_wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+}
+#endif
 #endif
 
 template <typename To, typename From>
@@ -117,6 +138,16 @@ static __device__ __forceinline__ int tw_swizzle(int row, int chunk) {
   constexpr int mask = chunks >= 8 ? 7 : chunks - 1;
   return row * chunks + (chunk ^ ((row / rows_per_line) & mask));
 }
+#if defined(TW_WARPGROUPS)
+/* The descriptor of a matrix in shared memory; `bits` are what is known of its form. */
+static __device__ __forceinline__ unsigned long long tw_matrix(unsigned long long bits,
+                                                               const void *place) {
+  return bits | (tw_shared_address(place) & 0x3ffffu) >> 4;
+}
+#else
+static __device__ __forceinline__ void tw_wgmma_publish() {}
+static __device__ __forceinline__ void tw_wgmma_wait() {}
+#endif
 /* Copy 16 bytes in the background, or store four words at once where not `valid`. */
 static __device__ __forceinline__ void tw_copy16_or_fill(void *to, const void *from, bool valid,
                                                          unsigned word) {

@@ -19,7 +19,9 @@ _USAGE = re.compile(r"REG:(?P<registers>\d+) STACK:(?P<stack>\d+) .*?LOCAL:(?P<l
 _CODE = re.compile(r"^\s*Function : (?P<name>\S+)$")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(?P<name>[A-Z][A-Z0-9_]*)")
 _SPILLS = ("LDL", "STL")
-_MATRIX_UNITS = {"fp16": "HMMA", "bf16": "HMMA", "tf32": "HMMA", "int8": "IMMA"}
+# Instructions of one warp, and of four together.
+_FLOATS, _BYTES = ("HMMA", "HGMMA"), ("IMMA", "IGMMA")
+_MATRIX_UNITS = {"fp16": _FLOATS, "bf16": _FLOATS, "tf32": _FLOATS, "int8": _BYTES}
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class CodeUse:
 
     def matrix_instructions(self, precision: str) -> int:
         """Return how many instructions run on tensor cores in a precision."""
-        return self.instructions.get(_MATRIX_UNITS[precision], 0)
+        return sum(self.instructions.get(name, 0) for name in _MATRIX_UNITS[precision])
 
 
 def read_code(image: bytes) -> dict[str, CodeUse]:

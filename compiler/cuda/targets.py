@@ -62,6 +62,11 @@ class CudaTarget:
         digits = self.arch.partition("_")[2]
         return int(digits[:-1]), int(digits[-1])
 
+    @property
+    def has_warpgroups(self) -> bool:
+        """Whether the chip has the instructions that four warps issue together (wgmma)."""
+        return self.capability == (9, 0)
+
     def macs_per_second(self, precision: str) -> float:
         """Return multiply-adds a second of the whole chip in a precision."""
         share = {"fp32": None, "tf32": 0.5, "fp16": 1.0, "bf16": 1.0, "int8": 2.0}[precision]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 
+from tilewright.compiler.cuda import warpgroup
 from tilewright.compiler.cuda.product import Product
 from tilewright.compiler.cuda.targets import WARP, CudaTarget
 from tilewright.compiler.program import item_bytes
@@ -26,6 +27,7 @@ class GemmTile:
         warp_rows, warp_columns: warps of a block along rows and columns.
         stages: tiles in shared memory: one is computed with, the others are on their way.
         split: parts of the depth that different blocks sum up; above 1 a second kernel adds them.
+        by_warpgroups: Hopper's instructions, which four warps along the rows issue together.
     """
 
     rows: int
@@ -35,6 +37,7 @@ class GemmTile:
     warp_columns: int
     stages: int
     split: int = 1
+    by_warpgroups: bool = False
 
     @property
     def threads(self) -> int:
@@ -54,6 +57,8 @@ class GemmTile:
         """Estimate the registers of a thread: accumulators, fragments of one step, addresses."""
         rows, columns = self.warp_tile
         accumulators = rows * columns // WARP
+        if self.by_warpgroups:
+            return accumulators + _OTHER_REGISTERS
         if uses_matrix_units:
             fragments = rows // 16 * 4 + columns // 8 * 2
         else:
@@ -132,6 +137,8 @@ def check_tile(tile: GemmTile, product: Product, precision: str, target: CudaTar
         )
     if on_tensor_cores and tile.depth * item_bytes(dtype) % _STEP_BYTES:
         raise InvalidScheduleError(f"{tile}: the depth is not a multiple of {_STEP_BYTES} bytes")
+    if tile.by_warpgroups:
+        _check_warpgroups(tile, product, precision, target)
     if tile.threads > 1024:
         raise InvalidScheduleError(f"{tile}: {tile.threads} threads, but a block has 1024 at most")
     shared = tile.shared_bytes(dtype)
@@ -151,6 +158,22 @@ def check_tile(tile: GemmTile, product: Product, precision: str, target: CudaTar
     steps = -(-product.sizes[3] // tile.depth)
     if tile.split > steps:
         raise InvalidScheduleError(f"{tile}: {steps} steps cannot be split {tile.split} times")
+
+
+def _check_warpgroups(tile: GemmTile, product: Product, precision: str, target: CudaTarget) -> None:
+    dtypes = tile_dtypes(product, precision)
+    if not (uses_matrix_units(product, precision) and warpgroup.supports(dtypes)):
+        raise InvalidScheduleError(f"{tile}: warpgroups do not multiply {dtypes[0]}")
+    if not target.has_warpgroups:
+        raise InvalidScheduleError(f"{tile}: {target.name} has no instructions of warpgroups")
+    _, columns = tile.warp_tile
+    if tile.warp_rows % warpgroup.WARPS or columns > warpgroup.MAX_COLUMNS:
+        raise InvalidScheduleError(
+            f"{tile}: a warpgroup is {warpgroup.WARPS} warps along the rows, with "
+            f"{warpgroup.MAX_COLUMNS} columns at most"
+        )
+    if tile.depth * item_bytes(dtypes[0]) // VECTOR_BYTES not in warpgroup.CHUNKS:
+        raise InvalidScheduleError(f"{tile}: a depth that warpgroups do not read")
 
 
 def resident_blocks(tile: GemmTile, product: Product, precision: str, target: CudaTarget) -> int:

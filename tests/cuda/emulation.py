@@ -19,7 +19,7 @@ _HERE = Path(__file__).parent
 _FLAGS = ("-std=c++17", "-O1", "-fPIC", "-w", "-fwrapv")
 
 
-def compile_for_cpu(kernels: Sequence[Kernel], folder: Path) -> Path:
+def compile_for_cpu(kernels: Sequence[Kernel], folder: Path, *macros: str) -> Path:
     """Return a shared object of the kernels, the very text that nvcc gets, for this processor."""
     source = folder / "kernels.cpp"
     # How many pointers each takes, for the driver shim.
@@ -29,7 +29,8 @@ def compile_for_cpu(kernels: Sequence[Kernel], folder: Path) -> Path:
     ]
     source.write_text("\n".join([source_of(kernels), *counts]))
     library = folder / "kernels.so"
-    _compile(["-DTW_EMULATE", f"-I{_HERE}", source, _threads(), "-o", library])
+    defined = [f"-D{macro}" for macro in macros]
+    _compile(["-DTW_EMULATE", *defined, f"-I{_HERE}", source, _threads(), "-o", library])
     return library
 
 
@@ -61,10 +62,10 @@ def compile_shim(folder: Path) -> Path:
 class Emulator:
     """Runs kernels on numpy arrays."""
 
-    def __init__(self, kernels: Sequence[Kernel]) -> None:
+    def __init__(self, kernels: Sequence[Kernel], *macros: str) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._kernels = {kernel.name: kernel for kernel in kernels}
-        self._library = ctypes.CDLL(str(compile_for_cpu(kernels, Path(self._folder.name))))
+        self._library = ctypes.CDLL(str(compile_for_cpu(kernels, Path(self._folder.name), *macros)))
 
     def run(self, name: str, arrays: Sequence[np.ndarray], backwards: bool = False) -> None:
         """Run one launch; `arrays` are what it reads, then what it writes."""

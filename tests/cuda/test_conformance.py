@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from onnx.backend.test.runner import Runner
 
+from benchmarks.forked import run_forked
 from benchmarks.suite import as_array, load_cases
 from tests.cuda.programs import run
 from tilewright.api import lower_by
@@ -18,6 +19,7 @@ from tilewright.onnx_backend import TilewrightRep
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 _PASSING = Path(__file__).parent.parent / "frontends" / "onnx" / "node_tests_passing.txt"
+_AT_ONCE = 100
 # What is neither a product nor a row of one-tensor blocks: one case of each form.
 _OTHER_FORMS = (
     "test_argmax_negative_axis_keepdims_random_select_last_index",
@@ -76,12 +78,20 @@ def test_operators_of_other_forms_are_right(name):
 
 @pytest.mark.slow
 def test_all_node_tests_that_pass_on_processors_pass():
-    failed = {}
+    names = _PASSING.read_text().split()
+    load_cases("node")  # before the fork
+    outcomes = {}
+    for start in range(0, len(names), _AT_ONCE):  # a process keeps what it has loaded
+        outcomes |= run_forked(names[start : start + _AT_ONCE], _outcome)
+    failed = {name: outcome for name, outcome in outcomes.items() if outcome != "pass"}
+    assert not failed, (len(failed), len(outcomes), failed)
+
+
+def _outcome(name):
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        for name in _PASSING.read_text().split():
-            try:
-                check_case(name)
-            except Exception as error:  # the rest must run, too
-                failed[name] = f"{type(error).__name__}: {error}"[:300]
-    assert not failed, failed
+        try:
+            check_case(name)
+        except Exception as error:  # the rest must run, too
+            return f"{type(error).__name__}: {error}"[:300]
+    return "pass"

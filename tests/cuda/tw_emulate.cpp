@@ -15,6 +15,7 @@ struct tw_fiber {
   unsigned parity;
   std::vector<tw_copy> open;
   std::deque<std::vector<tw_copy>> groups;
+  std::vector<std::function<void()>> issued, committed;
 };
 struct tw_block_state {
   ucontext_t scheduler;
@@ -63,6 +64,18 @@ void tw_wait_groups(int pending) {
   }
 }
 
+void tw_later(const std::function<void()> &work) { tw_block.current->issued.push_back(work); }
+void tw_commit_later(void) {
+  tw_fiber *self = tw_block.current;
+  for (const std::function<void()> &work : self->issued) self->committed.push_back(work);
+  self->issued.clear();
+}
+void tw_wait_later(void) {
+  tw_fiber *self = tw_block.current;
+  for (const std::function<void()> &work : self->committed) work();
+  self->committed.clear();
+}
+
 static void tw_thread_main() {
   typedef void *p;
   typedef void (*function)(p, p, p, p, p, p, p, p, p, p, p, p, p, p, p, p, p, p, p, p, p, p, p, p);
@@ -97,6 +110,8 @@ static void tw_run_block(int threads) {
     fiber.parity = 0;
     fiber.open.clear();
     fiber.groups.clear();
+    fiber.issued.clear();
+    fiber.committed.clear();
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.data();
     fiber.context.uc_stack.ss_size = fiber.stack.size();
@@ -129,7 +144,7 @@ static void tw_run_block(int threads) {
 /* Run a kernel; arguments are pointers. Shared memory starts as rubbish and ends in a guard. */
 extern "C" void tw_emulate(void *kernel, int gx, int gy, int gz, int threads, int shared_bytes,
                            void **arguments, int count) {
-  std::vector<unsigned char> shared(shared_bytes + 256);
+  std::vector<unsigned char> shared(shared_bytes + 2048);
   void *padded[24] = {};
   memcpy(padded, arguments, count * sizeof *arguments);
   tw_block.kernel = kernel;
@@ -137,7 +152,7 @@ extern "C" void tw_emulate(void *kernel, int gx, int gy, int gz, int threads, in
   tw_block.fibers.resize(threads);
   for (tw_fiber &fiber : tw_block.fibers) fiber.stack.resize(1 << 16);
   for (std::vector<tw_slot> &slots : tw_block.slots) slots.resize(threads);
-  tw_now.shared = (unsigned char *)(((uintptr_t)shared.data() + 127) / 128 * 128);
+  tw_now.shared = (unsigned char *)(((uintptr_t)shared.data() + 1023) / 1024 * 1024);
   for (int z = 0; z < gz; ++z)
     for (int y = 0; y < gy; ++y)
       for (int x = 0; x < gx; ++x) {

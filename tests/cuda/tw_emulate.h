@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <functional>
+
 #define __device__
 #define __forceinline__ inline
 #define __align__(n) alignas(n)
@@ -42,6 +44,10 @@ const tw_slot *tw_exchange(const tw_slot &mine);
 void tw_start_copy(void *to, const void *from);
 void tw_end_group(void);
 void tw_wait_groups(int pending);
+/* Work of a warpgroup: it is done when it has been committed and is waited for. */
+void tw_later(const std::function<void()> &work);
+void tw_commit_later(void);
+void tw_wait_later(void);
 
 template <typename T>
 static T tw_shuffle(T value, int lane) {
@@ -148,6 +154,55 @@ TW_MMA(tw_mma_s8s8, int, 4, tw_s8, tw_s8)
 TW_MMA(tw_mma_u8s8, int, 4, tw_u8, tw_s8)
 TW_MMA(tw_mma_s8u8, int, 4, tw_s8, tw_u8)
 TW_MMA(tw_mma_u8u8, int, 4, tw_u8, tw_u8)
+/* Products of a warpgroup: nothing happens before they are waited for, as late as may be. */
+#if defined(TW_WARPGROUPS)
+static unsigned tw_shared_address(const void *place) {
+  return (unsigned)((const unsigned char *)place - tw_now.shared);
+}
+static void tw_wgmma_publish() {}
+static void tw_wgmma_begin() {}
+static void tw_wgmma_commit() { tw_commit_later(); }
+static void tw_wgmma_wait() { tw_wait_later(); }
+
+/* Where element (row, byte) of a described matrix is: "Swizzling Modes" and "Strides" of the PTX
+ * ISA, for matrices with the depth innermost. */
+static const unsigned char *tw_described(unsigned long long matrix, int row, int byte) {
+  unsigned start = (unsigned)(matrix & 0x3fff) << 4, stride = (unsigned)(matrix >> 32 & 0x3fff) << 4;
+  unsigned width = 256u >> (matrix >> 62); /* mode 1: 128 bytes, 2: 64, 3: 32 */
+  unsigned address = start + row / 8 * stride + row % 8 * width + byte;
+  unsigned line = address / 128, turned = line % (width / 16);
+  return tw_now.shared + (address ^ turned << 4);
+}
+template <int columns, int bytes, typename Sum, typename Left, typename Right>
+static void tw_wgmma(Sum (&d)[columns][4], unsigned long long a, unsigned long long b, Left left,
+                     Right right) {
+  int lane = threadIdx.x % 32, first = threadIdx.x / 32 % 4 * 16;
+  Sum(*sums)[4] = d;
+  tw_later([=] {
+    for (int j = 0; j < columns; ++j)
+      for (int e = 0; e < 4; ++e) {
+        int row = first + lane / 4 + e / 2 * 8, column = j * 8 + lane % 4 * 2 + e % 2;
+        for (int k = 0; k < 32; k += bytes)
+          sums[j][e] += left(tw_described(a, row, k)) * right(tw_described(b, column, k));
+      }
+  });
+}
+static float tw_at_half(const unsigned char *p) { return tw_from_half(*(const unsigned short *)p); }
+static float tw_at_bfloat(const unsigned char *p) { return tw_word_float(*(const unsigned short *)p << 16); }
+static int tw_at_s8(const unsigned char *p) { return (signed char)*p; }
+static int tw_at_u8(const unsigned char *p) { return *p; }
+#define TW_WGMMA(name, sum, bytes, left, right)                                                 \
+  template <int n>                                                                              \
+  static void name(sum(&d)[n][4], unsigned long long a, unsigned long long b) {                 \
+    tw_wgmma<n, bytes>(d, a, b, left, right);                                                   \
+  }
+TW_WGMMA(tw_wgmma_half, float, 2, tw_at_half, tw_at_half)
+TW_WGMMA(tw_wgmma_bfloat, float, 2, tw_at_bfloat, tw_at_bfloat)
+TW_WGMMA(tw_wgmma_s8s8, int, 1, tw_at_s8, tw_at_s8)
+TW_WGMMA(tw_wgmma_u8s8, int, 1, tw_at_u8, tw_at_s8)
+TW_WGMMA(tw_wgmma_s8u8, int, 1, tw_at_s8, tw_at_u8)
+TW_WGMMA(tw_wgmma_u8u8, int, 1, tw_at_u8, tw_at_u8)
+#endif
 static int __popcll(unsigned long long value) { return __builtin_popcountll(value); }
 static float rsqrtf(float value) { return 1.0f / sqrtf(value); }
 static double rsqrt(double value) { return 1.0 / sqrt(value); }

@@ -21,7 +21,16 @@ NAMES = (
     *("batch", "rows", "columns", "depth"),
     *("tile_rows", "tile_columns", "tile_depth", "warps", "warp_rows", "warp_columns"),
     *("stages", "split", "registers", "shared_bytes", "occupancy", "waves", "last_wave"),
-    *("reuse", "wasted", "a_contiguous", "b_contiguous", "bounds", "matrix_units", "estimate"),
+    *(
+        "reuse",
+        "wasted",
+        "a_contiguous",
+        "b_contiguous",
+        "bounds",
+        "matrix_units",
+        "warpgroups",
+        "estimate",
+    ),
 )
 
 
@@ -60,6 +69,7 @@ def features(tile: GemmTile, product: Product, precision: str, target: CudaTarge
         _is_contiguous(product.b, product, dtypes[1]),
         len(product.a.bounds),
         on_tensor_cores,
+        tile.by_warpgroups,
         np.log2(estimate_seconds(tile, product, precision, target)),
     ]
     return np.array(values, np.float32)

@@ -69,13 +69,16 @@ class CudaSpace:
 
     def _tiles(self, product_: Product) -> Iterator[GemmTile]:
         element = item_bytes(tile_dtypes(product_, self.precision)[0])
-        for rows, columns, depth, high, wide, stages in product(
-            _ROWS, _COLUMNS, _DEPTH_BYTES, _WARPS, _WARPS, _STAGES
+        together = (False, True) if self.target.has_warpgroups else (False,)
+        for rows, columns, depth, high, wide, stages, by_warpgroups in product(
+            _ROWS, _COLUMNS, _DEPTH_BYTES, _WARPS, _WARPS, _STAGES, together
         ):
             if not 2 <= high * wide <= 16:
                 continue
             for parts in _SPLITS:
-                tile = GemmTile(rows, columns, depth // element, high, wide, stages, parts)
+                tile = GemmTile(
+                    rows, columns, depth // element, high, wide, stages, parts, by_warpgroups
+                )
                 try:
                     check_tile(tile, product_, self.precision, self.target)
                 except InvalidScheduleError as error:
@@ -91,7 +94,10 @@ class CudaSpace:
 def _reason(message: str) -> str:
     """Return the word of a refusal that says of what kind it is."""
     refusal = message.partition("): ")[2]
-    words = ("shared memory", "registers", "threads", "split", "multiple", "divide", "depth")
+    words = (
+        *("shared memory", "registers", "threads", "split", "multiple", "divide", "warpgroup"),
+        "depth",
+    )
     return next((word for word in words if word in refusal), "other")
 
 
@@ -135,9 +141,11 @@ def neighbours(tile: GemmTile, rng: np.random.Generator) -> GemmTile:
         "warp_columns": _WARPS,
         "stages": _STAGES,
         "split": _SPLITS,
+        "by_warpgroups": (False, True),
     }
     changed = tile
     for _ in range(int(rng.integers(1, 3))):
         name = str(rng.choice(list(options)))
-        changed = replace(changed, **{name: int(rng.choice(options[name]))})
+        value = rng.choice(options[name])
+        changed = replace(changed, **{name: value.item()})
     return changed
