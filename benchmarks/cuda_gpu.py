@@ -5,16 +5,14 @@
     python -m benchmarks.cuda_gpu report
 
 `build` writes modules and what they are into build/cuda_gpu.tar.xz, which with the repository is
-all that `measure` needs, on any machine: it takes numpy, onnx, onnxruntime (expected results, on
-the processor) and torch (the peer; without it only correctness). Operators run as float32, or as
-float16 in and out. Times, medians over the rounds, ours and torch's in turns:
+all that `measure` needs, on any machine: it takes numpy, onnx, onnxruntime (expected results of
+operators, on the processor), torch, timm and transformers (the peers; without torch only
+correctness). Operators run as float32, or as float16 in and out; models are rows of
+benchmarks/suites/models.json, with weights of few values, and bring their expected results along.
+Times, medians over the rounds, ours and the peers' (see cuda_peers.py) in turns:
 
-- call: one call on tensors of the device, waited for. Torch: eager, cuDNN choosing by measurement,
-  the faster of both memory formats.
-- device: time on the device alone. Ours: the kernels of the module between events. Torch: a CUDA
-  graph of the same call, replayed.
-
-Models are the ONNX files of the zoo (models/, see benchmarks/models.py); they have no peer yet.
+- call: one call on tensors of the device, waited for.
+- device: time on the device alone. Ours: the kernels of the module between events.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ import argparse
 import gc
 import io
 import json
+import lzma
 import statistics
 import sys
 import tarfile
@@ -37,6 +36,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from benchmarks import models as model_rows
+from benchmarks.cuda_peers import CALLS, PEERS, cuda_torch, model_timers, operator_timers
 from benchmarks.report import RESULTS, markdown_table, write_json, write_text
 from tilewright.baselines.suite import Operator, build_model, load_suite
 
@@ -45,18 +46,21 @@ ARCHIVE = ROOT / "build" / "cuda_gpu.tar.xz"
 RESULT = RESULTS / "cuda_gpu.json"
 _PRECISIONS = ("fp32", "tf32", "fp16")
 _TOLERANCES = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 2e-2}
-_MODELS = ("resnet50", "bert_base", "mobilenetv2")
-# Weights are rounded to this share of their spread, so that the archive stays small.
-_GRAIN = 8
-_ROUNDS, _CALLS = 15, 20
+_MODELS = ("resnet50-b1", "resnet50-b16", "bert_base-b1", "bert_base-b16", "mobilenetv2-b1")
+# Weights have so many values in one standard deviation, so that the archive stays small: about 5
+# bits each, and about 1.5 of the models' many.
+_GRAIN, _MODEL_GRAIN = 8.0, 0.6
+# Modules of one model hold the same weights, which compress once within this distance.
+_WINDOW = {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 768 << 20}
+_ROUNDS = 15
 
 
-def coarse(model: onnx.ModelProto) -> onnx.ModelProto:
+def coarse(model: onnx.ModelProto, grain: float = _GRAIN) -> onnx.ModelProto:
     """Return the model with weights of few different values, which compress well."""
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor)
         if array.dtype == np.float32 and array.size > 64:
-            step = float(array.std()) / _GRAIN
+            step = float(array.std()) / grain
             rounded = (np.round(array / step) * step).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
     return model
@@ -81,99 +85,137 @@ def in_half(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def build(args: argparse.Namespace) -> None:
     """Compile operators and models, and pack them."""
-    import tilewright
-
     rows: list[dict[str, Any]] = []
     args.archive.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(args.archive, "w:xz") as archive:
-        for name, source, extra in _sources(args):
+    with (
+        lzma.open(args.archive, "wb", filters=[_WINDOW]) as compressed,
+        tarfile.open(fileobj=compressed, mode="w") as archive,
+    ):
+        operators = () if args.suite == "none" else load_suite(args.suite, batches=args.batches)
+        for operator in operators:
+            model = coarse(build_model(operator))
+            row = {"name": operator.name, "operator": asdict(operator)}
             for precision in args.precisions:
-                is_operator = extra is not None
-                model = in_half(source) if precision == "fp16" and is_operator else source
-                start = time.perf_counter()
-                compiled = tilewright.compile(
-                    model, args.target, precision=precision, logs=args.log
-                )
-                seconds = time.perf_counter() - start
-                file = f"{name}-{precision}.so"
-                archive.add(compiled.path, file)
-                row = {"name": name, "precision": precision, "file": file, "operator": extra}
-                rows.append({**row, "build_s": round(seconds, 1)})
-                print(f"{file}: {seconds:.1f} s", file=sys.stderr, flush=True)
-        text = json.dumps({"target": args.target, "rows": rows}).encode()
-        entry = tarfile.TarInfo("plan.json")
-        entry.size = len(text)
-        archive.addfile(entry, io.BytesIO(text))
+                source = in_half(model) if precision == "fp16" else model
+                rows.append(row | _compile(source, operator.name, precision, args, archive))
+        for name in args.models:
+            rows += _model_rows(name, args, archive)
+        _add(archive, "plan.json", json.dumps({"target": args.target, "rows": rows}).encode())
     print(f"{args.archive}: {args.archive.stat().st_size / 2**20:.1f} MiB")
 
 
-def _sources(args: argparse.Namespace) -> Iterator[tuple[str, Any, dict[str, Any] | None]]:
-    for operator in load_suite(args.suite, batches=args.batches) if args.suite != "none" else ():
-        yield operator.name, coarse(build_model(operator)), asdict(operator)
-    for name in args.models:
-        yield name, ROOT / "models" / f"{name}.onnx", None
+def _model_rows(
+    name: str, args: argparse.Namespace, archive: tarfile.TarFile
+) -> Iterator[dict[str, Any]]:
+    """Compile a model in every precision; add what it takes and what it must give."""
+    import onnxruntime
+
+    suite_row = next(row for row in model_rows.rows() if row["name"] == name)
+    feed = model_rows.feed_of(suite_row)
+    model = coarse(onnx.load(model_rows.path_of(suite_row, feed)), _MODEL_GRAIN)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    names = [f"expected.{item.name}" for item in session.get_outputs()]
+    arrays = io.BytesIO()
+    np.savez(arrays, **feed, **dict(zip(names, session.run(None, feed), strict=True)))
+    _add(archive, f"{name}.npz", arrays.getvalue())
+    row = {"name": name, "operator": None, "model": suite_row["model"], "arrays": f"{name}.npz"}
+    for precision in args.precisions:
+        yield row | _compile(model, name, precision, args, archive)
+
+
+def _compile(
+    model: onnx.ModelProto,
+    name: str,
+    precision: str,
+    args: argparse.Namespace,
+    archive: tarfile.TarFile,
+) -> dict[str, Any]:
+    import tilewright
+
+    start = time.perf_counter()
+    compiled = tilewright.compile(model, args.target, precision=precision, logs=args.log)
+    seconds, file = time.perf_counter() - start, f"{name}-{precision}.so"
+    archive.add(compiled.path, file)
+    print(f"{file}: {seconds:.1f} s", file=sys.stderr, flush=True)
+    return {"precision": precision, "file": file, "build_s": round(seconds, 1)}
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
 
 
 # ---- measure: where there is a GPU ----
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Run every module of the archive; a row that fails says how, and the next one runs."""
+    """Run every module of the archive; a row that fails says how, and the next one runs.
+
+    Rows that the result has already stay; where time is lent by the minute, `--seconds` ends it.
+    """
+    end = time.monotonic() + args.seconds
+    done: list[dict[str, Any]] = []
+    if args.output.exists() and not args.again:
+        done = json.loads(args.output.read_text())["rows"]
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(args.archive) as archive:
             archive.extractall(folder, filter="data")
         plan = json.loads(Path(folder, "plan.json").read_text())
         facts = {"target": plan["target"], **_device_facts()}
-        rows = []
-        for row in plan["rows"]:
+        known = {(row["name"], row["precision"]) for row in done}
+        rows = [row for row in plan["rows"] if (row["name"], row["precision"]) not in known]
+        for row in rows:
+            if time.monotonic() >= end:
+                print(f"{len(done)} of {len(plan['rows'])} rows; run it again for the others")
+                return
             try:
-                found = _measure_row(row, Path(folder), args.models_folder)
+                found = _measure_row(row, Path(folder))
             except Exception as error:  # the table must say it; other rows still count
                 found = {"error": f"{type(error).__name__}: {error}"[:500]}
-            rows.append({**row, **found})
-            print(json.dumps({k: v for k, v in rows[-1].items() if k != "operator"}), flush=True)
-            write_json(args.output, {"machine": facts, "rows": rows})
+            done.append({**row, **found})
+            print(json.dumps({k: v for k, v in done[-1].items() if k != "operator"}), flush=True)
+            write_json(args.output, {"machine": facts, "rows": done})
             gc.collect()
 
 
 def _device_facts() -> dict[str, str]:
-    torch = _torch()
+    torch = cuda_torch()
     if torch is None:
         return {"device": "unknown: no torch with CUDA"}
     return {"device": torch.cuda.get_device_name(0), "torch": torch.__version__}
 
 
-def _torch() -> Any:
-    """Return torch where it has a GPU, else None."""
-    try:
-        import torch
-    except ImportError:
-        return None
-    return torch if torch.cuda.is_available() else None
-
-
-def _measure_row(row: Mapping[str, Any], folder: Path, models: Path) -> dict[str, Any]:
+def _measure_row(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     from tilewright.runtime.module import Module
 
     module = Module(folder / row["file"])
-    model: Any = models / f"{row['name']}.onnx"
+    peer: dict[str, Callable[[], float]] = {}
     if row["operator"] is not None:
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in row["operator"].items()}
         operator = Operator(**fields)
-        model = coarse(build_model(operator))
-    feed = _feed(module)
+        feed = _feed(module)
+        expected = _expected(coarse(build_model(operator)), feed)
+        if cuda_torch() is not None:
+            peer = operator_timers(operator, row["precision"])
+    else:
+        with np.load(folder / row["arrays"]) as file:
+            arrays = dict(file)
+        feed = {spec.name: arrays[spec.name] for spec in module.inputs}
+        expected = {spec.name: arrays[f"expected.{spec.name}"] for spec in module.outputs}
+        if cuda_torch() is not None:
+            peer = model_timers(row["model"], feed, row["precision"])
     result = module.run(feed)
-    found: dict[str, Any] = {}
-    if isinstance(model, onnx.ModelProto) or model.exists():
-        found["error_share"] = _error(model, feed, result)
-        found["correct"] = bool(found["error_share"] <= _TOLERANCES[row["precision"]])
+    share = _error(result, expected)
     again = module.run(feed)
-    found["same_as_a_graph"] = all(np.array_equal(again[k], v) for k, v in result.items())
-    ours = _our_times(module, feed)
-    peer: dict[str, Callable[[], Any]] = {}
-    if row["operator"] is not None and _torch() is not None:
-        peer = _torch_operator(operator, row["precision"])
-    return {**found, **_in_turns(ours, peer)}
+    found = {
+        "error_share": share,
+        "correct": bool(share <= _TOLERANCES[row["precision"]]),
+        "same_as_a_graph": all(np.array_equal(again[k], v) for k, v in result.items()),
+    }
+    return {**found, **_in_turns(_our_times(module, feed), peer)}
 
 
 def _feed(module: Any) -> dict[str, np.ndarray]:
@@ -187,32 +229,39 @@ def _feed(module: Any) -> dict[str, np.ndarray]:
     return feed
 
 
-def _error(model: Any, feed: Mapping[str, np.ndarray], result: Mapping[str, np.ndarray]) -> float:
-    """Return the largest difference from ONNX Runtime, of the largest value."""
+def _expected(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what ONNX Runtime gives on the processor, in float32."""
     import onnxruntime
 
-    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
-    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     types = {item.name: item.type for item in session.get_inputs()}
     given = {
         name: array.astype(np.float32) if types[name] == "tensor(float)" else array
         for name, array in feed.items()
     }
-    worst = 0.0
-    for item, expected in zip(session.get_outputs(), session.run(None, given), strict=True):
-        difference = np.abs(result[item.name].astype(np.float64) - expected).max()
-        worst = max(worst, float(difference / max(1e-6, np.abs(expected).max())))
-    return worst
+    names = [item.name for item in session.get_outputs()]
+    return dict(zip(names, session.run(None, given), strict=True))
+
+
+def _error(result: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
+    """Return the largest difference of any output, of its largest value."""
+    shares = [
+        np.abs(result[name].astype(np.float64) - wanted).max() / max(1e-6, np.abs(wanted).max())
+        for name, wanted in expected.items()
+    ]
+    return float(max(shares))
 
 
 def _our_times(module: Any, feed: Mapping[str, np.ndarray]) -> dict[str, Callable[[], float]]:
     """Return functions that give one time in seconds."""
 
     def on_device() -> float:
-        return sum(call.seconds for call in module.profile(feed, rounds=_CALLS))
+        return sum(call.seconds for call in module.profile(feed, rounds=CALLS))
 
     times = {"ours_device": on_device}
-    torch = _torch()
+    torch = cuda_torch()
     if torch is None:
         return times
     names = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64}
@@ -227,98 +276,11 @@ def _our_times(module: Any, feed: Mapping[str, np.ndarray]) -> dict[str, Callabl
 
     def call() -> float:
         start = time.perf_counter()
-        for _ in range(_CALLS):
+        for _ in range(CALLS):
             module.run_into(inputs, outputs)
-        return (time.perf_counter() - start) / _CALLS
+        return (time.perf_counter() - start) / CALLS
 
     return {**times, "ours_call": call}
-
-
-def _torch_operator(operator: Operator, precision: str) -> dict[str, Callable[[], float]]:
-    """Return the same operator of torch: an eager call, and a replayed graph, in both formats."""
-    import torch
-    from torch.nn import functional
-
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    dtype = torch.float16 if precision == "fp16" else torch.float32
-    activations: dict[str, Callable] = {
-        "none": lambda x: x,
-        "relu": functional.relu,
-        "relu6": functional.relu6,
-        "tanh": torch.tanh,
-        "sigmoid": torch.sigmoid,
-        "silu": functional.silu,
-        "gelu": functional.gelu,
-    }
-    activate = activations[operator.activation]
-    device = torch.device("cuda")
-    data = torch.randn(operator.data_shape, dtype=dtype, device=device)
-    weight = torch.randn(operator.weight_shape, dtype=dtype, device=device)
-    bias = torch.randn(operator.out_channels, dtype=dtype, device=device)
-    rank = len(operator.size)
-
-    def run(x: Any, w: Any) -> Any:
-        if operator.kind == "GMM":
-            return activate(torch.addmm(bias, x, w))
-        name = f"conv{'_transpose' if operator.transposed else ''}{rank}d"
-        convolve = getattr(functional, name)
-        options = {
-            "stride": operator.stride,
-            "padding": operator.padding,
-            "dilation": operator.dilation,
-            "groups": operator.groups,
-        }
-        return activate(convolve(x, w, bias, **options))
-
-    formats = {"": (data, weight)}
-    if rank in (2, 3):
-        last = torch.channels_last if rank == 2 else torch.channels_last_3d
-        formats["_last"] = (data.to(memory_format=last), weight.to(memory_format=last))
-    times: dict[str, Callable[[], float]] = {}
-    for suffix, operands in formats.items():
-        with torch.inference_mode():
-            times[f"torch_call{suffix}"] = _eager_timer(run, operands)
-            times[f"torch_device{suffix}"] = _graph_timer(run, operands)
-    return times
-
-
-def _eager_timer(run: Callable, operands: Sequence[Any]) -> Callable[[], float]:
-    import torch
-
-    def call() -> float:
-        with torch.inference_mode():
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            for _ in range(_CALLS):
-                run(*operands)
-                torch.cuda.synchronize()
-            return (time.perf_counter() - start) / _CALLS
-
-    return call
-
-
-def _graph_timer(run: Callable, operands: Sequence[Any]) -> Callable[[], float]:
-    import torch
-
-    for _ in range(3):
-        run(*operands)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run(*operands)
-
-    def replay() -> float:
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        first.record()
-        for _ in range(_CALLS):
-            graph.replay()
-        last.record()
-        torch.cuda.synchronize()
-        return first.elapsed_time(last) / 1e3 / _CALLS
-
-    return replay
 
 
 def _in_turns(
@@ -338,33 +300,38 @@ def _in_turns(
 # ---- report ----
 
 
-def ratio(row: Mapping[str, Any], what: str) -> float | None:
-    """Return torch's time over ours, above 1 where we are faster; None where one is missing."""
-    peers = [row[k] for k in (f"torch_{what}_s", f"torch_{what}_last_s") if k in row]
-    return min(peers) / row[f"ours_{what}_s"] if peers and f"ours_{what}_s" in row else None
+def ratio(row: Mapping[str, Any], peer: str, what: str) -> float | None:
+    """Return a peer's time over ours, above 1 where we are faster; None where one is missing."""
+    times = [row[key] for key in row if key.startswith(f"{peer}_{what}") and key.endswith("_s")]
+    ours = row.get(f"ours_{what}_s")
+    return min(times) / ours if times and ours else None
 
 
 def report(args: argparse.Namespace) -> None:
     """Write the table of what was measured."""
     content = json.loads(args.output.read_text())
-    lines = []
-    means = []
+    columns = [(peer, what) for peer in PEERS for what in ("call", "device")]
+    lines, means = [], []
     for precision in _PRECISIONS:
         rows = [row for row in content["rows"] if row["precision"] == precision]
-        for what in ("call", "device"):
-            found = [r for row in rows if (r := ratio(row, what)) is not None]
-            if found:
-                means.append([precision, what, str(len(found)), f"{_geometric(found):.2f}"])
+        for kind in ("operators", "models"):
+            own = [row for row in rows if (row.get("operator") is None) == (kind == "models")]
+            for peer, what in columns:
+                found = [r for row in own if (r := ratio(row, peer, what)) is not None]
+                if found:
+                    mean = f"{_geometric(found):.2f}"
+                    means.append([kind, precision, peer, what, str(len(found)), mean])
         for row in rows:
-            shown = [f"{r:.2f}" if (r := ratio(row, w)) else "" for w in ("call", "device")]
-            state = row.get("error") or ("right" if row.get("correct") else "WRONG or unchecked")
+            shown = [f"{r:.2f}" if (r := ratio(row, *c)) else "" for c in columns]
+            state = row.get("error") or ("right" if row.get("correct") else "WRONG")
             micro = f"{row['ours_device_s'] * 1e6:.1f}" if "ours_device_s" in row else ""
             lines.append([row["name"], precision, state, micro, *shown])
     text = f"# On {content['machine'].get('device')}\n\n"
-    text += "`python -m benchmarks.cuda_gpu build`, `measure`, `report`. Ratios are torch's time\n"
-    text += "over tilewright's: above 1 tilewright is faster. Geometric means:\n\n"
-    text += markdown_table(["precision", "time of", "rows", "torch / tilewright"], means) + "\n"
-    header = ["row", "precision", "result", "microseconds", "call", "device"]
+    text += "`python -m benchmarks.cuda_gpu build`, `measure`, `report`. Ratios are the peer's\n"
+    text += "time over tilewright's: above 1 tilewright is faster. Geometric means:\n\n"
+    header = ["rows of", "precision", "peer", "time of", "rows", "peer / tilewright"]
+    text += markdown_table(header, means) + "\n"
+    header = ["row", "precision", "result", "microseconds", *(f"{p}, {w}" for p, w in columns)]
     text += markdown_table(header, lines)
     write_text(args.output.with_suffix(".md"), text)
     print(text)
@@ -389,7 +356,8 @@ def main() -> None:
     making.add_argument("--log", type=Path, nargs="*", help="tuning logs; default: the user's")
     making.set_defaults(run=build)
     taking = steps.add_parser("measure")
-    taking.add_argument("--models-folder", type=Path, default=ROOT / "models")
+    taking.add_argument("--seconds", type=float, default=float("inf"), help="start no row after")
+    taking.add_argument("--again", action="store_true", help="measure known rows again")
     taking.set_defaults(run=measure)
     steps.add_parser("report").set_defaults(run=report)
     args = parser.parse_args()

@@ -6,17 +6,20 @@ A candidate that fails costs itself only: the process that ran it is replaced.
 from __future__ import annotations
 
 import json
+import os
 import select
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from tilewright.compiler.cuda.estimate import estimate_seconds
+from tilewright.compiler.cuda.package import package_for_cuda
 from tilewright.compiler.cuda.targets import CudaTarget
 from tilewright.compiler.cuda.tile import GemmTile
 from tilewright.compiler.layout.operator import Operator
@@ -24,7 +27,7 @@ from tilewright.compiler.layout.primitives import Layout
 from tilewright.errors import MeasureError, TilewrightError
 from tilewright.runtime.module import Module
 from tilewright.tuner.candidate import Candidate
-from tilewright.tuner.cuda.program import build_candidate, build_reference, random_array
+from tilewright.tuner.cuda.program import build_reference, lower_candidate, random_array
 from tilewright.tuner.cuda.search import Result
 from tilewright.tuner.cuda.space import CudaSpace
 
@@ -77,24 +80,40 @@ class DeviceTimer:
         self.restarts = 0
 
     def time(self, candidates: Sequence[Candidate]) -> list[Result]:
-        """Build, run, compare and time each candidate.
+        """Build the candidates, as many at once as there are processors; then run each alone.
 
         Raises:
             MeasureError: there is no driver or no GPU that fits.
         """
-        return [self._time(candidate) for candidate in candidates]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            building = [self._start(candidate, pool) for candidate in candidates]
+        return [self._time(*pair) for pair in zip(candidates, building, strict=True)]
 
     def close(self) -> None:
         """End the process and remove what was built."""
         self._stop()
         self._folder.cleanup()
 
-    def _time(self, candidate: Candidate) -> Result:
+    def _start(self, candidate: Candidate, pool: Executor) -> Future[Path]:
+        """Lower a candidate here, which is quick, and leave nvcc's part to the pool."""
         self._built += 1
         path = Path(self._folder.name, f"candidate{self._built}.so")
+        built: Future[Path] = Future()
         try:
-            arrays = self._arrays_for(candidate.layouts)
-            build_candidate(self.operator, candidate, self.target, self.precision, path)
+            lowered = lower_candidate(self.operator, candidate, self.target, self.precision)
+        except TilewrightError as error:
+            built.set_exception(error)
+            return built
+
+        def write() -> Path:
+            package_for_cuda(lowered, self.target, self.precision, path)
+            return path
+
+        return pool.submit(write)
+
+    def _time(self, candidate: Candidate, building: Future[Path]) -> Result:
+        try:
+            path, arrays = building.result(), self._arrays_for(candidate.layouts)
         except TilewrightError as error:
             return Result(candidate, None, f"build_error: {error}")
         request = {

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from tvm.tirx import PrimFunc
 
-from tilewright.compiler.cuda.lower import launch, without_layouts
-from tilewright.compiler.cuda.package import package_for_cuda
+from tilewright.compiler.cuda.lower import CudaLowered, launch, without_layouts
 from tilewright.compiler.cuda.targets import CudaTarget
 from tilewright.compiler.layout.operator import Operator
 from tilewright.compiler.layout.primitives import Layout
@@ -69,20 +68,20 @@ def operator_program(operator: Operator, layouts: Sequence[Layout], seed: int = 
     )
 
 
-def build_candidate(
-    operator: Operator, candidate: Candidate, target: CudaTarget, precision: str, path: Path
-) -> None:
-    """Write the module of a candidate.
+def lower_candidate(
+    operator: Operator, candidate: Candidate, target: CudaTarget, precision: str
+) -> CudaLowered:
+    """Return a candidate as launches, for `package_for_cuda`.
 
     Raises:
-        CompileError: nvcc refused it.
+        CompileError: there is no code for it.
     """
     program = operator_program(operator, candidate.layouts)
     func: PrimFunc = program.kernels[_KERNEL]
     if candidate.schedule is not None:
         func = func.with_attr(DECISIONS_ATTRIBUTE, candidate.schedule)
     decided = replace(program, kernels={_KERNEL: func})
-    package_for_cuda(launch(without_layouts(decided), target, precision), target, precision, path)
+    return launch(without_layouts(decided), target, precision)
 
 
 def build_reference(operator: Operator, layouts: Sequence[Layout], path: Path) -> None:

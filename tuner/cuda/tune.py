@@ -24,7 +24,7 @@ from tilewright.tuner.cuda.search import CudaTuner, Result
 from tilewright.tuner.cuda.space import CudaSpace, cuda_space
 from tilewright.tuner.records import now, versions
 
-_BATCH = 8
+_BATCH = max(8, os.cpu_count() or 1)
 MEASURES = ("device", "estimate")
 
 
