@@ -26,6 +26,7 @@ from tilewright.compiler.cuda.build import Launches, build_launches
 from tilewright.compiler.cuda.kernel import Kernel
 from tilewright.compiler.cuda.layouts import cuda_choices
 from tilewright.compiler.cuda.parts import is_split, split
+from tilewright.compiler.cuda.selection import count_places
 from tilewright.compiler.cuda.storage import STORED_AS, restore, store_in_16_bits
 from tilewright.compiler.cuda.targets import CudaTarget, check_precision
 from tilewright.compiler.cuda.tile import GemmTile
@@ -106,6 +107,7 @@ def lower_for_cuda(
     progress("layouts")
     plan = choose_layouts(program, host, choices_of)
     program, conversions = apply_layouts(program, plan)
+    program = replace(program, kernels=count_places(program.kernels))
     operators = Lowered(program, plan, conversions, (), operations_by_label(program))
     progress("schedules")
     return launch(operators, target, precision)

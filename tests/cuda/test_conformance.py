@@ -23,22 +23,14 @@ _AT_ONCE = 100
 # What is neither a product nor a row of one-tensor blocks: one case of each form.
 _OTHER_FORMS = (
     "test_argmax_negative_axis_keepdims_random_select_last_index",
-    "test_argmin_no_keepdims_random",
     "test_maxpool_with_argmax_2d_precomputed_strides",
-    "test_hardmax_axis_1",
     "test_top_k_same_values_2d",
-    "test_top_k_smallest",
-    "test_cumsum_2d_axis_1",
     "test_cumsum_1d_reverse_exclusive",
     "test_scatter_elements_with_duplicate_indices",
-    "test_scatter_elements_with_negative_indices",
     "test_scatternd_multiply",
-    "test_scatternd_max_with_element_indices",
     "test_nonmaxsuppression_two_classes",
-    "test_nonmaxsuppression_suppress_by_IOU_and_scores",
     "test_unique_sorted_with_axis_3d",
     "test_compress_negative_axis",
-    "test_nonzero_example",
     "test_maxunpool_export_with_output_shape",
 )
 
@@ -72,8 +64,7 @@ def _output(name, results):
 
 @pytest.mark.parametrize("name", _OTHER_FORMS)
 def test_operators_of_other_forms_are_right(name):
-    for backwards in (False, True):
-        check_case(name, backwards)
+    check_case(name, backwards=True)  # the slow test runs forwards
 
 
 @pytest.mark.slow

@@ -51,11 +51,25 @@ def test_what_depends_on_the_step_before_is_one_thread():
     np.testing.assert_array_equal(results["y"][:, :count], np.array(np.nonzero(x)))
 
 
-def test_rows_of_a_selection_are_threads():
+def top_k(x, k, axis, **attributes):
+    node = helper.make_node("TopK", ["x", "k"], ["v", "y"], axis=axis, **attributes)
+    return model_of([node], {"x": x}, {"k": np.array([k], np.int64)})
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+@pytest.mark.parametrize(
+    ("shape", "axis", "k", "largest"), [((1, 300), 1, 20, 1), ((2, 3, 40, 5), 2, 7, 0)]
+)
+def test_a_selection_counts_the_place_of_every_element(shape, axis, k, largest, dtype):
+    x = np.random.default_rng(0).integers(-40, 40, shape).astype(dtype)
+    schedules = check(top_k(x, k, axis, largest=largest), {"x": x}, backwards=BOTH)
+    assert not at_once(schedules)
+
+
+def test_few_of_many_rows_are_threads(monkeypatch):
+    monkeypatch.setattr("tilewright.compiler.cuda.selection._COMPARISONS_PER_S", 1e9)
     x = normal(70, 33)
-    nodes = [helper.make_node("TopK", ["x", "k"], ["v", "y"], axis=1)]
-    model = model_of(nodes, {"x": x}, {"k": np.array([5], np.int64)})
-    assert at_once(check(model, {"x": x}, backwards=BOTH)) == [70]
+    assert at_once(check(top_k(x, 1, 1), {"x": x}, backwards=BOTH)) == [70]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -15,6 +15,10 @@ from tilewright.frontends.onnx.registry import register
 from tilewright.frontends.onnx.values import Value
 
 
+TOP_K_ANNOTATION = "tilewright.top_k"
+"""Of the block: k, the axis, and whether the largest are wanted."""
+
+
 @register("TopK", 1)
 @register("TopK", 10, shape_inputs=(1,))
 def top_k(op: NodeContext) -> list[Value]:
@@ -53,6 +57,7 @@ def _top_k(data: te.Tensor, k: int, axis: int, largest: bool) -> list[te.Tensor]
         lambda ins, outs: loops(ins[0], outs[0], outs[1]),
         dtype=[data.dtype, "int64"],
         name="top_k",
+        attrs={TOP_K_ANNOTATION: [k, axis, int(largest)]},
     )
 
 
