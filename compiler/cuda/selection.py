@@ -1,8 +1,8 @@
 """TopK on many threads: the place of every element first, then the element of every place.
 
-The loops of processors find one element after the other. Here the place of an element is the number
-of those that come before it, which all threads count at once; n elements take n^2 comparisons, which
-a GPU makes faster than one of its threads walks over k n of them.
+The loops of processors find one element after the other. Here the place of an element is the
+number of those that come before it, which all threads count at once; n elements take n^2
+comparisons, which a GPU makes faster than one of its threads walks over k n of them.
 """
 
 from __future__ import annotations

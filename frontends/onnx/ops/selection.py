@@ -14,7 +14,6 @@ from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.registry import register
 from tilewright.frontends.onnx.values import Value
 
-
 TOP_K_ANNOTATION = "tilewright.top_k"
 """Of the block: k, the axis, and whether the largest are wanted."""
 
