@@ -190,7 +190,7 @@ class _Writer:
         compute = f"compute(step % {stages});"
         # Products of warpgroups go on while the next tile is asked for.
         before = [compute] if by_warpgroups else []
-        after = ["tw_wgmma_wait();"] if by_warpgroups else [compute]
+        after = ["tw_wgmma_wait(sums);"] if by_warpgroups else [compute]
         return [
             "#pragma unroll",
             f"for (int step = 0; step < {stages - 1}; ++step) {{",
@@ -239,7 +239,7 @@ class _Writer:
         bits = f"{warpgroup.descriptor_bits(chunks):#x}ull"
         name = f"tw_wgmma_{warpgroup.instruction(self.dtypes)}"
         return [
-            "tw_wgmma_begin();",
+            "tw_wgmma_begin(sums);",
             "#pragma unroll",
             f"for (int s = 0; s < {chunks // 2}; ++s) {{",
             f"const auto right = tw_matrix({bits}, b_tile + warp_column * {row_bytes} + 32 * s);",

@@ -75,14 +75,32 @@ static __device__ __forceinline__ unsigned tw_shared_address(const void *place) 
 static __device__ __forceinline__ void tw_wgmma_publish() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
-static __device__ __forceinline__ void tw_wgmma_begin() {
+/* The compiler must neither read sums before they are waited for, nor write them after the begin. */
+static __device__ __forceinline__ void tw_pin(float &sum) { asm volatile("" : "+f"(sum)::"memory"); }
+static __device__ __forceinline__ void tw_pin(int &sum) { asm volatile("" : "+r"(sum)::"memory"); }
+template <typename T, int rows, int columns>
+static __device__ __forceinline__ void tw_pin_all(T (&sums)[rows][columns][4]) {
+#pragma unroll
+  for (int i = 0; i < rows; ++i) {
+#pragma unroll
+    for (int j = 0; j < columns; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) tw_pin(sums[i][j][e]);
+    }
+  }
+}
+template <typename T, int rows, int columns>
+static __device__ __forceinline__ void tw_wgmma_begin(T (&sums)[rows][columns][4]) {
+  tw_pin_all(sums);
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 static __device__ __forceinline__ void tw_wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
-static __device__ __forceinline__ void tw_wgmma_wait() {
+template <typename T, int rows, int columns>
+static __device__ __forceinline__ void tw_wgmma_wait(T (&sums)[rows][columns][4]) {
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  tw_pin_all(sums);
 }
 #endif
 #endif
@@ -146,7 +164,8 @@ static __device__ __forceinline__ unsigned long long tw_matrix(unsigned long lon
 }
 #else
 static __device__ __forceinline__ void tw_wgmma_publish() {}
-static __device__ __forceinline__ void tw_wgmma_wait() {}
+template <typename T>
+static __device__ __forceinline__ void tw_wgmma_wait(T &) {}
 #endif
 /* Copy 16 bytes in the background, or store four words at once where not `valid`. */
 static __device__ __forceinline__ void tw_copy16_or_fill(void *to, const void *from, bool valid,

@@ -160,9 +160,13 @@ static unsigned tw_shared_address(const void *place) {
   return (unsigned)((const unsigned char *)place - tw_now.shared);
 }
 static void tw_wgmma_publish() {}
-static void tw_wgmma_begin() {}
+template <typename T>
+static void tw_wgmma_begin(T &) {}
 static void tw_wgmma_commit() { tw_commit_later(); }
-static void tw_wgmma_wait() { tw_wait_later(); }
+template <typename T>
+static void tw_wgmma_wait(T &) {
+  tw_wait_later();
+}
 
 /* Where element (row, byte) of a described matrix is: "Swizzling Modes" and "Strides" of the PTX
  * ISA, for matrices with the depth innermost. */
