@@ -12,7 +12,9 @@ benchmarks/suites/models.json, with weights of few values, and bring their expec
 Times, medians over the rounds, ours and the peers' (see cuda_peers.py) in turns:
 
 - call: one call on tensors of the device, waited for.
-- device: time on the device alone. Ours: the kernels of the module between events.
+- device: time on the device alone. Ours: the kernels of the module, started one by one, between
+  events.
+- kernels: what CUPTI says that the kernels took; once a row.
 """
 
 from __future__ import annotations
@@ -37,7 +39,15 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from benchmarks import models as model_rows
-from benchmarks.cuda_peers import CALLS, PEERS, cuda_torch, model_timers, operator_timers
+from benchmarks.cuda_peers import (
+    CALLS,
+    PEERS,
+    WHATS,
+    cuda_torch,
+    kernel_seconds,
+    model_timers,
+    operator_timers,
+)
 from benchmarks.report import RESULTS, markdown_table, write_json, write_text
 from tilewright.baselines.suite import Operator, build_model, load_suite
 
@@ -280,7 +290,10 @@ def _our_times(module: Any, feed: Mapping[str, np.ndarray]) -> dict[str, Callabl
             module.run_into(inputs, outputs)
         return (time.perf_counter() - start) / CALLS
 
-    return {**times, "ours_call": call}
+    def kernels() -> float:
+        return kernel_seconds(lambda: module.run_into(inputs, outputs))
+
+    return {**times, "ours_call": call, "ours_kernels": kernels}
 
 
 def _in_turns(
@@ -291,6 +304,8 @@ def _in_turns(
     taken: dict[str, list[float]] = {name: [] for name in timers}
     for number in range(_ROUNDS + 1):
         for name, timer in timers.items():
+            if "_kernels" in name and number != 1:
+                continue
             seconds = timer()
             if number:
                 taken[name].append(seconds)
@@ -310,7 +325,7 @@ def ratio(row: Mapping[str, Any], peer: str, what: str) -> float | None:
 def report(args: argparse.Namespace) -> None:
     """Write the table of what was measured."""
     content = json.loads(args.output.read_text())
-    columns = [(peer, what) for peer in PEERS for what in ("call", "device")]
+    columns = [(peer, what) for peer in PEERS for what in WHATS]
     lines, means = [], []
     for precision in _PRECISIONS:
         rows = [row for row in content["rows"] if row["precision"] == precision]

@@ -1,8 +1,9 @@
 """PyTorch on the same GPU: eager, compiled by Inductor, and each of them as a CUDA graph.
 
 Every peer is a set of timers by name, `PEER_WHAT_VARIANT`: PEER is "torch" or "inductor"; WHAT is
-"call", an awaited call from Python, or "device", a replayed graph between events. The fastest
-variant (memory formats, ways to compile) counts.
+"call", an awaited call from Python, "device", a replayed graph between events, or "kernels", what
+CUPTI says that the kernels of a call took, without what is between them. The fastest variant
+(memory formats, ways to compile) counts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tilewright.baselines.suite import Operator
 
 CALLS = 20
 PEERS = ("torch", "inductor")
+WHATS = ("call", "device", "kernels")
 Timers = dict[str, Callable[[], float]]
 # Ways of torch.compile to make a call: kernels one by one, and recorded as a graph.
 _MODES = {"": "default", "_graphs": "reduce-overhead"}
@@ -117,9 +119,33 @@ def _timers(run: Callable, formats: Mapping[str, Sequence[Any]]) -> Timers:
         for way, function in compiled.items():
             timers[f"inductor_call{suffix}{way}"] = _call_timer(function, operands)
         if operands[0].is_cuda:
-            timers[f"torch_device{suffix}"] = _graph_timer(run, operands)
-            timers[f"inductor_device{suffix}"] = _graph_timer(compiled[""], operands)
+            for peer, function in (("torch", run), ("inductor", compiled[""])):
+                timers[f"{peer}_device{suffix}"] = _graph_timer(function, operands)
+                timers[f"{peer}_kernels{suffix}"] = _kernels_timer(function, operands)
     return timers
+
+
+def _kernels_timer(run: Callable, operands: Sequence[Any]) -> Callable[[], float]:
+    import torch
+
+    def kernels() -> float:
+        with torch.inference_mode():
+            return kernel_seconds(lambda: run(*operands))
+
+    return kernels
+
+
+def kernel_seconds(call: Callable[[], Any]) -> float:
+    """Return what all kernels of a call took on the device, whoever started them."""
+    import torch
+
+    call()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(CALLS):
+            call()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6 / CALLS
 
 
 def _call_timer(run: Callable, operands: Sequence[Any]) -> Callable[[], float]:
