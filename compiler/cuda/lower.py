@@ -30,6 +30,7 @@ from tilewright.compiler.cuda.selection import count_places
 from tilewright.compiler.cuda.storage import STORED_AS, restore, store_in_16_bits
 from tilewright.compiler.cuda.targets import CudaTarget, check_precision
 from tilewright.compiler.cuda.tile import GemmTile
+from tilewright.compiler.cuda.together import run_together
 from tilewright.compiler.layout.operator import Choice, Operator
 from tilewright.compiler.layout.propagation import (
     DECISIONS_ATTRIBUTE,
@@ -120,7 +121,8 @@ def launch(operators: Lowered, target: CudaTarget, precision: str) -> CudaLowere
         CompileError: an operator has no schedule for GPUs; the message names it.
     """
     builder = _Builder(operators.program, target, precision)
-    return CudaLowered(builder.program(), builder.kernels, builder.schedules, operators)
+    program, kernels = run_together(builder.program(), builder.kernels, target)
+    return CudaLowered(program, kernels, builder.schedules, operators)
 
 
 def calls_in_attention(program: Program, target: CudaTarget, precision: str) -> frozenset[int]:

@@ -105,6 +105,10 @@ static __device__ __forceinline__ void tw_wgmma_wait(T (&sums)[rows][columns][4]
 #endif
 #endif
 
+/* Of a block among those of its kernel, where one launch has the blocks of several. */
+struct tw_place { int x, y, z; };
+#define TW_PART static __device__ __forceinline__ void
+
 template <typename To, typename From>
 static __device__ __forceinline__ To tw_bits(From value) {
   static_assert(sizeof(To) == sizeof(From), "only the type changes");

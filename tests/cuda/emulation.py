@@ -24,7 +24,7 @@ def compile_for_cpu(kernels: Sequence[Kernel], folder: Path, *macros: str) -> Pa
     source = folder / "kernels.cpp"
     # How many pointers each takes, for the driver shim.
     counts = [
-        f'extern "C" {{ int {kernel.name}_arguments = {kernel.source.count("__restrict__")}; }}'
+        f'extern "C" {{ int {kernel.name}_arguments = {_arguments(kernel)}; }}'
         for kernel in kernels
     ]
     source.write_text("\n".join([source_of(kernels), *counts]))
@@ -32,6 +32,11 @@ def compile_for_cpu(kernels: Sequence[Kernel], folder: Path, *macros: str) -> Pa
     defined = [f"-D{macro}" for macro in macros]
     _compile(["-DTW_EMULATE", *defined, f"-I{_HERE}", source, _threads(), "-o", library])
     return library
+
+
+def _arguments(kernel: Kernel) -> int:
+    """Return how many pointers a kernel takes."""
+    return kernel.source[kernel.source.rindex("TW_GLOBAL(") :].split(") {")[0].count("__restrict__")
 
 
 @cache
