@@ -9,8 +9,8 @@ from tilewright.compiler.cuda.targets import WARP
 _FORMS = {
     "add": "({} + {})",
     "mul": "({} * {})",
-    "max": "tw_max({}, {})",
-    "min": "tw_min({}, {})",
+    "max": "tw_max<{2}>({0}, {1})",
+    "min": "tw_min<{2}>({0}, {1})",
     "and": "({} && {})",
     "or": "({} || {})",
 }
@@ -18,7 +18,8 @@ _FORMS = {
 
 def combined(reduction: Reduction, left: str, right: str) -> str:
     """Return the combination of two values of a reduction."""
-    return _FORMS[reduction.combine].format(left, right)
+    # Of one type: an infinity is a float also where doubles are compared.
+    return _FORMS[reduction.combine].format(left, right, accumulator_type(reduction))
 
 
 def accumulator_type(reduction: Reduction) -> str:

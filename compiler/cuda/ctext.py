@@ -194,10 +194,9 @@ class Printer:
     def _extreme(self, expr: Any, is_index: bool) -> str:
         a, b, dtype = self.text(expr.a, is_index), self.text(expr.b, is_index), dtype_of(expr)
         name = "min" if isinstance(expr, tirx.Min) else "max"
-        if dtype.startswith(("float", "bfloat")):
-            return f"tw_{name}({a}, {b})"
-        kind = "int" if is_index else computed_type(dtype)
-        return f"tw_{name}(({kind})({a}), ({kind})({b}))"
+        is_float = dtype.startswith(("float", "bfloat"))
+        kind = "int" if is_index and not is_float else computed_type(dtype)
+        return f"tw_{name}<{kind}>({a}, {b})"
 
     def _floor(self, expr: Any, is_index: bool) -> str:
         a, b = self.text(expr.a, is_index), self.text(expr.b, is_index)
