@@ -148,10 +148,10 @@ def _as_function(kernel: Kernel) -> str:
     """Return a kernel as a function of the place of its block; once in a file."""
     head = _HEAD.search(kernel.source)
     assert head is not None
-    function = f"TW_PART {kernel.name}_part(const tw_place place, {head['parameters']}) {{"
+    function = f"TW_PART {kernel.name}_part(const tw_place tw_at, {head['parameters']}) {{"
     text = kernel.source[: head.start()] + function + kernel.source[head.end() :]
     guard = f"TW_PART_{kernel.name}"
-    return f"#ifndef {guard}\n#define {guard}\n{text.replace('blockIdx.', 'place.')}#endif\n"
+    return f"#ifndef {guard}\n#define {guard}\n{text.replace('blockIdx.', 'tw_at.')}#endif\n"
 
 
 def _signature(

@@ -139,3 +139,13 @@ def test_arguments_that_calls_share_are_one():
     source = made[changed.calls[0].kernel].source
     assert "k1_part(tw_place{block % 1, block / 1 % 1, block / 1}, p0, p2);" in source
     assert np.prod(made[changed.calls[0].kernel].grid) == 2
+
+
+def test_split_depths_and_their_sums_are_one_launch_each():
+    weights = {name: normal(2048, 24, seed=i) for i, name in enumerate("ab")}
+    nodes = [helper.make_node("MatMul", ["x", name], [f"p{name}"]) for name in "ab"]
+    nodes.append(helper.make_node("Concat", ["pa", "pb"], ["y"], axis=1))
+    model = model_of(nodes, {"x": normal(16, 2048)}, weights)
+    schedules = launched(model)
+    assert together(schedules) == [2, 2], schedules
+    check(model, {"x": normal(16, 2048)}, backwards=BOTH)
