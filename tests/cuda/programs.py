@@ -59,11 +59,14 @@ def lower(model: onnx.ModelProto | Path, precision: str = "fp32", **options) -> 
 
 
 def run(
-    lowered: CudaLowered, feeds: dict[str, np.ndarray], backwards: bool = False, *macros: str
+    lowered: CudaLowered,
+    feeds: dict[str, np.ndarray],
+    backwards: bool = False,
+    emulator: Emulator | None = None,
 ) -> dict[str, np.ndarray]:
     """Run every launch of a program by the emulation, on arrays that start as rubbish."""
     program = lowered.program
-    emulator = Emulator(list(lowered.kernels.values()), *macros)
+    emulator = emulator or Emulator(list(lowered.kernels.values()))
     memory: dict[int, np.ndarray] = {}
     for index, tensor in enumerate(program.tensors):
         owner = program.storage_of(index)

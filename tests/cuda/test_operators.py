@@ -9,6 +9,7 @@ from onnx import helper
 
 import tilewright
 from tests.compiler.quantize.models import Builder, run_onnxruntime
+from tests.cuda.emulation import Emulator
 from tests.cuda.programs import lower, model_of, run
 from tilewright.compiler.cuda.layouts import cuda_choices
 
@@ -25,8 +26,9 @@ def check(model, feeds, precision="fp32", schedule="", backwards=(False,), **opt
     expected = session.run(None, feeds)[0]
     schedules = [name for names in lowered.schedules.values() for name in names]
     assert any(name.startswith(schedule) for name in schedules), schedules
+    emulator = Emulator(list(lowered.kernels.values()))
     for order in backwards:
-        actual = run(lowered, feeds, order)["y"]
+        actual = run(lowered, feeds, order, emulator)["y"]
         assert actual.shape == expected.shape
         if expected.dtype.kind != "f":
             np.testing.assert_array_equal(actual, expected)
