@@ -172,7 +172,9 @@ def measure(args: argparse.Namespace) -> None:
         done = json.loads(args.output.read_text())["rows"]
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(args.archive) as archive:
-            archive.extractall(folder, filter="data")
+            # The filter came with Python 3.11.4; before it, members are taken as they are.
+            archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+            archive.extractall(folder)
         plan = json.loads(Path(folder, "plan.json").read_text())
         facts = {"target": plan["target"], **_device_facts()}
         known = {(row["name"], row["precision"]) for row in done}
