@@ -21,6 +21,7 @@ from typing import Any
 
 from tilewright.api import lower_by
 from tilewright.baselines.suite import build_model, load_suite
+from tilewright.compiler.codegen import KERNEL_PREFIX
 from tilewright.compiler.cuda.build import compile_kernels
 from tilewright.compiler.cuda.kernel import Kernel
 from tilewright.compiler.cuda.lower import lower_for_cuda
@@ -102,8 +103,10 @@ def check_operators(target: CudaTarget) -> list[dict[str, Any]]:
         owners: dict[str, str] = {}
         for operator in load_suite("alt"):
             for name, kernel in kernels_of(build_model(operator), target, precision).items():
-                unique = f"{operator.id.replace('-', '_')}_{name}"
-                source = kernel.source.replace(f" {name}(", f" {unique}(", 1)
+                prefix = f"{operator.id.replace('-', '_')}_{KERNEL_PREFIX}"
+                unique = name.replace(KERNEL_PREFIX, prefix)
+                # The functions of joined launches, too.
+                source = kernel.source.replace(KERNEL_PREFIX, prefix)
                 kernels[unique] = replace(kernel, name=unique, source=source)
                 owners[unique] = operator.id
         used = inspect_kernels(kernels, target)

@@ -22,6 +22,7 @@ from tilewright.compiler.cuda.product import Product, read_product
 from tilewright.compiler.cuda.reduction import default_shape, reduction_kernel
 from tilewright.compiler.cuda.rows import rows_kernel
 from tilewright.compiler.cuda.storage import in_memory, restore
+from tilewright.compiler.cuda.suppression import suppression_kernel
 from tilewright.compiler.cuda.targets import CudaTarget
 from tilewright.compiler.cuda.tile import GemmTile
 from tilewright.errors import CompileError
@@ -82,7 +83,7 @@ def build_launches(
     try:
         own = split(func)
     except CompileError:
-        return _by_fallback(func, name, target, storage or {})
+        return _not_split(func, name, target, storage or {})
     parts, params = restore(own, func, storage or {})
     launches: list[Launch] = []
     found: Product | None = None
@@ -108,12 +109,15 @@ def build_launches(
     return Launches(tuple(launches), tuple(params), _temporaries(launches, params), found, chosen)
 
 
-def _by_fallback(
+def _not_split(
     func: tirx.PrimFunc, name: str, target: CudaTarget, storage: Mapping[int, str]
 ) -> Launches:
-    """Return the launches of a function that none of our schedules covers."""
+    """Return the launches of a function that is not made of blocks of one tensor each."""
     prefix = f"{KERNEL_PREFIX}{name}"
     params, stored_as = in_memory(func, storage)
+    suppression = suppression_kernel(func, prefix, params)
+    if suppression is not None:
+        return Launches((Launch(suppression, tuple(params), len(params) - 3),), tuple(params), ())
     launches = [
         Launch(kernel, (*reads, *writes), len(writes))
         for kernel, reads, writes in fallback_kernels(func, prefix, target, stored_as)

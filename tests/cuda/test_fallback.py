@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from onnx import helper
+from onnxruntime import InferenceSession
 
 from tests.cuda.programs import lower, model_of, run
 from tests.cuda.test_operators import check, normal
@@ -40,15 +41,61 @@ def test_updates_that_may_come_in_any_order_run_at_once():
     assert 4 * 40 in at_once(check(model, feeds, backwards=BOTH))
 
 
-def test_what_depends_on_the_step_before_is_one_thread():
+def test_pieces_of_a_mask_are_counted_at_once():
     x = (normal(5, 9) > 0.3).astype(np.float32)
     model = model_of([helper.make_node("NonZero", ["x"], ["y"])], {"x": x}, {})
     lowered = lower(model)
     schedules = [name for names in lowered.schedules.values() for name in names]
-    assert 1 in at_once(schedules)
-    results = run(lowered, {"x": x})
-    count = int(results["y.extents"][1])
-    np.testing.assert_array_equal(results["y"][:, :count], np.array(np.nonzero(x)))
+    assert min(at_once(schedules)) > 1
+    for backwards in BOTH:
+        results = run(lowered, {"x": x}, backwards)
+        count = int(results["y.extents"][1])
+        np.testing.assert_array_equal(results["y"][:, :count], np.array(np.nonzero(x)))
+        assert not results["y"][:, count:].any()
+
+
+def suppression(batches, classes, count, **inputs):
+    """Return a detector's last node, its boxes and scores (some of which are equal)."""
+    rng = np.random.default_rng(3)
+    boxes = rng.uniform(0, 1, (batches, count, 4)).astype(np.float32)
+    boxes[..., 2:] = boxes[..., :2] + 0.4 * boxes[..., 2:]
+    scores = rng.integers(0, 20, (batches, classes, count)).astype(np.float32) / 20
+    feeds = {"b": boxes, "s": scores}
+    names = ["b", "s", "most", "overlap", "least"]
+    weights = {
+        "most": np.array([inputs["most"]]),
+        "overlap": np.array([0.3], np.float32),
+        "least": np.array([inputs["least"]], np.float32),
+    }
+    return model_of([helper.make_node("NonMaxSuppression", names, ["y"])], feeds, weights), feeds
+
+
+@pytest.mark.parametrize("comparisons_per_s", [2e12, 1e6])
+@pytest.mark.parametrize(
+    ("sizes", "most", "least"), [((1, 1, 150), 40, -1.0), ((2, 3, 31), 31, 0.5), ((1, 2, 9), 1, 2)]
+)
+def test_classes_are_suppressed_by_blocks(sizes, most, least, comparisons_per_s, monkeypatch):
+    monkeypatch.setattr("tilewright.compiler.cuda.selection._COMPARISONS_PER_S", comparisons_per_s)
+    model, feeds = suppression(*sizes, most=most, least=least)
+    (expected,) = InferenceSession(model.SerializeToString()).run(None, feeds)
+    for precision in ("fp32", "fp16"):
+        lowered = lower(model, precision)
+        (kept,) = lowered.schedules["nms_keep#1"]
+        assert kept == f"suppression, 128 threads for each of {sizes[0] * sizes[1]} classes"
+        for backwards in BOTH:
+            results = run(lowered, feeds, backwards)
+            count = int(results["y.extents"][0])
+            np.testing.assert_array_equal(results["y"][:count], expected)
+            assert not results["y"][count:].any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+@pytest.mark.parametrize("how", [{}, {"reverse": 1}, {"exclusive": 1}])
+def test_a_running_sum_of_few_rows_is_added_by_all_threads(how, dtype):
+    x = np.random.default_rng(0).integers(-9, 9, (2, 300)).astype(dtype)
+    node = helper.make_node("CumSum", ["x", "axis"], ["y"], **how)
+    model = model_of([node], {"x": x}, {"axis": np.array(1)})
+    assert not at_once(check(model, {"x": x}, backwards=BOTH))
 
 
 def top_k(x, k, axis, **attributes):
@@ -73,7 +120,7 @@ def test_few_of_many_rows_are_threads(monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_tensors_in_16_bits_are_read_and_written(precision):
+def test_tensors_in_16_bits_are_read_and_written(precision, monkeypatch):
     x = normal(12, 32)
     weights = {"w": normal(32, 48, seed=1), "axis": np.array(1, np.int64)}
     nodes = [
@@ -83,6 +130,7 @@ def test_tensors_in_16_bits_are_read_and_written(precision):
     ]
     # Rounding adds up along a row, where the tolerance is of one element.
     model = model_of(nodes, {"x": x * 0.05}, weights)
+    monkeypatch.setattr("tilewright.compiler.cuda.selection._COMPARISONS_PER_S", 1e6)
     assert at_once(check(model, {"x": x * 0.05}, precision)) == [12]
 
 

@@ -226,6 +226,18 @@ def test_unique_against_numpy(is_sorted):
     np.testing.assert_array_equal(values[inverse], x)
 
 
+def test_unique_takes_what_is_no_number_for_one_value_at_the_end():
+    node = helper.make_node("Unique", ["x"], ["y", "first", "inverse", "n"])
+    outputs = [("y", TensorProto.FLOAT, [None])]
+    outputs += [(name, TensorProto.INT64, [None]) for name in ("first", "inverse", "n")]
+    x = np.array([2, np.nan, 1, 2, np.nan, -np.inf], np.float32)
+    model = model_of([node], [("x", TensorProto.FLOAT, [6])], outputs)
+    found = onnx_backend.run_model(model, [x])
+    expected = np.unique(x, return_index=True, return_inverse=True, return_counts=True)
+    for result, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(result, wanted)
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of making the suite's cases
 def test_the_suite_of_onnx_runs_with_this_backend():
     suite = BackendTest(onnx_backend.TilewrightBackend, __name__)

@@ -24,8 +24,10 @@ from tilewright.frontends.onnx.ops import (  # noqa: F401
     reshaping,
     resize,
     sampling,
+    scan,
     selection,
     sequences,
     signal,
     sources,
+    suppression,
 )

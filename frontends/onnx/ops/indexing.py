@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tvm import relax, te, tirx, topi
+from tvm import relax, te, tirx
 
 from tilewright.frontends.onnx.node import NodeContext
 from tilewright.frontends.onnx.ops.reshaping import cut, reshape_to
@@ -198,20 +198,6 @@ def _one_hot(indices: te.Tensor, values: te.Tensor, depth: int, axis: int) -> te
         return tirx.if_then_else(hit, values(1), values(0))
 
     return te.compute(shape, element, name="one_hot")
-
-
-@register("CumSum", shape_inputs=(1,))
-@register("CumProd", shape_inputs=(1,))
-def cumulative(op: NodeContext) -> Value:
-    """https://onnx.ai/onnx/operators/onnx__CumSum.html"""
-    data = op.input(0)
-    axis = int(np.ravel(op.data(1))[0]) % data.rank
-    exclusive, reverse = bool(op.attr("exclusive")), bool(op.attr("reverse"))
-    function = topi.cumsum if op.node.op_type == "CumSum" else topi.cumprod
-    if reverse:
-        data = op.call(R.flip, data, axis)
-    result = op.te(function, data, axis, data.dtype, exclusive, name="scan")
-    return op.call(R.flip, result, axis) if reverse else result
 
 
 @register("TensorScatter", 24)
