@@ -203,6 +203,8 @@ def _is_less(one: Any, other: Any, dtype: str) -> Any:
     """Compare as numpy sorts: what is not a number comes last."""
     if not dtype.startswith(("float", "bfloat")):
         return one < other
+    if dtype == "bfloat16":
+        one, other = one.astype("float32"), other.astype("float32")
     return tirx.any(one < other, tirx.all(tirx.isnan(other), tirx.Not(tirx.isnan(one))))
 
 
