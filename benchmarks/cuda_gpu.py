@@ -29,7 +29,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ ROOT = Path(__file__).parent.parent
 ARCHIVE = ROOT / "build" / "cuda_gpu.tar.xz"
 RESULT = RESULTS / "cuda_gpu.json"
 _PRECISIONS = ("fp32", "tf32", "fp16")
-_TOLERANCES = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 2e-2}
+TOLERANCES = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 2e-2}
 _MODELS = ("resnet50-b1", "resnet50-b16", "bert_base-b1", "bert_base-b16", "mobilenetv2-b1")
 # Weights have so many values in one standard deviation, so that the archive stays small: about 5
 # bits each, and about 1.5 of the models' many.
@@ -208,8 +208,8 @@ def _measure_row(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if row["operator"] is not None:
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in row["operator"].items()}
         operator = Operator(**fields)
-        feed = _feed(module)
-        expected = _expected(coarse(build_model(operator)), feed)
+        feed = random_feed(module)
+        expected = expected_results(coarse(build_model(operator)), feed)
         if cuda_torch() is not None:
             peer = operator_timers(operator, row["precision"])
     else:
@@ -220,17 +220,18 @@ def _measure_row(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if cuda_torch() is not None:
             peer = model_timers(row["model"], feed, row["precision"])
     result = module.run(feed)
-    share = _error(result, expected)
+    share = error_share(result, expected)
     again = module.run(feed)
     found = {
         "error_share": share,
-        "correct": bool(share <= _TOLERANCES[row["precision"]]),
+        "correct": bool(share <= TOLERANCES[row["precision"]]),
         "same_as_a_graph": all(np.array_equal(again[k], v) for k, v in result.items()),
     }
     return {**found, **_in_turns(_our_times(module, feed), peer)}
 
 
-def _feed(module: Any) -> dict[str, np.ndarray]:
+def random_feed(module: Any) -> dict[str, np.ndarray]:
+    """Return values for what a module takes."""
     rng = np.random.default_rng(0)
     feed = {}
     for spec in module.inputs:
@@ -241,7 +242,9 @@ def _feed(module: Any) -> dict[str, np.ndarray]:
     return feed
 
 
-def _expected(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def expected_results(
+    model: onnx.ModelProto, feed: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Return what ONNX Runtime gives on the processor, in float32."""
     import onnxruntime
 
@@ -257,7 +260,7 @@ def _expected(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> dict[st
     return dict(zip(names, session.run(None, given), strict=True))
 
 
-def _error(result: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
+def error_share(result: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
     """Return the largest difference of any output, of its largest value."""
     shares = [
         np.abs(result[name].astype(np.float64) - wanted).max() / max(1e-6, np.abs(wanted).max())
@@ -336,7 +339,7 @@ def report(args: argparse.Namespace) -> None:
             for peer, what in columns:
                 found = [r for row in own if (r := ratio(row, peer, what)) is not None]
                 if found:
-                    mean = f"{_geometric(found):.2f}"
+                    mean = f"{statistics.geometric_mean(found):.2f}"
                     means.append([kind, precision, peer, what, str(len(found)), mean])
         for row in rows:
             shown = [f"{r:.2f}" if (r := ratio(row, *c)) else "" for c in columns]
@@ -352,10 +355,6 @@ def report(args: argparse.Namespace) -> None:
     text += markdown_table(header, lines)
     write_text(args.output.with_suffix(".md"), text)
     print(text)
-
-
-def _geometric(values: Sequence[float]) -> float:
-    return float(np.exp(np.mean(np.log(values))))
 
 
 def main() -> None:

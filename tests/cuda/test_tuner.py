@@ -238,7 +238,7 @@ def test_a_device_that_fails_costs_one_candidate_and_gets_a_fresh_process(
     results = timer.time(candidates[:2])
     assert [result.seconds for result in results] == [None, None]
     assert re.search("run_error: .*error 700", results[0].error)
-    assert timer.restarts == 2
+    assert timer.process.starts == 2
     timer.close()
 
 

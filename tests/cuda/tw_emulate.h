@@ -25,6 +25,11 @@
 struct uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct tw_dim3 { int x, y, z; };
+struct float2 { float x, y; };
+struct float3 { float x, y, z; };
+struct alignas(16) float4 { float x, y, z, w; };
+static float2 make_float2(float x, float y) { return {x, y}; }
+static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 enum tw_state { TW_READY, TW_AT_BARRIER, TW_AT_WARP, TW_DONE };
 struct tw_slot { unsigned word[6]; const void *row; double value; };
@@ -210,3 +215,13 @@ TW_WGMMA(tw_wgmma_u8u8, int, 1, tw_at_u8, tw_at_u8)
 static int __popcll(unsigned long long value) { return __builtin_popcountll(value); }
 static float rsqrtf(float value) { return 1.0f / sqrtf(value); }
 static double rsqrt(double value) { return 1.0 / sqrt(value); }
+
+/* What the CUDA C of TVM is written in: blocks run one after the other, so one array is enough. */
+#define __shared__ static
+#define __syncthreads() TW_BARRIER()
+#define tvm_builtin_ptx_cp_async_commit_group_async_commit_group() tw_copy_commit()
+#define tvm_builtin_ptx_cp_async_wait_group_async_wait_group_0() tw_copy_wait<0>()
+#define tvm_builtin_ptx_cp_async_wait_group_async_wait_group_1() tw_copy_wait<1>()
+#define tvm_builtin_ptx_cp_async_wait_group_async_wait_group_2() tw_copy_wait<2>()
+#define tvm_builtin_ptx_cp_async_wait_group_async_wait_group_3() tw_copy_wait<3>()
+#define alignas(bytes) __attribute__((aligned(bytes)))

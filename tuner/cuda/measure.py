@@ -66,6 +66,72 @@ class EstimateTimer:
         return found
 
 
+class DeviceProcess:
+    """A process that runs modules on the GPU; another one starts where it failed.
+
+    Attributes:
+        starts: processes so far.
+    """
+
+    def __init__(self) -> None:
+        self._worker: subprocess.Popen[str] | None = None
+        self.starts = 0
+
+    def ask(self, request: dict[str, object]) -> dict:
+        """Return the answer of `worker.measure`, or its error and its status.
+
+        Raises:
+            MeasureError: there is no driver or no GPU that fits.
+        """
+        answer = self._answer(request)
+        message = str(answer.get("error", ""))
+        if "no NVIDIA driver" in message or "no CUDA GPU" in message or "compiled for" in message:
+            raise MeasureError(f"candidates cannot be measured: {message}")
+        return answer
+
+    def _answer(self, request: dict[str, object]) -> dict:
+        worker = self._running()
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        try:
+            worker.stdin.write(json.dumps(request) + "\n")
+            worker.stdin.flush()
+            ready, _, _ = select.select([worker.stdout], [], [], _TIMEOUT_S)
+            line = worker.stdout.readline() if ready else ""
+        except (BrokenPipeError, OSError):
+            line = ""
+            ready = [worker.stdout]
+        if not line:
+            self.stop()
+            if not ready:
+                return {"error": f"no answer within {_TIMEOUT_S:.0f} s", "status": "timeout"}
+            return {"error": "the process that ran it ended", "status": "run_error"}
+        answer = json.loads(line)
+        if answer.get("status") == "run_error":
+            self.stop()  # nothing else works in that process
+        return answer
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._worker is None or self._worker.poll() is not None:
+            self.stop()
+            self.starts += 1
+            self._worker = subprocess.Popen(
+                [sys.executable, "-m", "tilewright.tuner.cuda.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        return self._worker
+
+    def stop(self) -> None:
+        """End the process, if one runs."""
+        if self._worker is None:
+            return
+        self._worker.kill()
+        self._worker.communicate()
+        self._worker = None
+
+
 class DeviceTimer:
     """Builds candidates here and runs them in a process of its own on the GPU of this machine."""
 
@@ -74,10 +140,9 @@ class DeviceTimer:
     def __init__(self, operator: Operator, target: CudaTarget, precision: str) -> None:
         self.operator, self.target, self.precision = operator, target, precision
         self._folder = tempfile.TemporaryDirectory(prefix="tilewright-")
-        self._worker: subprocess.Popen[str] | None = None
+        self.process = DeviceProcess()
         self._arrays: dict[tuple[Layout, ...], Path] = {}
         self._built = 0
-        self.restarts = 0
 
     def time(self, candidates: Sequence[Candidate]) -> list[Result]:
         """Build the candidates, as many at once as there are processors; then run each alone.
@@ -91,7 +156,7 @@ class DeviceTimer:
 
     def close(self) -> None:
         """End the process and remove what was built."""
-        self._stop()
+        self.process.stop()
         self._folder.cleanup()
 
     def _start(self, candidate: Candidate, pool: Executor) -> Future[Path]:
@@ -122,14 +187,11 @@ class DeviceTimer:
             "tolerance": TOLERANCES[self.precision],
             "rounds": _ROUNDS,
         }
-        answer = self._ask(request)
+        answer = self.process.ask(request)
         path.unlink(missing_ok=True)
         if "seconds" in answer:
             return Result(candidate, min(answer["seconds"]))
-        message = str(answer["error"])
-        if "no NVIDIA driver" in message or "no CUDA GPU" in message or "compiled for" in message:
-            raise MeasureError(f"candidates cannot be measured: {message}")
-        return Result(candidate, None, f"{answer['status']}: {message}")
+        return Result(candidate, None, f"{answer['status']}: {answer['error']}")
 
     def _arrays_for(self, layouts: tuple[Layout, ...]) -> Path:
         """Return inputs and expected results in these layouts, made by this processor."""
@@ -146,44 +208,3 @@ class DeviceTimer:
             np.savez(path, **feed, **expected)  # type: ignore[arg-type]
             self._arrays[layouts] = path
         return self._arrays[layouts]
-
-    def _ask(self, request: dict[str, object]) -> dict:
-        worker = self._running()
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        try:
-            worker.stdin.write(json.dumps(request) + "\n")
-            worker.stdin.flush()
-            ready, _, _ = select.select([worker.stdout], [], [], _TIMEOUT_S)
-            line = worker.stdout.readline() if ready else ""
-        except (BrokenPipeError, OSError):
-            line = ""
-            ready = [worker.stdout]
-        if not line:
-            self._stop()
-            if not ready:
-                return {"error": f"no answer within {_TIMEOUT_S:.0f} s", "status": "timeout"}
-            return {"error": "the process that ran it ended", "status": "run_error"}
-        answer = json.loads(line)
-        if answer.get("status") == "run_error":
-            self._stop()  # nothing else works in that process
-        return answer
-
-    def _running(self) -> subprocess.Popen[str]:
-        if self._worker is None or self._worker.poll() is not None:
-            self._stop()
-            self.restarts += 1
-            self._worker = subprocess.Popen(
-                [sys.executable, "-m", "tilewright.tuner.cuda.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        return self._worker
-
-    def _stop(self) -> None:
-        if self._worker is None:
-            return
-        self._worker.kill()
-        self._worker.communicate()
-        self._worker = None
