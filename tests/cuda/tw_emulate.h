@@ -25,11 +25,15 @@
 struct uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct tw_dim3 { int x, y, z; };
-struct float2 { float x, y; };
-struct float3 { float x, y, z; };
-struct alignas(16) float4 { float x, y, z, w; };
-static float2 make_float2(float x, float y) { return {x, y}; }
-static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+#define TW_VECTORS(type)                                                                  \
+  struct type##2 { type x, y; };                                                          \
+  struct type##3 { type x, y, z; };                                                       \
+  struct alignas(16) type##4 { type x, y, z, w; };                                        \
+  static type##2 make_##type##2(type x, type y) { return {x, y}; }                        \
+  static type##3 make_##type##3(type x, type y, type z) { return {x, y, z}; }             \
+  static type##4 make_##type##4(type x, type y, type z, type w) { return {x, y, z, w}; }
+TW_VECTORS(float)
+TW_VECTORS(int)
 
 enum tw_state { TW_READY, TW_AT_BARRIER, TW_AT_WARP, TW_DONE };
 struct tw_slot { unsigned word[6]; const void *row; double value; };
