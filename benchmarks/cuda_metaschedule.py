@@ -66,7 +66,7 @@ def measure(operator: Operator, precision: str, args: argparse.Namespace) -> dic
         model = in_half(model)
     with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
         modules = {
-            "tilewright": _ours(model, operator.name, precision, args),
+            "tilewright": _ours(model, operator.name, precision, args, Path(folder, "t.so")),
             "metaschedule": _theirs(model, operator.name, precision, args, Path(folder, "m.so")),
         }
         feed = random_feed(modules["tilewright"])
@@ -86,12 +86,15 @@ def measure(operator: Operator, precision: str, args: argparse.Namespace) -> dic
     return {**row, "ratio": ratio.median, "low": ratio.low, "high": ratio.high}
 
 
-def _ours(model: onnx.ModelProto, name: str, precision: str, args: argparse.Namespace) -> Module:
+def _ours(
+    model: onnx.ModelProto, name: str, precision: str, args: argparse.Namespace, path: Path
+) -> Module:
     log = args.logs / "tilewright" / f"{name}-{precision}.jsonl"
     if not log.exists():
         log.parent.mkdir(parents=True, exist_ok=True)
         tune_for_gpu(model, args.target, precision, trials=args.trials, log=log)
-    return Module(tilewright.compile(model, args.target, precision=precision, logs=[log]).path)
+    tilewright.compile(model, args.target, precision=precision, logs=[log]).save(path)
+    return Module(path)
 
 
 def _theirs(

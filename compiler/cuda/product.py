@@ -7,6 +7,7 @@ conv[n, h, w, co] += data[n, h * s + kh, w * s + kw, c] * weight[co, kh, kw, c]
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -59,7 +60,7 @@ class Operand:
     bounds: tuple[Bound, ...] = ()
     fill: int = 0
 
-    @property
+    @cached_property
     def dtype(self) -> str:
         """Dtype in memory of a plain load, else of the value."""
         return dtype_of(self.value) if self.load is None else str(self.load.source.dtype)
@@ -85,14 +86,14 @@ class Product:
     depth: tuple[Axis, ...]
     dtype: str
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, int, int, int]:
         """Extents of batch, rows, columns and depth."""
         groups = (self.batch, self.rows, self.columns, self.depth)
         batch, rows, columns, depth = (prod(axis.extent for axis in axes) for axes in groups)
         return batch, rows, columns, depth
 
-    @property
+    @cached_property
     def half(self) -> str | None:
         """The 16-bit float that both factors are in memory or when they are multiplied, if any."""
         if self.dtype in ("float16", "bfloat16"):
@@ -100,7 +101,7 @@ class Product:
         kinds = {o.dtype if o.load is not None else "" for o in (self.a, self.b)}
         return next(iter(kinds)) if kinds in ({"float16"}, {"bfloat16"}) else None
 
-    @property
+    @cached_property
     def is_integer(self) -> bool:
         """Whether both factors are bytes in memory and the sum is exact in 32 bits."""
         return (

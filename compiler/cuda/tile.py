@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 from tilewright.compiler.cuda import warpgroup
 from tilewright.compiler.cuda.product import Product
@@ -67,7 +67,8 @@ class GemmTile:
 
     def to_json(self) -> str:
         """Return one line of JSON that `from_json` reads back."""
-        return json.dumps({"kind": "cuda_gemm", **asdict(self)}, separators=(",", ":"))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return json.dumps({"kind": "cuda_gemm", **values}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> GemmTile:
