@@ -55,6 +55,7 @@ from tilewright.tuner.cuda.tune import tune_for_gpu
 
 RESULT = RESULTS / "cuda_metaschedule.json"
 LOGS = Path(__file__).parent.parent / "tuning_logs" / "cuda"
+_TUNERS = ("tilewright", "metaschedule")
 _ROUNDS, _CALLS = 30, 10
 
 
@@ -124,7 +125,7 @@ def report(rows: list[Mapping[str, Any]], args: argparse.Namespace) -> None:
         if "error" in row:
             lines.append([row["name"], row["precision"], row["error"], "", "", ""])
             continue
-        wrong = [n for n in ("tilewright", "metaschedule") if not row[f"{n}_correct"]]
+        wrong = [name for name in _TUNERS if not row[f"{name}_correct"]]
         lines.append(
             [
                 *(
@@ -132,19 +133,25 @@ def report(rows: list[Mapping[str, Any]], args: argparse.Namespace) -> None:
                     row["precision"],
                     "WRONG: " + ", ".join(wrong) if wrong else "right",
                 ),
-                *(f"{row[f'{n}_s'] * 1e6:.1f}" for n in ("tilewright", "metaschedule")),
+                *(f"{row[f'{n}_s'] * 1e6:.1f}" for n in _TUNERS),
                 f"{row['ratio']:.2f} [{row['low']:.2f} .. {row['high']:.2f}]",
             ]
         )
     text = f"# Tilewright and MetaSchedule on {args.target}, {args.trials} trials each\n\n"
     text += "`python -m benchmarks.cuda_metaschedule`; above 1 tilewright is faster.\n\n"
     for precision in args.precisions:
-        ratios = [row["ratio"] for row in rows if row["precision"] == precision and "ratio" in row]
+        ratios = [row["ratio"] for row in rows if row["precision"] == precision and _is_right(row)]
         if ratios:
             mean = statistics.geometric_mean(ratios)
-            text += f"Geometric mean in {precision} over {len(ratios)} rows: {mean:.2f}\n\n"
+            text += (
+                f"Geometric mean in {precision} over the {len(ratios)} right rows: {mean:.2f}\n\n"
+            )
     header = ["row", "precision", "results", "tilewright, us", "MetaSchedule, us", "ratio"]
     write_text(args.output.with_suffix(".md"), text + markdown_table(header, lines))
+
+
+def _is_right(row: Mapping[str, Any]) -> bool:
+    return all(row.get(f"{name}_correct") for name in _TUNERS)
 
 
 def main() -> None:
