@@ -16,15 +16,18 @@ from tvm import s_tir, sym, tirx
 from tvm.ir import Range, TensorLoad
 from tvm.s_tir.dlight.gpu import Fallback
 from tvm.target import Target
-from tvm_ffi import structural_walk
+from tvm_ffi import structural_equal, structural_walk
 
-from tilewright.compiler.cuda.ctext import Printer, computed_type, loaded, stored
+from tilewright.compiler.cuda.ctext import STORED, Printer, computed_type, loaded, stored
 from tilewright.compiler.cuda.kernel import Kernel, block, head
 from tilewright.compiler.cuda.targets import CudaTarget
+from tilewright.compiler.program import item_bytes
 from tilewright.compiler.schedule.expressions import dtype_of, flat_index, linear_form
 from tilewright.errors import CompileError
 
 _THREADS = 128
+# What GPUs add to memory by one instruction.
+_ADDED = ("float32", "float64", "int32", "uint32", "int64", "uint64")
 Built = tuple[Kernel, tuple[Any, ...], tuple[Any, ...]]
 """A kernel, the buffers that it only reads, and those that it writes."""
 
@@ -96,7 +99,7 @@ def _as_block(stmt: Any) -> Any:
 
     Blocks say nothing of what they touch: they stay in this order, each in a launch of its own.
     """
-    loops, body = _loops(_outwards(stmt))
+    loops, body = _loops(stmt)
     axes = [
         tirx.IterVar(
             Range.from_min_extent(loop.min, loop.extent), loop.loop_var, tirx.IterVar.DataPar
@@ -137,8 +140,10 @@ def _has_any_order(store: tirx.BufferStore, loops: Sequence[tirx.For]) -> bool:
     """Tell whether a store may run for all values of the loops at once.
 
     Where the place comes from data, several may hit one element: ONNX has no order for them
-    (ScatterND, ScatterElements: "indices must not repeat").
+    (ScatterND, ScatterElements: "indices must not repeat"; with a reduction, they are combined).
     """
+    if _update_of(store) is not None:
+        return True
     if any(load.source.same_as(store.buffer) for load in _loads(store)):
         return False
     if any(_loads(index) for index in store.indices):
@@ -156,32 +161,27 @@ def _has_any_order(store: tirx.BufferStore, loops: Sequence[tirx.For]) -> bool:
     return True
 
 
-def _outwards(stmt: Any) -> Any:
-    """Return `for i: parallel j` as `parallel j: for i` where no two j touch the same element.
+def _update_of(store: tirx.BufferStore) -> tuple[Any, Any] | None:
+    """Return how a store combines what is there with a value, and the value; None for any other.
 
-    That is so where j is the place within rows of as many elements as j has values, as in updates
-    of whole rows.
+    The place comes from data, so that several may hit one element; words of memory can be combined
+    in any order.
     """
-    if not (isinstance(stmt, tirx.For) and stmt.kind == tirx.ForKind.SERIAL):
-        return stmt
-    inner = stmt.body
-    if not (_counts_from_zero(inner) and inner.kind == tirx.ForKind.PARALLEL):
-        return stmt
-    extent, analyzer = int(inner.extent), sym.Analyzer()
-    analyzer.bind(inner.loop_var, Range.from_min_extent(0, inner.extent))
-    written = _stores(inner.body)
-    touched = [(store.buffer, store.indices) for store in written]
-    touched += [
-        (load.source, load.indices)
-        for load in _loads(inner.body)
-        if any(load.source.same_as(store.buffer) for store in written)
-    ]
-    for buffer, indices in touched:
-        rest = analyzer.simplify(flat_index(buffer, indices) - inner.loop_var)
-        if analyzer.modular_set(rest).coeff % extent:
-            return stmt
-    again = tirx.For(stmt.loop_var, stmt.min, stmt.extent, tirx.ForKind.SERIAL, inner.body)
-    return tirx.For(inner.loop_var, inner.min, inner.extent, tirx.ForKind.PARALLEL, again)
+    value, buffer = store.value, store.buffer
+    if not isinstance(value, tirx.Add | tirx.Mul | tirx.Max | tirx.Min):
+        return None
+    if not any(_loads(index) for index in store.indices) or item_bytes(str(buffer.dtype)) < 2:
+        return None
+    for old, new in ((value.a, value.b), (value.b, value.a)):
+        is_same = (
+            isinstance(old, TensorLoad)
+            and old.source.same_as(buffer)
+            and all(map(structural_equal, old.indices, store.indices))
+        )
+        others = [load for part in (new, *store.indices) for load in _loads(part)]
+        if is_same and not any(load.source.same_as(buffer) for load in others):
+            return type(value), new
+    return None
 
 
 def _loads(stmt: Any) -> list[TensorLoad]:
@@ -277,11 +277,26 @@ class _Writer:
             return [f"const {kind} {self._name(stmt.var)} = {value};"]
         if isinstance(stmt, tirx.BufferStore):
             memory = self.stored_as.get(stmt.buffer, stmt.buffer)
+            update = _update_of(stmt)
+            if update is not None:
+                return self._update(stmt, str(memory.dtype), *update)
             place = f"{self.names[stmt.buffer]}[{self.printer.index(stmt.buffer, stmt.indices)}]"
             return [f"{place} = {stored(self.printer.text(stmt.value), str(memory.dtype))};"]
         if isinstance(stmt, tirx.IfThenElse):
             return self._branch(stmt)
         raise CompileError(f"a statement of kind {type(stmt).__name__} has no CUDA C")
+
+    def _update(self, store: tirx.BufferStore, dtype: str, combine: Any, value: Any) -> list[str]:
+        """Return what combines a value with an element that other threads may change."""
+        at = f"&{self.names[store.buffer]}[{self.printer.index(store.buffer, store.indices)}]"
+        kind, text = computed_type(dtype_of(value)), self.printer.text(value)
+        if combine is tirx.Add and dtype in _ADDED:
+            return [f"tw_add({at}, ({STORED[dtype]}){text});"]
+        old, new = (tirx.Var(name, dtype_of(value)) for name in ("old", "value"))
+        self.printer.names |= {old: loaded("old", dtype), new: "value"}
+        combined = stored(self.printer.text(combine(old, new)), dtype)
+        function = f"[=]({STORED[dtype]} old) {{ return {combined}; }}"
+        return ["{", f"const {kind} value = {text};", f"tw_update({at}, {function});", "}"]
 
     def _loop(self, loop: tirx.For) -> list[str]:
         first, extent = self.printer.text(loop.min, True), self.printer.text(loop.extent, True)

@@ -116,6 +116,29 @@ static __device__ __forceinline__ To tw_bits(From value) {
   memcpy(&result, &value, sizeof result);
   return result;
 }
+#if !defined(TW_EMULATE)
+/* Replace what is at a place by combine(it), whatever else changes it at the same time. */
+template <int bytes> struct tw_word;
+template <> struct tw_word<2> { typedef unsigned short type; };
+template <> struct tw_word<4> { typedef unsigned int type; };
+template <> struct tw_word<8> { typedef unsigned long long type; };
+template <typename T, typename Combine>
+static __device__ __forceinline__ void tw_update(T *place, Combine combine) {
+  typedef typename tw_word<sizeof(T)>::type word;
+  word *at = (word *)place, before, seen = *(volatile word *)at;
+  do {
+    before = seen;
+    seen = atomicCAS(at, before, tw_bits<word>(combine(tw_bits<T>(before))));
+  } while (seen != before);
+}
+template <typename T>
+static __device__ __forceinline__ void tw_add(T *place, T value) {
+  atomicAdd(place, value);
+}
+static __device__ __forceinline__ void tw_add(long long *place, long long value) {
+  atomicAdd((unsigned long long *)place, (unsigned long long)value);
+}
+#endif
 static __device__ __forceinline__ float tw_from_bfloat(unsigned short bits) {
   return tw_bits<float>((unsigned)bits << 16);
 }

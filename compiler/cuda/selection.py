@@ -12,6 +12,8 @@ from math import log2, prod
 from typing import Any
 
 from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
 
 from tilewright.compiler.schedule.expressions import shape_of
 from tilewright.frontends.onnx.ops.scan import SCAN_ANNOTATION
@@ -48,9 +50,9 @@ def _counted(func: tirx.PrimFunc) -> tirx.PrimFunc | None:
         return _order(func)
     if SCAN_ANNOTATION in annotations:
         axis, is_sum, *how = (int(value) for value in annotations[SCAN_ANNOTATION])
-        if not is_sum or prod(shape) * shape[axis] / _COMPARISONS_PER_S > shape[axis] * _STEP_S:
+        if prod(shape) * shape[axis] / _COMPARISONS_PER_S > shape[axis] * _STEP_S:
             return None
-        return _running_sum(shape, dtype, axis, *how)
+        return (_running_sum if is_sum else _running_product)(shape, dtype, axis, *how)
     return None
 
 
@@ -132,3 +134,29 @@ def _running_sum(
 
     sums = te.compute(shape, add, "sums")
     return te.create_prim_func([data, sums])
+
+
+def _running_product(
+    shape: tuple[int, ...], dtype: str, axis: int, exclusive: int, reverse: int
+) -> tirx.PrimFunc:
+    """Return (data, products), each product by a thread of its own."""
+    data = te.placeholder(shape, dtype, "data")
+    length, step = shape[axis], prod(shape[axis + 1 :])
+
+    def loops(source: Any, result: Any) -> tirx.Stmt:
+        with IRBuilder() as builder:
+            source, result = map(T.buffer_proxy, (source, result))
+            with T.parallel(0, prod(shape)) as own:
+                place = own // step % length
+                number = (length - place if reverse else place + 1) - exclusive
+                result[own] = tirx.const(1, dtype)
+                first = own if reverse else own - place * step
+                first = first + exclusive * step if reverse else first
+                with T.serial(0, number) as term:
+                    result[own] = result[own] * source[first + term * step]
+            return builder.get()
+
+    products = te.extern(
+        [shape], [data], lambda ins, outs: loops(ins[0], outs[0]), dtype=[dtype], name="products"
+    )
+    return te.create_prim_func([data, products])

@@ -1,5 +1,7 @@
 """Operators without a schedule of ours: dlight's, by name, on all threads that may run at once."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from onnx import helper
@@ -16,11 +18,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 BOTH = (False, True)
 
 
-def scatter(reduction, rows=6, width=40):
+def scatter(reduction, rows=6, width=40, dtype=np.float32):
     """Update rows of a matrix, one of them twice where the updates are combined."""
     indices = np.array([[2], [5], [0], [2 if reduction != "none" else 3]], np.int64)
     node = helper.make_node("ScatterND", ["x", "i", "u"], ["y"], reduction=reduction)
-    x, updates = normal(rows, width), normal(4, width, seed=1)
+    x, updates = (3 * normal(*sizes) for sizes in ((rows, width), (4, width)))
+    x, updates = x.astype(dtype), (updates + 1).astype(dtype)
     feeds = {"x": x, "i": indices, "u": updates}
     return model_of([node], feeds, {}, 18), feeds
 
@@ -31,9 +34,34 @@ def at_once(schedules):
     return [int(name.split()[2]) for name in names]
 
 
-def test_updates_that_are_combined_run_by_columns():
-    model, feeds = scatter("add")
-    assert at_once(check(model, feeds, backwards=BOTH)) == [6 * 40, 40]
+@pytest.mark.parametrize("reduction", ["add", "mul", "max", "min"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, np.int32])
+def test_updates_that_are_combined_run_at_once(reduction, dtype):
+    model, feeds = scatter(reduction, dtype=dtype)
+    lowered = lower(model)
+    assert at_once(lowered.schedules["scatter_nd#1"]) == [6 * 40, 4 * 40]
+    combine = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}[reduction]
+    expected = feeds["x"].copy()  # ONNX Runtime has no float16 here
+    combine.at(expected, feeds["i"][:, 0], feeds["u"])
+    for backwards in BOTH:
+        np.testing.assert_allclose(run(lowered, feeds, backwards)["y"], expected, rtol=2e-3)
+
+
+@pytest.mark.skipif(find_tool("nvcc") is None, reason="needs nvcc")
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64, np.int64, np.uint32])
+@pytest.mark.parametrize("reduction", ["add", "mul"])
+def test_no_other_thread_comes_between(reduction, dtype):
+    kernels = dict(lower(scatter(reduction, dtype=dtype)[0]).kernels)
+    used = read_code(compile_kernels(kernels, parse_cuda_target("cuda:sm_80")))
+    counts = sum((use.instructions for use in used.values()), Counter())
+    assert any(name.startswith(("RED", "ATOM")) for name in counts)
+    assert reduction == "add" or any(name.startswith("ATOM") for name in counts)
+
+
+def test_updates_of_bytes_are_steps_of_one_thread():
+    """There is no instruction that combines less than a word of memory."""
+    model, feeds = scatter("max", dtype=np.int8)
+    assert at_once(check(model, feeds)) == [6 * 40, 1]
 
 
 def test_updates_that_may_come_in_any_order_run_at_once():
@@ -87,6 +115,26 @@ def test_classes_are_suppressed_by_blocks(sizes, most, least, comparisons_per_s,
             count = int(results["y.extents"][0])
             np.testing.assert_array_equal(results["y"][:count], expected)
             assert not results["y"][count:].any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+@pytest.mark.parametrize(
+    "how", [{}, {"reverse": 1}, {"exclusive": 1}, {"reverse": 1, "exclusive": 1}]
+)
+def test_a_running_product_has_a_thread_for_each_element(how, dtype):
+    x = np.random.default_rng(0).choice([-1, 1, 1, 2], (2, 3, 30)).astype(dtype)
+    x = x.transpose(0, 2, 1).copy()
+    node = helper.make_node("CumProd", ["x", "axis"], ["y"], **how)
+    lowered = lower(model_of([node], {"x": x}, {"axis": np.array(1)}, 26))
+    assert at_once(lowered.schedules["scan#0"]) == [180]
+    turned = x[:, ::-1] if "reverse" in how else x
+    expected = np.cumprod(turned, axis=1)
+    if "exclusive" in how:
+        expected = np.concatenate([np.ones_like(x[:, :1]), expected[:, :-1]], axis=1)
+    if "reverse" in how:
+        expected = expected[:, ::-1]
+    for backwards in BOTH:
+        np.testing.assert_array_equal(run(lowered, {"x": x}, backwards)["y"], expected)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int64])

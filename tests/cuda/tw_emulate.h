@@ -70,6 +70,16 @@ static T tw_shuffle(T value, int lane) {
 #define TW_SHUFFLE(value, lane) tw_shuffle(value, lane)
 #define TW_SHUFFLE_XOR(value, mask) tw_shuffle(value, threadIdx.x % 32 ^ (mask))
 
+/* Threads take turns at barriers alone. */
+template <typename T, typename Combine>
+static void tw_update(T *place, Combine combine) {
+  *place = combine(*place);
+}
+template <typename T>
+static void tw_add(T *place, T value) {
+  *place += value;
+}
+
 static float tw_from_half(unsigned short bits) {
   _Float16 half;
   memcpy(&half, &bits, 2);

@@ -195,7 +195,8 @@ def _launches(host: IRModule) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
 
 def _buffers(func: tirx.PrimFunc) -> dict[str, Any]:
     """Return the parameters and what lies in memory between kernels, by name."""
-    buffers = [*func.params, *func.body.block.alloc_buffers]
+    own = [b for b in func.body.block.alloc_buffers if b.scope() == "global"]
+    buffers = [*func.params, *own]
     found = {buffer.name: buffer for buffer in buffers}
     if len(found) < len(buffers):
         raise CompileError("two buffers of a function have one name")
