@@ -3,8 +3,9 @@
 TVM 0.27 from PyPI writes CUDA C but cannot run it. Its kernels become launches like ours: nvcc
 compiles them, and our runtime starts and times them, in a process that a failing candidate may end.
 
-Of its schedules for tensor cores, TVM 0.27 cannot lower those of convolutions and products of ours
-in float16 ("tvm_access_ptr element type must match the source buffer"): such candidates fail.
+Of its schedules for tensor cores, TVM 0.27 lowers those that sum in float16, not those that sum in
+float32 ("tvm_access_ptr element type must match the source buffer"), as our functions of float16 do:
+such candidates fail.
 """
 
 from __future__ import annotations
