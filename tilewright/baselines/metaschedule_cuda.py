@@ -4,8 +4,8 @@ TVM 0.27 from PyPI writes CUDA C but cannot run it. Its kernels become launches 
 compiles them, and our runtime starts and times them, in a process that a failing candidate may end.
 
 Of its schedules for tensor cores, TVM 0.27 lowers those that sum in float16, not those that sum in
-float32 ("tvm_access_ptr element type must match the source buffer"), as our functions of float16 do:
-such candidates fail.
+float32 ("tvm_access_ptr element type must match the source buffer"), as our functions of float16
+do: such candidates fail.
 """
 
 from __future__ import annotations
