@@ -41,16 +41,12 @@ from tilewright.baselines.metaschedule_cuda import (
 )
 from tilewright.baselines.metaschedule_worker import best, tune
 from tilewright.baselines.suite import Operator, build_model, load_suite
-from tilewright.compiler.cuda.lower import HOST
 from tilewright.compiler.cuda.package import package_for_cuda
 from tilewright.compiler.cuda.targets import parse_cuda_target
-from tilewright.compiler.pipeline import fuse
-from tilewright.compiler.program import TensorSpec
-from tilewright.compiler.targets import parse_target
 from tilewright.errors import TilewrightError
-from tilewright.frontends.onnx import import_onnx
 from tilewright.runtime.benchmark import compare
 from tilewright.runtime.module import Module
+from tilewright.tuner.cuda.program import fused_program
 from tilewright.tuner.cuda.tune import tune_for_gpu
 
 RESULT = RESULTS / "cuda_metaschedule.json"
@@ -102,12 +98,7 @@ def _theirs(
     model: onnx.ModelProto, name: str, precision: str, args: argparse.Namespace, path: Path
 ) -> Module:
     target = parse_cuda_target(args.target)
-    imported = import_onnx(model)
-    inputs, outputs = (
-        [TensorSpec(item.name, item.shape, item.dtype) for item in items]
-        for items in (imported.inputs, imported.outputs)
-    )
-    program = fuse(imported.module, inputs, outputs, parse_target(HOST), winograd=False)
+    program = fused_program(model)
     functions = with_outputs(program)
     folder = args.logs / "metaschedule" / f"{name}-{precision}"
     with on_device(target) as how:

@@ -106,7 +106,7 @@ def build_launches(
         launches.append(Launch(kernel, tuple(used), 1))
         shape = default_shape(sums, target)
         launches.append(_launch(sums, reduction_kernel(sums, f"{prefix}_sum", shape)))
-    return Launches(tuple(launches), tuple(params), _temporaries(launches, params), found, chosen)
+    return Launches(tuple(launches), tuple(params), temporaries_of(launches, params), found, chosen)
 
 
 def _not_split(
@@ -122,10 +122,10 @@ def _not_split(
         Launch(kernel, (*reads, *writes), len(writes))
         for kernel, reads, writes in fallback_kernels(func, prefix, target, stored_as)
     ]
-    return Launches(tuple(launches), tuple(params), _temporaries(launches, params))
+    return Launches(tuple(launches), tuple(params), temporaries_of(launches, params))
 
 
-def _temporaries(launches: Sequence[Launch], params: Sequence[Any]) -> tuple[Any, ...]:
+def temporaries_of(launches: Sequence[Launch], params: Sequence[Any]) -> tuple[Any, ...]:
     """Return the buffers of launches that are no parameters, each once."""
     found: list[Any] = []
     for buffer in (buffer for launch in launches for buffer in launch.buffers):

@@ -212,7 +212,7 @@ class _Builder:
         name = self.attentions.setdefault((kernel.source.replace(name, ""), shapes), name)
         if name == kernel.name:
             self.kernels[name] = kernel
-            self.signatures[name] = _signature(buffers)
+            self.signatures[name] = signature_of(buffers)
         arguments = tuple(attention.tensors[buffer] for buffer in buffers)
         self.calls.append(Call(name, arguments, f"attention#{attention.calls[-1]}"))
         self.schedules |= dict.fromkeys(labels, (kernel.schedule,))
@@ -230,18 +230,7 @@ class _Builder:
             name = f"{call.kernel}_s{variants}" if variants else call.kernel
             self.built[key] = self._build(name, call, func, storage)
         launches = self.built[key]
-        places: list[tuple[Any, int]] = list(zip(launches.params, call.args, strict=True))
-        for buffer in launches.temporaries:
-            shape, dtype = shape_of(buffer), str(buffer.dtype)
-            self.tensors.append(Tensor(f"{call.label}.{buffer.name}", shape, dtype, "intermediate"))
-            places.append((buffer, len(self.tensors) - 1))
-        for number, launch in enumerate(launches.launches):
-            arguments = tuple(
-                next(index for known, index in places if known.same_as(buffer))
-                for buffer in launch.buffers
-            )
-            label = call.label if number == 0 else f"{call.label}.{number}"
-            self.calls.append(Call(launch.kernel.name, arguments, label, launch.n_outputs))
+        self.calls += calls_of(launches, call, self.tensors)
         self.schedules[call.label] = tuple(x.kernel.schedule for x in launches.launches)
 
     def _build(
@@ -260,11 +249,29 @@ class _Builder:
             ) from error
         for launch in launches.launches:
             self.kernels[launch.kernel.name] = launch.kernel
-            self.signatures[launch.kernel.name] = _signature(launch.buffers)
+            self.signatures[launch.kernel.name] = signature_of(launch.buffers)
         return launches
 
 
-def _signature(buffers: Sequence[Any]) -> tirx.PrimFunc:
+def calls_of(launches: Launches, call: Call, tensors: list[Tensor]) -> list[Call]:
+    """Return the calls of the launches that stand for a call; append their temporaries."""
+    places: list[tuple[Any, int]] = list(zip(launches.params, call.args, strict=True))
+    for buffer in launches.temporaries:
+        shape, dtype = shape_of(buffer), str(buffer.dtype)
+        tensors.append(Tensor(f"{call.label}.{buffer.name}", shape, dtype, "intermediate"))
+        places.append((buffer, len(tensors) - 1))
+    calls = []
+    for number, launch in enumerate(launches.launches):
+        arguments = tuple(
+            next(index for known, index in places if known.same_as(buffer))
+            for buffer in launch.buffers
+        )
+        label = call.label if number == 0 else f"{call.label}.{number}"
+        calls.append(Call(launch.kernel.name, arguments, label, launch.n_outputs))
+    return calls
+
+
+def signature_of(buffers: Sequence[Any]) -> tirx.PrimFunc:
     """Return a function without a body that has the parameters of a launch."""
     params = [tirx.decl_buffer(shape_of(b), str(b.dtype), b.name) for b in buffers]
     return tirx.PrimFunc(params, tirx.Evaluate(tirx.IntImm("int32", 0)))

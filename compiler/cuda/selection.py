@@ -30,12 +30,17 @@ def count_places(kernels: Mapping[str, tirx.PrimFunc]) -> dict[str, tirx.PrimFun
     return {name: _counted(func) or func for name, func in kernels.items()}
 
 
+def annotations_of(func: tirx.PrimFunc) -> Mapping[str, Any]:
+    """Return what the operator's converter has written on the block of a function."""
+    return getattr(getattr(func.body, "block", None), "annotations", {})
+
+
 def _counted(func: tirx.PrimFunc) -> tirx.PrimFunc | None:
     """Return such a function as blocks of one tensor each; None for anything else, or a small one.
 
     Quadratic work on the whole chip must take less time than the steps of one thread.
     """
-    annotations = getattr(getattr(func.body, "block", None), "annotations", {})
+    annotations = annotations_of(func)
     data = func.params[0]
     shape, dtype = shape_of(data), str(data.dtype)
     if TOP_K_ANNOTATION in annotations:

@@ -11,6 +11,7 @@ from tvm import tirx
 
 from tilewright.compiler.cuda.ctext import Printer, loaded
 from tilewright.compiler.cuda.kernel import Kernel, block, head
+from tilewright.compiler.cuda.selection import annotations_of
 from tilewright.compiler.schedule.expressions import shape_of
 from tilewright.frontends.onnx.ops.suppression import KEEP_ANNOTATION, overlap_of
 
@@ -26,10 +27,10 @@ def suppression_kernel(func: tirx.PrimFunc, name: str, params: Any) -> Kernel | 
         name: of the kernel.
         params: its parameters as they are stored.
     """
-    whole = getattr(func.body, "block", None)
-    if whole is None or KEEP_ANNOTATION not in whole.annotations:
+    annotations = annotations_of(func)
+    if KEEP_ANNOTATION not in annotations:
         return None
-    per_class, is_centred = (int(value) for value in whole.annotations[KEEP_ANNOTATION])
+    per_class, is_centred = (int(value) for value in annotations[KEEP_ANNOTATION])
     boxes = func.params[0]
     batches, classes, count = shape_of(func.params[1])
     corner_type, limit_type = str(params[0].dtype), str(params[2].dtype)

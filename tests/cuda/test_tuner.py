@@ -17,16 +17,13 @@ from tilewright.compiler.cuda.lower import HOST, launch, without_layouts
 from tilewright.compiler.cuda.nvcc import find_tool
 from tilewright.compiler.cuda.targets import parse_cuda_target
 from tilewright.compiler.cuda.tile import GemmTile, check_tile
-from tilewright.compiler.pipeline import fuse
-from tilewright.compiler.program import TensorSpec
 from tilewright.compiler.targets import parse_target
 from tilewright.compiler.tasks import extract_tasks
 from tilewright.errors import InvalidScheduleError, LogError, MeasureError
-from tilewright.frontends.onnx import import_onnx
 from tilewright.tuner.cuda.features import NAMES, features
 from tilewright.tuner.cuda.log import CudaLookup, CudaRecord, read_records
 from tilewright.tuner.cuda.measure import DeviceTimer, EstimateTimer
-from tilewright.tuner.cuda.program import operator_program
+from tilewright.tuner.cuda.program import fused_program, operator_program
 from tilewright.tuner.cuda.search import CudaTuner, Result
 from tilewright.tuner.cuda.space import cuda_space
 from tilewright.tuner.cuda.tune import tune_for_gpu
@@ -41,14 +38,7 @@ def operator(tmp_path_factory):
 
 
 def _operator_of(model):
-    imported = import_onnx(model)
-    inputs, outputs = (
-        [TensorSpec(item.name, item.shape, item.dtype) for item in items]
-        for items in (imported.inputs, imported.outputs)
-    )
-    host = parse_target(HOST)
-    program = fuse(imported.module, inputs, outputs, host, winograd=False)
-    return extract_tasks(program, host)[0][0].operator
+    return extract_tasks(fused_program(model), parse_target(HOST))[0][0].operator
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,15 @@ from tvm.target import Target
 from tvm.tirx.build import split_host_device_mods
 from tvm_ffi import structural_walk
 
+from tilewright.compiler.cuda.build import Launch, Launches, temporaries_of
 from tilewright.compiler.cuda.kernel import Kernel
-from tilewright.compiler.cuda.lower import CudaLowered, without_layouts
+from tilewright.compiler.cuda.lower import CudaLowered, calls_of, signature_of, without_layouts
 from tilewright.compiler.cuda.package import package_for_cuda
 from tilewright.compiler.cuda.targets import CudaTarget
-from tilewright.compiler.program import Call, Program, Tensor, TensorSpec
-from tilewright.compiler.schedule.expressions import shape_of
+from tilewright.compiler.program import Program
 from tilewright.errors import CompileError, TilewrightError
 from tilewright.tuner.cuda.measure import DeviceProcess
-from tilewright.tuner.cuda.program import random_array
+from tilewright.tuner.cuda.program import KERNEL, call_alone, random_array
 
 OUTPUTS = "tilewright.outputs"
 """Attribute of a function: how many of its last parameters it writes."""
@@ -79,15 +79,6 @@ def with_outputs(program: Program) -> dict[str, tirx.PrimFunc]:
 # ---- from scheduled functions to launches ----
 
 
-@dataclass(frozen=True)
-class _Step:
-    """A kernel of TVM's; `buffers` are what it reads, then what it writes."""
-
-    kernel: Kernel
-    buffers: tuple[Any, ...]
-    n_outputs: int
-
-
 def lowered_by_tvm(
     program: Program, functions: Mapping[str, tirx.PrimFunc], target: CudaTarget
 ) -> CudaLowered:
@@ -96,42 +87,27 @@ def lowered_by_tvm(
     Raises:
         CompileError: a function cannot be one for a GPU.
     """
-    steps = _steps(functions, target)
+    made = _launches_of(functions, target)
     tensors, calls = list(program.tensors), []
-    kernels: dict[str, Kernel] = {}
-    signatures: dict[str, tirx.PrimFunc] = {}
     schedules: dict[str, tuple[str, ...]] = {}
     for call in program.calls:
-        known = list(zip(functions[call.kernel].params, call.args, strict=True))
-        for number, step in enumerate(steps[call.kernel]):
-            for buffer in step.buffers:
-                if not any(buffer.same_as(other) for other, _ in known):
-                    shape, dtype = shape_of(buffer), str(buffer.dtype)
-                    label = f"{call.label}.{buffer.name}"
-                    tensors.append(Tensor(label, shape, dtype, "intermediate"))
-                    known.append((buffer, len(tensors) - 1))
-            arguments = tuple(
-                next(index for other, index in known if other.same_as(buffer))
-                for buffer in step.buffers
-            )
-            label = call.label if number == 0 else f"{call.label}.{number}"
-            calls.append(Call(step.kernel.name, arguments, label, step.n_outputs))
-            kernels[step.kernel.name] = step.kernel
-            signatures[step.kernel.name] = _signature(step.buffers)
-        schedules[call.label] = tuple(step.kernel.schedule for step in steps[call.kernel])
-    launches = replace(program, tensors=tuple(tensors), calls=tuple(calls), kernels=signatures)
-    return CudaLowered(launches, kernels, schedules, without_layouts(program))
+        own = made[call.kernel]
+        calls += calls_of(own, call, tensors)
+        schedules[call.label] = tuple(launch.kernel.schedule for launch in own.launches)
+    launches = [launch for own in made.values() for launch in own.launches]
+    signatures = {launch.kernel.name: signature_of(launch.buffers) for launch in launches}
+    kernels = {launch.kernel.name: launch.kernel for launch in launches}
+    whole = replace(program, tensors=tuple(tensors), calls=tuple(calls), kernels=signatures)
+    return CudaLowered(whole, kernels, schedules, without_layouts(program))
 
 
-def _steps(
-    functions: Mapping[str, tirx.PrimFunc], target: CudaTarget
-) -> dict[str, tuple[_Step, ...]]:
-    """Return the kernels of every function, in order."""
+def _launches_of(functions: Mapping[str, tirx.PrimFunc], target: CudaTarget) -> dict[str, Launches]:
+    """Return what computes every function."""
     named = {}
     for name, func in functions.items():
         named[f"tvm_{name}"] = func.with_attr("global_symbol", f"tvm_{name}")
     host, device, sources = _cuda_c(IRModule(named), tvm_target(target))
-    launches = _launches(host)
+    started = _started(host)
     found = {}
     for name, func in functions.items():
         buffers = _buffers(func)
@@ -139,16 +115,16 @@ def _steps(
         outputs = {param.name for param in list(func.params)[first:]}
         # A kernel reads what was written before it; anything else in memory is its own.
         written = {param.name for param in list(func.params)[:first]}
-        steps: list[_Step] = []
-        for symbol, numbers in launches.get(f"tvm_{name}", ()):
-            step = _step(
-                device[symbol], symbol, numbers, sources[symbol], buffers, outputs, written
-            )
-            steps.append(step)
-            written |= {buffer.name for buffer in step.buffers}
-        if not steps:
+        launches: list[Launch] = []
+        for symbol, numbers in started.get(f"tvm_{name}", ()):
+            kernel = device[symbol]
+            launch = _launch(kernel, symbol, numbers, sources[symbol], buffers, outputs, written)
+            launches.append(launch)
+            written |= {buffer.name for buffer in launch.buffers}
+        if not launches:
             raise CompileError(f"TVM made no kernel of {name}")
-        found[name] = tuple(steps)
+        params = tuple(func.params)
+        found[name] = Launches(tuple(launches), params, temporaries_of(launches, params))
     return found
 
 
@@ -179,7 +155,7 @@ def _cuda_c(
     return host, {var.name_hint: func for var, func in device.functions.items()}, sources
 
 
-def _launches(host: IRModule) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
+def _started(host: IRModule) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
     """Return for every function the kernels that it starts, with their numbers."""
     found: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
     for var, func in host.functions.items():
@@ -207,7 +183,7 @@ def _buffers(func: tirx.PrimFunc) -> dict[str, Any]:
     return found
 
 
-def _step(
+def _launch(
     device: tirx.PrimFunc,
     symbol: str,
     numbers: Sequence[int],
@@ -215,7 +191,7 @@ def _step(
     buffers: Mapping[str, Any],
     outputs: Collection[str],
     written: Collection[str],
-) -> _Step:
+) -> Launch:
     """Return a kernel whose parameters are what it reads, then what it writes."""
     names = [str(param.name).removesuffix("_ptr") for param in device.params]
     if any(name not in buffers for name in names):
@@ -242,12 +218,7 @@ def _step(
         given.get("tirx.use_dyn_shared_memory", 0),
         f"metaschedule, {prod(grid)} blocks of {x * y * z} threads",
     )
-    return _Step(kernel, tuple(buffers[name] for name in order), len(ends))
-
-
-def _signature(buffers: Sequence[Any]) -> tirx.PrimFunc:
-    params = [tirx.decl_buffer(shape_of(b), str(b.dtype), b.name) for b in buffers]
-    return tirx.PrimFunc(params, tirx.Evaluate(tirx.IntImm("int32", 0)))
+    return Launch(kernel, tuple(buffers[name] for name in order), len(ends))
 
 
 # ---- candidates ----
@@ -258,19 +229,7 @@ def alone(func: tirx.PrimFunc) -> Program:
 
     Inputs and outputs are named after their positions: t0, t1, ..
     """
-    first = len(func.params) - int(func.attrs[OUTPUTS])
-    tensors = tuple(
-        Tensor(f"t{i}", shape_of(param), str(param.dtype), "input" if i < first else "output")
-        for i, param in enumerate(func.params)
-    )
-    specs = tuple(TensorSpec(t.name, t.shape, t.dtype) for t in tensors)
-    places = tuple(range(len(tensors)))
-    call = Call("operator", places, "operator", len(tensors) - first)
-    functions = {"operator": func}
-    program = Program(
-        tensors, (call,), places[:first], places[first:], functions, specs[:first], specs[first:]
-    )
-    return program
+    return call_alone(func, len(func.params) - int(func.attrs[OUTPUTS]), {})
 
 
 @contextmanager
@@ -289,7 +248,7 @@ def on_device(target: CudaTarget) -> Iterator[dict[str, Any]]:
 
 def _builder(target: CudaTarget, work: Path) -> Any:
     def lower(func: tirx.PrimFunc) -> CudaLowered:
-        return lowered_by_tvm(alone(func), {"operator": func}, target)
+        return lowered_by_tvm(alone(func), {KERNEL: func}, target)
 
     def write(building: CudaLowered | str) -> Any:
         """Compile by nvcc, many at once."""

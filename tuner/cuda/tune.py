@@ -12,14 +12,12 @@ import numpy as np
 
 from tilewright.compiler.cuda.lower import HOST, calls_in_attention
 from tilewright.compiler.cuda.targets import check_precision, parse_cuda_target
-from tilewright.compiler.pipeline import fuse
-from tilewright.compiler.program import TensorSpec
 from tilewright.compiler.targets import parse_target
 from tilewright.compiler.tasks import extract_tasks
 from tilewright.errors import MeasureError
-from tilewright.frontends.onnx import import_onnx
 from tilewright.tuner.cuda.log import CudaRecord, append_records, user_cuda_log
 from tilewright.tuner.cuda.measure import DeviceTimer, EstimateTimer, Timer
+from tilewright.tuner.cuda.program import fused_program
 from tilewright.tuner.cuda.search import CudaTuner, Result
 from tilewright.tuner.cuda.space import CudaSpace, cuda_space
 from tilewright.tuner.records import now, versions
@@ -85,12 +83,7 @@ def tune_for_gpu(
     if measure not in MEASURES:
         raise MeasureError(f"unknown measure '{measure}'; known are {', '.join(MEASURES)}")
     path = user_cuda_log() if log is None else Path(log)
-    imported = import_onnx(model, shapes=shapes)
-    inputs, outputs = (
-        [TensorSpec(item.name, item.shape, item.dtype) for item in items]
-        for items in (imported.inputs, imported.outputs)
-    )
-    program = fuse(imported.module, inputs, outputs, host, winograd=False)
+    program = fused_program(model, shapes)
     fused = calls_in_attention(program, gpu, precision)
     results = []
     for task, count in extract_tasks(program, host, fused):
